@@ -1,0 +1,68 @@
+"""Site settings: what the owner of the data permits, on the owner's disk and in nobody else's hands.
+
+in        site.toml, written by the owner
+out       SiteConfig, read by agent.py, ledger.py and private_training.py
+relies on nothing that arrives over the network
+"""
+
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from shared.config import Name, Settings, parse_settings, read_toml
+from shared.errors import ConfigError
+
+
+class OwnerPrivacy(Settings):
+    """The owner's budget for one data set over all runs, and what may be told about it."""
+
+    epsilon: float = Field(gt=0, description="largest total ever, all runs together")
+    delta: float = Field(gt=0, lt=1)
+    allow_non_private: bool = False
+    share_num_examples: bool = False
+    reproducible_noise: bool = Field(
+        default=False, description="simulations only: noise that a seed gives back protects nobody"
+    )
+
+
+class SiteConfig(Settings):
+    """What an owner permits. Paths are relative to the file they stand in."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="public: the report shows it")
+    data: Path
+    data_set: str = Field(
+        min_length=1, max_length=200, description="the ledger's key: never rename it to refill a budget"
+    )
+    nominal_size: int = Field(
+        ge=1, description="public; sampling rate and denominator follow from it, not from counting rows"
+    )
+    modalities: tuple[Name, ...] = Field(min_length=1, description="public: which modalities rows here may have")
+    ledger: Path
+    cache: Path
+    privacy: OwnerPrivacy
+
+    @model_validator(mode="after")
+    def _delta_is_small(self) -> Self:
+        if self.privacy.delta * self.nominal_size > 1:
+            raise ValueError(
+                f"privacy.delta is {self.privacy.delta}; allowed: at most 1/nominal_size = {1 / self.nominal_size:.1e}, "
+                "above which publishing one whole record would keep the promise"
+            )
+        return self
+
+
+def read_site(path: Path) -> SiteConfig:
+    """The owner's settings, with paths resolved against the folder of the file.
+
+    Raises:
+        ConfigError: the file is missing, unreadable or not allowed; every fault is named.
+    """
+    site = parse_settings(SiteConfig, read_toml(path), place=str(path))
+    folder = path.resolve().parent
+    resolved = site.model_copy(
+        update={field: (folder / getattr(site, field)).resolve() for field in ("data", "ledger", "cache")}
+    )
+    if not resolved.data.is_dir():
+        raise ConfigError(f"{path}: data is {resolved.data}, which is no folder; allowed: the folder with the manifest")
+    return resolved

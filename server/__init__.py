@@ -1,0 +1,1 @@
+"""Whoever starts a run: rounds, aggregation, evaluation, report."""

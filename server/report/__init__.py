@@ -1,0 +1,1 @@
+"""Report: one file that a data protection officer can read offline."""

@@ -1,0 +1,1 @@
+"""What server and client must agree on: data, model, privacy arithmetic, messages."""

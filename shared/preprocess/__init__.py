@@ -1,0 +1,1 @@
+"""Preprocessing: one raw value of a modality becomes one tensor of fixed shape."""

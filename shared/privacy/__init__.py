@@ -1,0 +1,1 @@
+"""Privacy: mechanisms and the arithmetic of what they reveal."""

@@ -1,0 +1,1 @@
+"""Data sets: generated ones, and public sources turned into site folders."""

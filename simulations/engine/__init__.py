@@ -1,0 +1,1 @@
+"""Engines: what carries messages between the server app and the client app."""
