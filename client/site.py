@@ -6,7 +6,6 @@ relies on nothing that arrives over the network
 """
 
 from pathlib import Path
-from typing import Self
 
 from pydantic import Field, model_validator
 
@@ -43,7 +42,7 @@ class SiteConfig(Settings):
     privacy: OwnerPrivacy
 
     @model_validator(mode="after")
-    def _delta_is_small(self) -> Self:
+    def _delta_is_small(self) -> "SiteConfig":
         if self.privacy.delta * self.nominal_size > 1:
             raise ValueError(
                 f"privacy.delta is {self.privacy.delta}; allowed: at most 1/nominal_size = {1 / self.nominal_size:.1e}, "

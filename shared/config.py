@@ -9,11 +9,11 @@ import hashlib
 import itertools
 import math
 import re
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Self, TypeVar
+from typing import Annotated, Literal, TypeVar
 
-import tomllib
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from shared.errors import ConfigError
@@ -51,7 +51,7 @@ class ModalitySchema(Settings):
     width: int | None = Field(default=None, ge=1, le=65536, description="features only: length of the vector")
 
     @model_validator(mode="after")
-    def _fits_kind(self) -> Self:
+    def _fits_kind(self) -> "ModalitySchema":
         for field, kind in (("channels", "signal"), ("width", "features")):
             if (getattr(self, field) is not None) != (self.kind == kind):
                 need = "needs" if self.kind == kind else "does not take"
@@ -70,7 +70,7 @@ class DataSchema(Settings):
     ignored: tuple[str, ...] = Field(default=(), description="columns that may be there and are not read")
 
     @model_validator(mode="after")
-    def _task_is_complete(self) -> Self:
+    def _task_is_complete(self) -> "DataSchema":
         if (self.task == "single-label") != bool(self.labels):
             raise ValueError("labels: needed for a single-label task, and for no other")
         if self.labels and (len(self.labels) < 2 or len(set(self.labels)) < len(self.labels)):
@@ -82,7 +82,7 @@ class DataSchema(Settings):
         return self
 
     @model_validator(mode="after")
-    def _columns_are_distinct(self) -> Self:
+    def _columns_are_distinct(self) -> "DataSchema":
         columns = [*RESERVED_COLUMNS, *self.groups, *self.ignored, *(self.column(name) for name in self.modalities)]
         twice = sorted({column for column in columns if columns.count(column) > 1})
         if twice:
@@ -148,7 +148,7 @@ class TrainingSettings(Settings):
     microbatch_size: int = Field(default=64, ge=1)
 
     @model_validator(mode="after")
-    def _one_of_each(self) -> Self:
+    def _one_of_each(self) -> "TrainingSettings":
         for first, second in (("batch_size", "sample_rate"), ("local_steps", "local_epochs")):
             if (getattr(self, first) is None) == (getattr(self, second) is None):
                 raise ValueError(f"{first} and {second}: exactly one of them must be set")
@@ -176,7 +176,7 @@ class PrivacySettings(Settings):
     accountant: Literal["rdp", "prv", "pld"] = "rdp"
 
     @model_validator(mode="after")
-    def _is_offered(self) -> Self:
+    def _is_offered(self) -> "PrivacySettings":
         if self.unit != "record" or self.trust != "nobody":
             raise ValueError(
                 f'unit {self.unit!r} with trust {self.trust!r} is not offered yet; allowed: unit = "record" with '
@@ -235,7 +235,7 @@ class RunConfig(Settings):
     evaluation: EvaluationSettings = EvaluationSettings()
 
     @model_validator(mode="after")
-    def _parts_fit(self) -> Self:
+    def _parts_fit(self) -> "RunConfig":
         unknown = sorted(set(self.model.encoders) - set(self.data.modalities))
         if unknown:
             raise ValueError(
