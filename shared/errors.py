@@ -7,6 +7,7 @@ relies on nothing
     MotetError
     |-- ConfigError          settings-invalid    a scenario, run or site file
     |-- ManifestError        manifest-invalid    a data folder
+    |-- MediaFault           manifest-invalid    one file or value of a data folder; gathered into a ManifestError
     |-- ModelError           model-invalid       a model that cannot be built or trained sample by sample
     |-- PrivacyError         privacy-invalid     a mechanism or budget parameter outside its range
     |-- BudgetError          refused             a request that the owner's budget does not cover
@@ -30,6 +31,16 @@ class ConfigError(MotetError):
     """A scenario, run or site file holds something that is not allowed."""
 
     code = "settings-invalid"
+
+
+class MediaFault(MotetError):
+    """One file, or one value read from it, is not what the data folder may hold."""
+
+    code = "manifest-invalid"
+
+    def __init__(self, *, field: str, came: str, allowed: str) -> None:
+        self.field, self.came, self.allowed = field, came, allowed
+        super().__init__(f"{field} is {came}; allowed: {allowed}")
 
 
 class ModelError(MotetError):
