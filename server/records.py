@@ -10,12 +10,16 @@ from typing import Literal
 from pydantic import Field
 
 from shared.config import DataCard, RunConfig, Settings
+from shared.messages import ReplyHeader
 
 Outcome = Literal["used", "refused", "failed", "late", "invalid", "not-asked"]
 
 
 class Estimate(Settings):
-    """A number with its 95 % bootstrap interval (percentile method), where one was asked for."""
+    """A number with its 95 % bootstrap interval over subjects (percentile method), where one was asked for.
+
+    Widened to hold the number itself: only the calibration error, which resampling moves upwards, can need it.
+    """
 
     value: float
     low: float | None = None
@@ -26,10 +30,11 @@ class ClassScores(Settings):
     """Scores of one class against all others."""
 
     label: str
-    precision: float
-    recall: float
-    f1: float
+    precision: Estimate
+    recall: Estimate
+    f1: Estimate
     support: int
+    """rows of the class; with none, its scores say nothing and are not shown"""
 
 
 class Scores(Settings):
@@ -50,9 +55,9 @@ class Evaluation(Settings):
 
     part: Literal["validation", "test"]
     overall: Scores
-    by_modalities: dict[str, Scores] = {}
+    by_modalities: dict[str, Scores] = Field(default={})
     """"image+text" -> scores when samples had only these, over the samples that have at least one of them"""
-    by_group: dict[str, dict[str, Scores]] = {}
+    by_group: dict[str, dict[str, Scores]] = Field(default={})
     """group column -> value -> scores"""
 
 
@@ -68,6 +73,8 @@ class SiteRound(Settings):
     update_bytes: int = 0
     fields: tuple[str, ...] = ()
     """names of everything the reply held, arrays and numbers"""
+    header: ReplyHeader | None = None
+    """every number the reply held, as it came"""
 
 
 class RoundRecord(Settings):

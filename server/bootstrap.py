@@ -1,0 +1,171 @@
+"""Bootstrap: how far each metric would move if other people had been in the held-out data.
+
+in        outputs, targets and subjects of held-out rows, from evaluation.py
+out       95 % percentile intervals by metric name, and by class
+relies on the libraries of metrics.py for every value; here rows are only drawn and counted
+
+Rows of one subject are not independent: windows of one person look alike. So subjects are drawn with replacement, each
+with all its rows (the cluster bootstrap: Davison and Hinkley 1997, section 3.8). Where every row has a subject of its
+own this is the ordinary bootstrap over rows. Drawing rows where subjects share them would give intervals that are too
+narrow.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
+
+from server.metrics import calibration_error, predicted_classes, rating_errors, row_losses
+
+Interval = tuple[float, float]
+_Average = Literal["micro", "macro", "weighted", "none"]
+CHUNK = 64
+"""resamples at a time: bounds memory to CHUNK x N counts"""
+
+
+@runtime_checkable
+class _CountMetric(Protocol):
+    """A torchmetrics class whose state is the counts tp, fp, tn and fn."""
+
+    def __call__(
+        self, *, num_classes: int, average: _Average, multidim_average: Literal["samplewise"], validate_args: bool
+    ) -> "Metric": ...
+
+
+def resample_counts(subjects: tuple[str, ...], *, resamples: int, seed: int) -> Iterator[NDArray[np.int64]]:
+    """How often each row is in each resample, in chunks of [up to CHUNK, N]; each draws as many subjects as exist."""
+    generator = np.random.default_rng(seed)
+    _, subject_of = np.unique(np.array(subjects, dtype=object).astype(str), return_inverse=True)
+    num_subjects = int(subject_of.max()) + 1
+    for start in range(0, resamples, CHUNK):
+        drawn = generator.integers(0, num_subjects, (min(CHUNK, resamples - start), num_subjects))
+        counts = np.stack([np.bincount(row, minlength=num_subjects) for row in drawn])
+        yield counts[:, subject_of]
+
+
+def classification_intervals(
+    outputs: Float[Tensor, "N K"],
+    targets: Int[Tensor, "N"],
+    *,
+    subjects: tuple[str, ...],
+    resamples: int,
+    seed: int,
+) -> tuple[dict[str, Interval], dict[str, list[Interval | None]]]:
+    """Intervals of the metrics of `classification_metrics`, and of precision, recall and f1 of each class.
+
+    All but the calibration error and the loss follow from how many rows of a resample are true, false, taken or missed
+    for each class; torchmetrics turns these counts of all resamples into metrics at once, a hundred times faster than a
+    call for each. A class without a row in a resample has no score there and is left out of that resample.
+    """
+    if len(set(subjects)) < 2 or not resamples:
+        return {}, {}
+    num_classes = outputs.shape[1]
+    predicted = predicted_classes(outputs)
+    truth_rows = functional.one_hot(targets, num_classes).float()
+    taken_rows = functional.one_hot(predicted, num_classes).float()
+    finite = bool(outputs.isfinite().all())
+    losses, probabilities = row_losses(outputs, targets), outputs.softmax(dim=1)
+    drawn: dict[str, list[NDArray[np.float64]]] = defaultdict(list)
+    for counts in resample_counts(subjects, resamples=resamples, seed=seed):
+        weights = torch.from_numpy(counts)
+        # float32 sums of whole numbers are exact up to 16 million rows
+        true_positive = weights.float() @ (truth_rows * taken_rows)
+        truth, taken = weights.float() @ truth_rows, weights.float() @ taken_rows
+        for name, values in _class_count_metrics(true_positive, truth=truth, taken=taken).items():
+            drawn[name].append(values)
+        if finite:
+            drawn["loss"].append(np.array([np.average(losses.numpy(), weights=row) for row in counts]))
+            drawn["calibration_error"].append(
+                np.array([calibration_error(probabilities[rows], targets[rows]) for rows in _rows(counts)])
+            )
+    merged = {name: np.concatenate(chunks) for name, chunks in drawn.items()}
+    overall = {
+        name: interval for name, values in merged.items() if values.ndim == 1 and (interval := _interval(values))
+    }
+    by_class = {name: [_interval(column) for column in values.T] for name, values in merged.items() if values.ndim == 2}
+    return overall, by_class
+
+
+def rating_intervals(
+    outputs: Float[Tensor, "N 1"],
+    targets: Float[Tensor, "N"],
+    *,
+    subjects: tuple[str, ...],
+    resamples: int,
+    seed: int,
+) -> dict[str, Interval]:
+    """Intervals of the metrics of `rating_metrics`."""
+    if len(set(subjects)) < 2 or not resamples or not bool(outputs.isfinite().all()):
+        return {}
+    predicted, truth = outputs[:, 0].double().numpy(), targets.double().numpy()
+    losses = row_losses(outputs, targets).numpy()
+    drawn: dict[str, list[float]] = defaultdict(list)
+    for counts in resample_counts(subjects, resamples=resamples, seed=seed):
+        for rows in _rows(counts):
+            found = rating_errors(truth[rows], predicted[rows]) | {"loss": float(losses[rows].mean())}
+            for name, value in found.items():
+                drawn[name].append(value)
+    return {name: interval for name, values in drawn.items() if (interval := _interval(np.array(values)))}
+
+
+def _class_count_metrics(
+    true_positive: Float[Tensor, "R K"], *, truth: Float[Tensor, "R K"], taken: Float[Tensor, "R K"]
+) -> dict[str, NDArray[np.float64]]:
+    """Metrics of R resamples from their counts by class: [R], or [R, K] under precision, recall and f1."""
+    from torchmetrics.classification import (
+        MulticlassAccuracy,
+        MulticlassF1Score,
+        MulticlassPrecision,
+        MulticlassRecall,
+    )
+
+    num_classes = true_positive.shape[1]
+    total = truth.sum(dim=1, keepdim=True)
+    counts = {"tp": true_positive, "fp": taken - true_positive, "fn": truth - true_positive}
+    counts["tn"] = total - counts["tp"] - counts["fp"] - counts["fn"]
+    # torchmetrics averages recall over classes that are true or taken; without false positives, over the true alone
+    of_truth = counts | {"fp": torch.zeros_like(truth)}
+
+    def compute(kind: _CountMetric, average: _Average, state: dict[str, Tensor]) -> NDArray[np.float64]:
+        metric = kind(num_classes=num_classes, average=average, multidim_average="samplewise", validate_args=False)
+        one_row = torch.zeros(1, 1, dtype=torch.int64)
+        metric.update(one_row, one_row)  # compute() warns when no update came before it; this one ends up last
+        metric.merge_state({name: [values] for name, values in state.items()})
+        return np.asarray(metric.compute()[:-1].numpy(), dtype=np.float64)
+
+    found = {
+        "accuracy": compute(MulticlassAccuracy, "micro", counts),
+        "balanced_accuracy": compute(MulticlassRecall, "macro", of_truth),
+    }
+    kinds: dict[str, _CountMetric] = {
+        "precision": MulticlassPrecision,
+        "recall": MulticlassRecall,
+        "f1": MulticlassF1Score,
+    }
+    for name, kind in kinds.items():
+        found[f"macro_{name}"] = compute(kind, "macro", counts)
+        found[f"weighted_{name}"] = compute(kind, "weighted", counts)
+        found[name] = np.where(truth.numpy() > 0, compute(kind, "none", counts), np.nan)
+    return found
+
+
+def _rows(counts: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    return (np.repeat(np.arange(counts.shape[1]), row) for row in counts)
+
+
+def _interval(values: NDArray[np.float64]) -> Interval | None:
+    """The middle 95 % of the resamples in which the metric is defined; None where that is less than half of them."""
+    defined = values[np.isfinite(values)]
+    if len(defined) < max(2, len(values) / 2):
+        return None
+    low, high = np.quantile(defined, (0.025, 0.975))
+    return float(low), float(high)
