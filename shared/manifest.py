@@ -1,0 +1,237 @@
+"""Manifest: the rows of one data folder, each with a target and at least one modality that exists.
+
+in        a folder with metadata.jsonl, .csv or .parquet, and the schema its rows must keep to
+out       Manifest of Rows, read by dataset.py and check.py; or one ManifestError with every fault
+relies on table.py for what was written and location.py for where files lie; opens no media file
+"""
+
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from shared.config import DataSchema
+from shared.errors import Fault, ManifestError, MediaFault
+from shared.findings import WHOLE_MANIFEST, Findings, choices, shown
+from shared.location import Locator
+from shared.media import SUFFIXES
+from shared.table import Record, read_table
+
+MANIFEST_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+MAX_TEXT_CHARACTERS = 100_000
+MAX_WORD_CHARACTERS = 200
+_DECIMAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One sample, as the manifest names it."""
+
+    line: int
+    values: dict[str, Path | str]
+    """modality -> path of its file, or the text itself; absent ones are not in it"""
+    target: int | float
+    """index into the schema's labels, or the rating"""
+    subject: str | None
+    groups: dict[str, str]
+    """group column -> value; absent ones are not in it"""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All rows of a folder, in the order of the file."""
+
+    path: Path
+    rows: tuple[Row, ...]
+
+
+def find_manifest(folder: Path) -> Path:
+    """The one manifest of a folder.
+
+    Raises:
+        ManifestError: there is none, more than one, or it is no regular file.
+    """
+    found = [folder / name for name in MANIFEST_NAMES if (folder / name).is_symlink() or (folder / name).exists()]
+    allowed = f"exactly one of {', '.join(MANIFEST_NAMES)}"
+    if len(found) == 1 and found[0].is_file() and not found[0].is_symlink():
+        return found[0]
+    if not folder.is_dir():
+        came, allowed = "no folder", "a folder with a manifest"
+    elif len(found) == 1:
+        came, allowed = "a link or no file", "a regular file in the folder itself"
+    else:
+        came = "missing" if not found else " and ".join(path.name for path in found)
+    fault = Fault(place=str(folder), field="manifest", came=came, allowed=allowed)
+    raise ManifestError(folder=str(folder), manifest=folder.name, num_rows=0, faults=(fault,))
+
+
+def read_manifest(folder: Path, *, schema: DataSchema) -> Manifest:
+    """All rows of a folder's manifest.
+
+    Raises:
+        ManifestError: with every fault of the manifest; files were looked for, not opened.
+    """
+    manifest, findings = scan_manifest(folder, schema=schema)
+    findings.raise_if_any()
+    return manifest
+
+
+def scan_manifest(folder: Path, *, schema: DataSchema) -> tuple[Manifest, Findings]:
+    """The rows that are sound, and what is wrong with the others, for a caller that looks into the files as well.
+
+    Raises:
+        ManifestError: there is not exactly one manifest.
+    """
+    path = find_manifest(folder)
+    findings = Findings(manifest=path, unit="row" if path.suffix == ".parquet" else "line")
+    records = read_table(path, findings=findings)
+    if not findings.num_rows and not findings:
+        findings.add(WHOLE_MANIFEST, field="rows", came="none", allowed="one or more")
+    reader = _RowReader(folder, schema=schema, findings=findings)
+    reader.judge_columns(records)
+    rows = tuple(row for row in map(reader.row, records) if row is not None)
+    reader.judge_subjects(rows)
+    return Manifest(path=path, rows=rows), findings
+
+
+class _RowReader:
+    """Judges the records of one folder, one after another."""
+
+    def __init__(self, folder: Path, *, schema: DataSchema, findings: Findings) -> None:
+        self._schema, self._findings, self._locator = schema, findings, Locator(folder)
+        self._columns = {name: schema.column(name) for name in schema.modalities}
+        self._labels = {label: index for index, label in enumerate(schema.labels)}
+        self._first_use: dict[Path, tuple[int, str]] = {}
+        files = [name for name, modality in schema.modalities.items() if modality.kind != "text"]
+        self._short = files[0] if len(files) == 1 else None
+
+    def judge_columns(self, records: Iterable[Record]) -> None:
+        """Notes each column that the schema does not know, once, where it first stands."""
+        known = {"label", "rating", "subject_id", *self._columns.values(), *self._schema.groups, *self._schema.ignored}
+        if self._short is not None:
+            known.add("file_name")
+        first: dict[str, int] = {}
+        counts: dict[str, int] = {}
+        for record in records:
+            for column in record.cells.keys() - known:
+                first.setdefault(column, record.line)
+                counts[column] = counts.get(column, 0) + 1
+        for column, line in first.items():
+            came = "an unknown column" + (f" (in {counts[column]} rows)" if counts[column] > 1 else "")
+            allowed = f"{choices(sorted(known))}; more can be named in the schema's `groups` or `ignored`"
+            self._findings.add(line, field=shown(column), came=came, allowed=allowed)
+
+    def judge_subjects(self, rows: tuple[Row, ...]) -> None:
+        """Notes rows without a subject where others have one: who they are about could not be told."""
+        if any(row.subject is not None for row in rows):
+            for row in rows:
+                if row.subject is None:
+                    allowed = "a value in every row, or in none"
+                    self._findings.add(row.line, field="subject_id", came="absent", allowed=allowed)
+
+    def row(self, record: Record) -> Row | None:
+        """The sample that a record names; None, and at least one fault noted, where it is not sound."""
+        before = len(self._findings)
+        target = self._target(record)
+        values = self._values(record)
+        subject = self._word(record, "subject_id")
+        words = {column: self._word(record, column) for column in self._schema.groups}
+        if len(self._findings) > before or target is None:
+            return None
+        groups = {column: word for column, word in words.items() if word is not None}
+        return Row(line=record.line, values=values, target=target, subject=subject, groups=groups)
+
+    def _target(self, record: Record) -> int | float | None:
+        if self._schema.rating_range is not None:
+            return self._rating(record, bounds=self._schema.rating_range)
+        label = record.cells.get("label")
+        index = self._labels.get(label) if isinstance(label, str) else None
+        if index is None:
+            came = "absent" if label is None or label == "" else shown(label)
+            self._findings.add(record.line, field="label", came=came, allowed=choices(self._schema.labels))
+        return index
+
+    def _rating(self, record: Record, *, bounds: tuple[float, float]) -> float | None:
+        cell = record.cells.get("rating")
+        rating = math.nan
+        if (isinstance(cell, str) and _DECIMAL.fullmatch(cell.strip())) or (
+            isinstance(cell, int | float) and not isinstance(cell, bool) and abs(cell) <= max(map(abs, bounds))
+        ):
+            rating = float(cell)
+        if bounds[0] <= rating <= bounds[1]:
+            return rating
+        came = "absent" if cell is None or cell == "" else shown(cell)
+        self._findings.add(record.line, field="rating", came=came, allowed=f"a number from {bounds[0]} to {bounds[1]}")
+        return None
+
+    def _values(self, record: Record) -> dict[str, Path | str]:
+        values: dict[str, Path | str] = {}
+        is_any_named = False
+        for modality, column in self._columns.items():
+            cell, column = self._cell(record, modality=modality, column=column)
+            if cell is None or (isinstance(cell, str) and not cell.strip()):
+                continue
+            is_any_named = True
+            if not isinstance(cell, str):
+                kind = "a text" if column == modality else "the name of a file"
+                self._findings.add(record.line, field=column, came=shown(cell), allowed=kind)
+            elif self._schema.modalities[modality].kind == "text":
+                self._judge_text(record.line, column=column, text=cell)
+                values[modality] = cell
+            elif (path := self._file(record.line, modality=modality, column=column, name=cell)) is not None:
+                values[modality] = path
+        if not is_any_named:
+            came = f"{', '.join(self._columns)} all absent" if len(self._columns) > 1 else "absent"
+            field = "row" if len(self._columns) > 1 else next(iter(self._columns.values()))
+            self._findings.add(record.line, field=field, came=came, allowed="at least one modality in every row")
+        return values
+
+    def _cell(self, record: Record, *, modality: str, column: str) -> tuple[object, str]:
+        """What stands in a modality's column, and the column's name as it was written."""
+        if modality != self._short or "file_name" not in record.cells:
+            return record.cells.get(column), column
+        if column in record.cells:
+            allowed = "only one of the two"
+            self._findings.add(record.line, field="file_name", came=f"beside {column}", allowed=allowed)
+        return record.cells["file_name"], "file_name"
+
+    def _judge_text(self, line: int, *, column: str, text: str) -> None:
+        if len(text) > MAX_TEXT_CHARACTERS:
+            allowed = f"at most {MAX_TEXT_CHARACTERS} characters"
+            self._findings.add(line, field=column, came=f"{len(text)} characters long", allowed=allowed)
+        elif not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+            self._findings.add(line, field=column, came="half a surrogate pair", allowed="whole characters")
+
+    def _file(self, line: int, *, modality: str, column: str, name: str) -> Path | None:
+        allowed = SUFFIXES[self._schema.modalities[modality].kind]
+        if not name.lower().endswith(allowed):
+            self._findings.add(line, field=column, came=shown(name), allowed=f"a file ending in {', '.join(allowed)}")
+            return None
+        try:
+            path = self._locator.find(name)
+        except MediaFault as fault:
+            self._findings.add(line, field=column, came=fault.came, allowed=fault.allowed)
+            return None
+        first = self._first_use.setdefault(path, (line, column))
+        if first != (line, column):
+            came = f"{shown(name)}, used before ({self._findings.unit} {first[0]}, {first[1]})"
+            # One person's record twice would be protected as if it were two people's.
+            self._findings.add(line, field=column, came=came, allowed="each file once")
+            return None
+        return path
+
+    def _word(self, record: Record, column: str) -> str | None:
+        """A short value such as a subject or a group; numbers are taken as they are written."""
+        cell = record.cells.get(column)
+        if cell is None or cell == "":
+            return None
+        if isinstance(cell, bool):
+            return "true" if cell else "false"
+        if isinstance(cell, int) or (isinstance(cell, float) and math.isfinite(cell)):
+            cell = str(cell)
+        if isinstance(cell, str) and len(cell) <= MAX_WORD_CHARACTERS and cell.isprintable():
+            return cell
+        allowed = f"a word or number of at most {MAX_WORD_CHARACTERS} printable characters"
+        self._findings.add(record.line, field=column, came=shown(cell), allowed=allowed)
+        return None

@@ -1,0 +1,146 @@
+"""Array: the bytes of one sensor recording or one precomputed vector become float32 numbers.
+
+in        bytes of a .npy or .csv file
+out       signal [T, channels] or features [width], float32 and finite
+relies on NumPy's header parser only: no pickle is read, and nothing is allocated by what a header declares
+"""
+
+import csv
+import io
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from jaxtyping import Float32
+
+from shared.errors import MediaFault
+from shared.media.content import content_name
+from shared.media.file import read_file
+
+MAX_SIGNAL_STEPS = 10_000_000
+ARRAY_SUFFIXES = (".csv", ".npy")
+FEATURES_SUFFIXES = (".npy",)
+_NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*", re.ASCII)
+
+
+def open_signal(path: Path, *, channels: int) -> Float32[np.ndarray, "T C"]:
+    """The sensor recording in a .npy or .csv file, one row a time step.
+
+    Raises:
+        MediaFault: it is not a whole array of finite numbers [T, channels] with T at least 1.
+    """
+    return decode_signal(read_file(path)[0], suffix=path.suffix.lower(), channels=channels)
+
+
+def decode_signal(data: bytes, *, suffix: str, channels: int) -> Float32[np.ndarray, "T C"]:
+    """The sensor recording in a file's bytes; see `open_signal`."""
+    if suffix not in ARRAY_SUFFIXES:
+        raise MediaFault(field="name", came=f"ending in {suffix!r}", allowed=", ".join(ARRAY_SUFFIXES))
+    values = _decode_csv(data) if suffix == ".csv" else _decode_npy(data)
+    if values.ndim != 2:
+        raise MediaFault(field="shape", came=_shape(values), allowed=f"[time, {channels}]")
+    if values.shape[1] != channels:
+        raise MediaFault(field="channels", came=str(values.shape[1]), allowed=str(channels))
+    if not 1 <= values.shape[0] <= MAX_SIGNAL_STEPS:
+        raise MediaFault(field="time steps", came=str(values.shape[0]), allowed=f"1 to {MAX_SIGNAL_STEPS}")
+    return _as_finite_float32(values)
+
+
+def open_features(path: Path, *, width: int) -> Float32[np.ndarray, "F"]:
+    """The precomputed vector in a .npy file.
+
+    Raises:
+        MediaFault: it is not a whole vector of `width` finite numbers.
+    """
+    return decode_features(read_file(path)[0], suffix=path.suffix.lower(), width=width)
+
+
+def decode_features(data: bytes, *, suffix: str, width: int) -> Float32[np.ndarray, "F"]:
+    """The precomputed vector in a file's bytes; see `open_features`."""
+    if suffix not in FEATURES_SUFFIXES:
+        raise MediaFault(field="name", came=f"ending in {suffix!r}", allowed=", ".join(FEATURES_SUFFIXES))
+    values = _decode_npy(data)
+    if values.shape != (width,):
+        raise MediaFault(field="shape", came=_shape(values), allowed=f"[{width}]")
+    return _as_finite_float32(values)
+
+
+def _decode_npy(data: bytes) -> npt.NDArray[np.generic]:
+    """The array in a .npy file, as a view of its bytes: a header that declares more than is there costs nothing."""
+    file = io.BytesIO(data)
+    try:
+        version = np.lib.format.read_magic(file)
+        read_header = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }.get(version)
+        if read_header is None:
+            raise MediaFault(field="format version", came=str(version), allowed="(1, 0) or (2, 0)")
+        shape, is_fortran_order, dtype = read_header(file)
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+        raise MediaFault(
+            field="content", came=f"not a NumPy array ({content_name(data)})", allowed="a .npy file"
+        ) from None
+    if dtype.kind not in "fiu" or dtype.itemsize > 8:
+        came = "objects" if dtype.hasobject else str(dtype)[:80]
+        raise MediaFault(field="dtype", came=came, allowed="integers or floats of at most 64 bits")
+    if len(shape) > 2 or any(length < 0 for length in shape):
+        raise MediaFault(field="shape", came=str(list(shape))[:80], allowed="one or two dimensions")
+    declared, there = math.prod(shape) * dtype.itemsize, len(data) - file.tell()
+    if declared != there:
+        came = f"{list(shape)} ({declared} bytes declared, {there} there)"
+        raise MediaFault(field="shape", came=came, allowed="what the file holds")
+    flat = np.frombuffer(data, dtype=dtype, offset=file.tell())
+    return flat.reshape(shape, order="F" if is_fortran_order else "C")
+
+
+def _decode_csv(data: bytes) -> npt.NDArray[np.generic]:
+    """The table in a .csv file: numbers with commas between, after at most one line of column names."""
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise MediaFault(field="content", came="not UTF-8", allowed="numbers with commas between") from None
+    rows: list[list[float]] = []
+    width = 0
+    for number, line in enumerate(csv.reader(io.StringIO(text)), start=1):
+        is_names = number == 1 and line and not any(_is_number(cell) for cell in line)
+        if is_names and not any(_is_nan_or_infinite(cell) for cell in line):
+            width = len(line)
+            continue
+        width = width or len(line)
+        if len(line) != width:
+            raise MediaFault(
+                field=f"row {number}", came=f"{len(line)} values", allowed=f"{width} values, as in the rows before"
+            )
+        for column, cell in enumerate(line, start=1):
+            if not _is_number(cell):
+                raise MediaFault(
+                    field=f"row {number}, column {column}", came=repr(cell[:40]), allowed="a finite number"
+                )
+        rows.append([float(cell) for cell in line])
+    return np.array(rows, dtype=np.float64).reshape(len(rows), width)
+
+
+def _is_number(cell: str) -> bool:
+    return _NUMBER.fullmatch(cell) is not None
+
+
+def _is_nan_or_infinite(cell: str) -> bool:
+    return cell.strip().lower().lstrip("+-") in ("nan", "inf", "infinity", "")
+
+
+def _as_finite_float32(values: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:
+    with np.errstate(over="ignore"):
+        numbers = np.ascontiguousarray(values, dtype=np.float32)
+    if not np.isfinite(numbers).all():
+        first = tuple(int(index) for index in np.argwhere(~np.isfinite(numbers))[0])
+        came = f"{values[first]} at {list(first)}"
+        raise MediaFault(field="values", came=came, allowed="finite numbers within the range of float32")
+    # A view of the file's bytes cannot be written to, which torch would warn about.
+    return numbers if numbers.flags.writeable else numbers.copy()
+
+
+def _shape(values: npt.NDArray[np.generic]) -> str:
+    return f"{list(values.shape)}"

@@ -1,0 +1,34 @@
+"""Content: what a file's first bytes look like, to say so when they are not what its name promises.
+
+in        the bytes of a file that a decoder turned away
+out       a few words for an error text; nothing is decided by them
+relies on nothing
+"""
+
+_SIGNATURES = (
+    (b"\x89PNG", "PNG"),
+    (b"\xff\xd8\xff", "JPEG"),
+    (b"GIF8", "GIF"),
+    (b"BM", "BMP"),
+    (b"II*\x00", "TIFF"),
+    (b"MM\x00*", "TIFF"),
+    (b"fLaC", "FLAC"),
+    (b"OggS", "Ogg"),
+    (b"ID3", "MP3"),
+    (b"\x93NUMPY", "NumPy array"),
+    (b"%PDF", "PDF"),
+    (b"PK\x03\x04", "ZIP"),
+    (b"\x1f\x8b", "gzip"),
+    (b"<", "XML or HTML"),
+    (b"version https://git-lfs", "Git LFS pointer: fetch the file itself with `git lfs pull`"),
+)
+
+
+def content_name(data: bytes) -> str:
+    """What a file's first bytes look like, for an error text; nothing is decided by it."""
+    if data[:4] == b"RIFF":
+        return {b"WAVE": "looks like WAV", b"WEBP": "looks like WebP"}.get(data[8:12], "looks like RIFF")
+    for signature, name in _SIGNATURES:
+        if data.startswith(signature):
+            return f"looks like {name}"
+    return "looks like text" if data[:64].isascii() else "unknown content"
