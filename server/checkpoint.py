@@ -1,0 +1,121 @@
+"""Checkpoint: what a run needs to go on after any round, on disk, whole or not at all.
+
+in        weights, moments, best model so far and the history of rounds
+out       RUN/checkpoints/ (safetensors and state.json) and RUN/metrics.jsonl; the same back again
+relies on settings.write_atomically; state.json names the tensor file that belongs to it
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import safetensors.torch
+from pydantic import Field
+from safetensors import SafetensorError
+from torch import Tensor
+
+from server.aggregation import Weights
+from server.records import RoundRecord
+from server.settings import write_atomically
+from shared.config import Settings, parse_settings_json
+from shared.errors import RunError
+
+METRICS_FILE = "metrics.jsonl"
+STATE_FILE = "state.json"
+
+
+class _State(Settings):
+    run_digest: str
+    round_number: int = Field(ge=0)
+    best_round: int = Field(ge=0)
+    best_score: float | None
+    tensors: str = Field(pattern=r"^round-\d{6}\.safetensors$")
+
+
+@dataclass
+class Progress:
+    """Where a run stands after `round_number` rounds."""
+
+    weights: Weights
+    round_number: int = 0
+    best_round: int = 0
+    best_score: float | None = None
+    best_weights: Weights = field(default_factory=dict)
+    moments: Weights = field(default_factory=dict)
+    second_moments: Weights = field(default_factory=dict)
+    history: list[RoundRecord] = field(default_factory=list)
+
+
+def save_progress(progress: Progress, *, folder: Path, run_digest: str) -> None:
+    """Write the checkpoint of the round just finished, then forget the one before."""
+    checkpoints = folder / "checkpoints"
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    lines = "".join(record.model_dump_json() + "\n" for record in progress.history)
+    write_atomically(folder / METRICS_FILE, lines.encode())
+    tensors = checkpoints / f"round-{progress.round_number:06d}.safetensors"
+    write_atomically(tensors, safetensors.torch.save(_flatten(progress)))
+    state = _State(
+        run_digest=run_digest,
+        round_number=progress.round_number,
+        best_round=progress.best_round,
+        best_score=progress.best_score,
+        tensors=tensors.name,
+    )
+    write_atomically(checkpoints / STATE_FILE, state.model_dump_json(indent=2).encode())
+    for old in checkpoints.glob("round-*.safetensors"):
+        if old.name != tensors.name:
+            old.unlink()
+
+
+def load_progress(*, folder: Path, run_digest: str) -> Progress | None:
+    """The last checkpoint of a run, or None where it has none yet.
+
+    Raises:
+        RunError: the checkpoint is damaged or belongs to other settings.
+    """
+    path = folder / "checkpoints" / STATE_FILE
+    if not path.is_file():
+        return None
+    state = parse_settings_json(_State, path.read_text(encoding="utf-8"), place=str(path))
+    if state.run_digest != run_digest:
+        raise RunError(
+            f"{path}: written under other settings than {folder}/server.json; start a new run in another folder"
+        )
+    tensors = path.with_name(state.tensors)
+    try:
+        flat = safetensors.torch.load(tensors.read_bytes())
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"{tensors}: not readable ({error}); restore it from a backup or start a new run") from None
+    records = [
+        RoundRecord.model_validate(json.loads(line))
+        for line in (folder / METRICS_FILE).read_text(encoding="utf-8").splitlines()
+    ]
+    return Progress(
+        weights=_part(flat, "weights"),
+        round_number=state.round_number,
+        best_round=state.best_round,
+        best_score=state.best_score,
+        best_weights=_part(flat, "best"),
+        moments=_part(flat, "moments"),
+        second_moments=_part(flat, "second_moments"),
+        history=[record for record in records if record.round <= state.round_number],
+    )
+
+
+def save_model(weights: Weights, *, path: Path, run_digest: str) -> None:
+    """The chosen model as one safetensors file, with the digest of the settings it belongs to."""
+    write_atomically(path, safetensors.torch.save(weights, metadata={"format": "pt", "run_digest": run_digest}))
+
+
+def _flatten(progress: Progress) -> dict[str, Tensor]:
+    parts = {
+        "weights": progress.weights,
+        "best": progress.best_weights,
+        "moments": progress.moments,
+        "second_moments": progress.second_moments,
+    }
+    return {f"{part}/{name}": value.clone() for part, tensors in parts.items() for name, value in tensors.items()}
+
+
+def _part(flat: dict[str, Tensor], part: str) -> Weights:
+    return {name.removeprefix(f"{part}/"): value for name, value in flat.items() if name.startswith(f"{part}/")}

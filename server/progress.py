@@ -1,0 +1,80 @@
+"""Progress: one live line while a run goes on; plain lines where nobody watches a terminal.
+
+in        a RoundRecord after every round
+out       round, F1 or error, highest epsilon, time left
+relies on rich for the terminal
+"""
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from server.records import RoundRecord
+from shared.config import RunConfig
+
+_PLAIN_EVERY_S = 5.0
+
+
+class ProgressLine:
+    """Shows where a run stands; used as a context around its rounds."""
+
+    def __init__(self, *, run: RunConfig, done: int, console: Console | None = None) -> None:
+        self._run, self._console = run, console or Console()
+        self._live = self._console.is_terminal
+        self._last_line, self._shown, self._highest = -_PLAIN_EVERY_S, "", 0.0
+        self._bar = Progress(
+            TextColumn("[bold]round"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[state]}"),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._live,
+        )
+        self._task = self._bar.add_task("rounds", total=run.federation.rounds, completed=done, state="")
+
+    def __enter__(self) -> "ProgressLine":
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def tell(self, record: RoundRecord) -> None:
+        """Show the round that has just ended."""
+        self._highest = max((site.epsilon or 0.0 for site in record.sites), default=0.0) or self._highest
+        if record.validation is not None:
+            self._shown = headline(record)
+        state = f"{self._shown}  {self._privacy()}  {_absences(record)}".rstrip()
+        self._bar.update(self._task, completed=record.round, state=state)
+        now, last = time.monotonic(), record.round == self._run.federation.rounds
+        if not self._live and (last or now - self._last_line > _PLAIN_EVERY_S):
+            self._last_line = now
+            self._console.print(f"round {record.round}/{self._run.federation.rounds}  {state}", highlight=False)
+
+    def _privacy(self) -> str:
+        if self._run.privacy == "none":
+            return "NOT PRIVATE"
+        return f"highest epsilon {self._highest:.2f} of {self._run.privacy.epsilon:g}"
+
+
+def headline(record: RoundRecord) -> str:
+    """The number a run is steered by, as the progress line shows it."""
+    metrics = record.validation.metrics if record.validation else {}
+    for name, label in (("macro_f1", "validation F1"), ("mae", "validation MAE")):
+        if name in metrics:
+            return f"{label} {metrics[name].value:.3f}"
+    return ""
+
+
+def _absences(record: RoundRecord) -> str:
+    missing = [site for site in record.sites if site.outcome not in {"used", "not-asked"}]
+    return (
+        f"{len(missing)} of {len(record.sites)} sites missing ({missing[0].site}: {missing[0].outcome})"
+        if missing
+        else ""
+    )

@@ -1,0 +1,70 @@
+"""Server settings: what a run needs on the server's own machine, written once into its folder.
+
+in        a run's settings, where the held-out data lies, which engine carries the messages
+out       ServerSettings in RUN/server.json, from which the server app starts and resumes
+relies on shared/config.py; nothing here is sent to a site but `run`
+"""
+
+import os
+from pathlib import Path
+
+from pydantic import Field
+
+from shared.config import DataCard, RunConfig, Settings, parse_settings_json
+from shared.errors import RunError
+
+FILE_NAME = "server.json"
+
+
+class ServerSettings(Settings):
+    """How the server app runs one federation."""
+
+    run: RunConfig
+    run_id: str
+    held_out: Path
+    cache: Path
+    card: DataCard | None
+    engine: str
+    num_sites: int = Field(ge=1, description="sites to wait for before the first round")
+    started: str
+    extensions: tuple[Path, ...] = Field(default=(), description="files of this machine that register further parts")
+
+
+def write_settings(settings: ServerSettings, *, folder: Path) -> Path:
+    """RUN/server.json, whole or not at all."""
+    path = folder / FILE_NAME
+    write_atomically(path, settings.model_dump_json(indent=2).encode())
+    return path
+
+
+def read_settings(folder: Path) -> ServerSettings:
+    """The settings a run was started with.
+
+    Raises:
+        RunError: the folder is no run folder.
+        ConfigError: the file in it is not allowed.
+    """
+    path = folder / FILE_NAME
+    if not path.is_file():
+        raise RunError(
+            f"{folder}: no {FILE_NAME} in it, so it is no run folder; start one with: motet simulate SCENARIO"
+        )
+    return parse_settings_json(ServerSettings, path.read_text(encoding="utf-8"), place=str(path))
+
+
+def count_start(folder: Path) -> int:
+    """How often this run was started before now; counted on disk so that every start has a number of its own."""
+    path = folder / "starts"
+    before = int(path.read_text(encoding="utf-8")) if path.is_file() else 0
+    write_atomically(path, str(before + 1).encode())
+    return before
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """A file that is the old one or the new one, never half of either, even when power fails."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with part.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)

@@ -1,0 +1,98 @@
+"""Messages: what server and site say to each other, as typed records; all that may ever be in a reply is here.
+
+in        a round that the server plans; an update that a site protected
+out       TrainRequest and TrainReply, Hello, Refusal; wire.py turns them into Flower's records and back
+relies on config.py for the run's settings
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from shared.config import RunConfig, Settings
+
+PROTOCOL_VERSION = 1
+
+Shapes = Mapping[str, tuple[int, ...]]
+"""parameter name -> shape: what a message may and must hold"""
+
+
+class Hello(Settings):
+    """What a site says of itself before the first round; all of it stands in the owner's settings as public."""
+
+    protocol_version: int
+    site: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    modalities: tuple[str, ...] = Field(min_length=1, max_length=64)
+
+
+class RequestHeader(Settings):
+    """All of a train request but the weights."""
+
+    protocol_version: int
+    run: RunConfig
+    run_id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
+    round_number: int = Field(ge=1)
+    attempt: int = Field(default=0, ge=0, description="how often this round was begun before")
+    planned_rounds: int = Field(ge=1, description="most rounds that this run will ask of this site")
+
+
+class PrivacyStatement(Settings):
+    """How a site protected its update: the mechanism of the whole run, and what it has spent in all."""
+
+    unit: Literal["record", "subject", "site"]
+    epsilon: float = Field(ge=0, description="upper bound over everything ever released about this data set")
+    delta: float = Field(gt=0, lt=1)
+    clip_norm: float = Field(gt=0)
+    noise_multiplier: float = Field(gt=0)
+    sample_rate: float = Field(gt=0, le=1)
+    steps_per_round: int = Field(ge=1)
+    accountant: str
+    reproducible_noise: bool
+
+
+class ReplyHeader(Settings):
+    """The allow-list: every number that may leave a site beside its update. None is computed from records but the last."""
+
+    protocol_version: int
+    run_id: str
+    round_number: int
+    nominal_size: int = Field(ge=1)
+    privacy: PrivacyStatement | None = Field(description="None: the update is not protected")
+    num_examples: int | None = Field(default=None, ge=0, description="only where the owner says it may be told")
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """A round asked of one site, with the weights of all parameters that it trains."""
+
+    header: RequestHeader
+    weights: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class TrainReply:
+    """A site's protected update: new minus old, by parameter name."""
+
+    header: ReplyHeader
+    update: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A site takes no part; the code is all it says."""
+
+    code: str
+
+
+def reply_fields(reply: TrainReply) -> tuple[str, ...]:
+    """Names of everything in a reply that holds a value, numbers first: what the report lists as having left the site."""
+    header = reply.header.model_dump(exclude_none=True)
+    privacy = header.pop("privacy", {})
+    return (
+        *sorted(header),
+        *(f"privacy.{name}" for name in sorted(privacy)),
+        *(f"update.{name}" for name in reply.update),
+    )

@@ -1,0 +1,136 @@
+"""Wire: typed messages to Flower's records and back, every array checked against what the model expects.
+
+in        TrainRequest, TrainReply, Hello, Refusal; or a RecordDict from the other side, trusted in nothing
+out       the other of the two; WireError for anything that does not have the agreed form
+relies on Flower's serialisation of arrays by numpy without pickle
+"""
+
+import re
+from collections.abc import Mapping
+from math import prod
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from torch import Tensor
+
+from shared.config import AnySettings, parse_settings_json
+from shared.errors import ConfigError, WireError
+from shared.messages import Hello, Refusal, ReplyHeader, RequestHeader, Shapes, TrainReply, TrainRequest
+
+HEADER, ARRAYS, REFUSAL = "header", "arrays", "refusal"
+MAX_HEADER_CHARACTERS = 1_000_000
+MAX_REFUSAL_CODE = r"[a-z][a-z-]{0,39}"
+_NUMPY_HEADER_BYTES = 4096
+
+
+def encode_request(request: TrainRequest) -> RecordDict:
+    """A train request as records."""
+    return _encode(request.header.model_dump_json(), request.weights)
+
+
+def encode_reply(reply: TrainReply | Hello | Refusal) -> RecordDict:
+    """Anything a site may say as records."""
+    if isinstance(reply, Refusal):
+        return RecordDict({REFUSAL: ConfigRecord({"code": reply.code})})
+    if isinstance(reply, Hello):
+        return RecordDict({HEADER: ConfigRecord({"json": reply.model_dump_json()})})
+    return _encode(reply.header.model_dump_json(), reply.update)
+
+
+def decode_request_header(records: RecordDict) -> RequestHeader:
+    """The settings of a train request; its weights follow once the model says what they must look like.
+
+    Raises:
+        WireError: not a train request, or its settings are not allowed.
+    """
+    return _header(RequestHeader, records)
+
+
+def decode_hello(records: RecordDict) -> Hello | Refusal:
+    """A site's introduction, or its refusal.
+
+    Raises:
+        WireError: neither of the two.
+    """
+    return _refusal(records) or _header(Hello, records)
+
+
+def decode_reply(records: RecordDict, *, shapes: Shapes) -> TrainReply | Refusal:
+    """A site's update, or its refusal.
+
+    Args:
+        records: what came.
+        shapes: the parameters that this site may send, all of them and no other.
+
+    Raises:
+        WireError: a header or an array is not of the agreed form, or a number in it is not finite.
+    """
+    return _refusal(records) or TrainReply(
+        header=_header(ReplyHeader, records), update=decode_arrays(records, shapes=shapes)
+    )
+
+
+def decode_arrays(records: RecordDict, *, shapes: Shapes) -> dict[str, Tensor]:
+    """The arrays of a message as float32 tensors, exactly those named in `shapes`.
+
+    Raises:
+        WireError: unknown or missing names, another shape or type, more bytes than the shape needs, NaN or infinity.
+    """
+    arrays = records.array_records.get(ARRAYS)
+    if arrays is None or set(records) != {HEADER, ARRAYS}:
+        raise WireError(f"message holds records {sorted(records)[:9]}; allowed: {[ARRAYS, HEADER]}")
+    unknown, missing = sorted(set(arrays) - set(shapes)), sorted(set(shapes) - set(arrays))
+    if unknown or missing:
+        raise WireError(
+            f"arrays: unknown {unknown[:9]}, missing {missing[:9]}; allowed: the {len(shapes)} parameters asked for"
+        )
+    return {name: _tensor(array, name=name, shape=shapes[name]) for name, array in arrays.items()}
+
+
+def _encode(header: str, arrays: Mapping[str, Tensor]) -> RecordDict:
+    record = ArrayRecord({name: Array(value.detach().cpu().contiguous().numpy()) for name, value in arrays.items()})
+    return RecordDict({HEADER: ConfigRecord({"json": header}), ARRAYS: record})
+
+
+def _header(kind: type[AnySettings], records: RecordDict) -> AnySettings:
+    config = records.config_records.get(HEADER)
+    text = config.get("json") if config is not None and set(config) == {"json"} else None
+    if not isinstance(text, str) or len(text) > MAX_HEADER_CHARACTERS:
+        raise WireError(
+            f"message has no header of at most {MAX_HEADER_CHARACTERS} characters; allowed: one {kind.__name__}"
+        )
+    try:
+        return parse_settings_json(kind, text, place=f"message {kind.__name__}")
+    except ConfigError as error:
+        raise WireError(str(error)) from None
+
+
+def _refusal(records: RecordDict) -> Refusal | None:
+    record = records.config_records.get(REFUSAL)
+    if record is None:
+        return None
+    code = record.get("code")
+    if set(records) != {REFUSAL} or set(record) != {"code"} or not isinstance(code, str):
+        raise WireError("refusal holds more than a code; allowed: one code")
+    if not re.fullmatch(MAX_REFUSAL_CODE, code):
+        raise WireError("refusal code is not of small letters and hyphens, at most 40 of them")
+    return Refusal(code)
+
+
+def _tensor(array: Array, *, name: str, shape: tuple[int, ...]) -> Tensor:
+    allowed = f"allowed: float32 {list(shape)} as numpy.ndarray"
+    if array.dtype != "float32" or tuple(array.shape) != shape or array.stype != "numpy.ndarray":
+        raise WireError(f"array {name[:200]!r} is {array.dtype} {list(array.shape)} as {array.stype}; {allowed}")
+    if len(array.data) > 4 * prod(shape) + _NUMPY_HEADER_BYTES:
+        raise WireError(f"array {name!r} holds {len(array.data)} bytes; {allowed}")
+    try:
+        values = array.numpy()
+    except (ValueError, EOFError, OSError) as error:
+        raise WireError(f"array {name!r} is not readable: {error}; {allowed}") from None
+    # the outer description is only a claim: what numpy read is checked again
+    if values.dtype != np.float32 or values.shape != shape:
+        raise WireError(f"array {name!r} holds {values.dtype} {list(values.shape)}; {allowed}")
+    if not np.isfinite(values).all():
+        raise WireError(f"array {name!r} holds NaN or infinity; allowed: finite numbers")
+    return torch.from_numpy(values)

@@ -1,0 +1,111 @@
+"""Local engine: a Flower Grid in this process that calls the client app itself, one site after another.
+
+in        the server app, the client app, the site files
+out       the server app has run; an exception of its own comes through
+relies on names that Flower keeps to itself, all of them in this file: holds for the versions in FLOWER_VERSIONS
+"""
+
+import itertools
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
+from flwr.proto.node_pb2 import NodeInfo
+from flwr.serverapp import Grid, ServerApp
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+from client.app import SITE_KEY
+
+FLOWER_VERSIONS = ("1.41",)
+"""versions under which the private names above are known to behave as used here"""
+_FIRST_NODE_ID = 1000
+
+
+def run_locally(server_app: ServerApp, client_app: ClientApp, *, sites: Sequence[Path]) -> None:
+    """Run a federation to its end in this process."""
+    grid = LocalGrid(client_app, sites=sites)
+    server_app(grid, Context(grid.run.run_id, SUPERLINK_NODE_ID, {}, RecordDict(), {}))
+
+
+class LocalGrid(Grid):
+    """Delivers messages by calling the client app; a site that raises costs its own reply only."""
+
+    def __init__(self, client_app: ClientApp, *, sites: Sequence[Path], run_id: int = 1) -> None:
+        self._run, self._app = Run.create_empty(run_id=run_id), client_app
+        self._contexts = {
+            _FIRST_NODE_ID + number: Context(run_id, _FIRST_NODE_ID + number, {SITE_KEY: str(site)}, RecordDict(), {})
+            for number, site in enumerate(sites)
+        }
+        self._numbers = itertools.count(1)
+        self._pending: dict[str, Message] = {}
+        # Message() reads these class attributes and raises where they are not set
+        TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = run_id, 1, SUPERLINK_NODE_ID
+
+    def set_run(self, run: Run) -> None:
+        """Replace the run that messages belong to."""
+        self._run = run
+
+    @property
+    def run(self) -> Run:
+        """The run that messages belong to."""
+        return self._run
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """A message to one site."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """All sites; they are always there."""
+        return list(self._contexts)
+
+    def get_nodes(self) -> Iterable[NodeInfo]:
+        """All sites, as Flower describes nodes."""
+        return [NodeInfo(node_id=node) for node in self._contexts]
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Take messages; they are delivered when their replies are asked for."""
+        ids = []
+        for message in messages:
+            ids.append(f"message-{next(self._numbers)}")
+            message.metadata.__dict__["_message_id"] = ids[-1]
+            self._pending[ids[-1]] = message
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Deliver and collect, in the order of the ids."""
+        return [self._deliver(self._pending.pop(name)) for name in message_ids if name in self._pending]
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:  # noqa: ARG002
+        """Deliver and collect; a call in this process cannot be late, so `timeout` has no part in it."""
+        return self.pull_messages(self.push_messages(messages))
+
+    def _deliver(self, message: Message) -> Message:
+        context = self._contexts.get(message.metadata.dst_node_id)
+        if context is None:
+            reply = Message(Error(ErrorCode.NODE_UNAVAILABLE, "no such site"), reply_to=message)
+        else:
+            try:
+                # new shells around the same bytes: a site that writes into its message writes into nobody else's
+                reply = self._app(Message(metadata=message.metadata, content=_shells(message.content)), context)
+            except Exception:  # noqa: BLE001  as Flower's own workers do: an error reply, the round goes on
+                reply = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, "client app failed"), reply_to=message)
+        reply.metadata.__dict__["_message_id"] = f"reply-{next(self._numbers)}"
+        return reply
+
+
+def _shells(records: RecordDict) -> RecordDict:
+    copied = RecordDict()
+    for name, record in records.items():
+        match record:
+            case ArrayRecord():
+                copied[name] = ArrayRecord(dict(record))
+            case MetricRecord():
+                copied[name] = MetricRecord(dict(record))
+            case ConfigRecord():
+                copied[name] = ConfigRecord(dict(record))
+    return copied

@@ -1,0 +1,141 @@
+"""Scenario: one file that says where data comes from and what run is made of it, for people to copy and change.
+
+in        simulations/scenarios/NAME.toml or a file of the user's own, and --set changes
+out       Scenario: how to get the data set, how simulated owners are set up, the RunConfig
+relies on shared/config.py for what a run may ask
+"""
+
+import hashlib
+import json
+import os
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import Field, model_validator
+
+from shared.config import DataCard, Option, RunConfig, Settings, parse_settings, read_toml
+from shared.errors import ConfigError
+
+SCENARIOS = Path(__file__).parent / "scenarios"
+
+
+def motet_home() -> Path:
+    """Where built data sets and caches are kept: MOTET_HOME, or .cache/motet in the user's home."""
+    return Path(os.environ.get("MOTET_HOME") or Path.home() / ".cache" / "motet").expanduser().resolve()
+
+
+class SourceSettings(Settings):
+    """Where the data set is: a folder, or a builder that makes one."""
+
+    path: Path | None = Field(default=None, description="a data set's folder: sites/ and held-out/ in it")
+    builder: str | None = Field(default=None, description="as in `motet data BUILDER`")
+    options: dict[str, Option] = Field(default={}, description="of the builder")
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> "SourceSettings":
+        if (self.path is None) == (self.builder is None):
+            raise ValueError("path and builder: exactly one of them must be set")
+        return self
+
+
+class OwnerSettings(Settings):
+    """What every simulated owner permits."""
+
+    epsilon: float | None = Field(
+        default=None, gt=0, description="cap of each site's ledger; the run's epsilon if not set"
+    )
+    delta: float | None = Field(default=None, gt=0, lt=1)
+    share_num_examples: bool = False
+    reproducible_noise: bool = False
+
+
+class Scenario(Settings):
+    """A file under simulations/scenarios, or one like it."""
+
+    about: str
+    source: SourceSettings
+    owners: OwnerSettings = OwnerSettings()
+    run: RunConfig
+
+
+def find_scenario(name: str) -> Path:
+    """The path of a shipped scenario, or of the user's own file.
+
+    Raises:
+        ConfigError: neither.
+    """
+    shipped = SCENARIOS / f"{name}.toml"
+    if shipped.is_file():
+        return shipped
+    if Path(name).is_file():
+        return Path(name)
+    raise ConfigError(
+        f"{name}: no such scenario; allowed: {', '.join(shipped_scenarios())}, or the path of a TOML file"
+    )
+
+
+def shipped_scenarios() -> tuple[str, ...]:
+    """Names of the scenarios that come with Motet."""
+    return tuple(sorted(path.stem for path in SCENARIOS.glob("*.toml")))
+
+
+def read_scenario(path: Path, *, changes: Sequence[str] = (), home: Path) -> tuple[Scenario, Path]:
+    """A scenario with changes such as "run.federation.rounds=5" made to it, and the folder of its data set.
+
+    A built data set is built once and kept under `home`. Where `run.data` is left out, the data set's own dataset.toml
+    says what its folders look like.
+
+    Raises:
+        ConfigError: the file, a change or the data set is not allowed; every fault is named.
+    """
+    table = read_toml(path)
+    for change in changes:
+        _apply(change, table)
+    source = table.get("source")
+    settings = parse_settings(SourceSettings, source if isinstance(source, dict) else {}, place=f"{path}: source")
+    data_set = _data_set(settings, beside=path.parent, home=home)
+    card, run = read_card(data_set), table.get("run")
+    if card is not None and isinstance(run, dict):
+        run.setdefault("data", card.content.model_dump(exclude_none=True))
+    return parse_settings(Scenario, table, place=str(path)), data_set
+
+
+def _data_set(settings: SourceSettings, *, beside: Path, home: Path) -> Path:
+    if settings.path is not None:
+        folder = (beside / settings.path.expanduser()).resolve()
+        if not (folder / "sites").is_dir() or not (folder / "held-out").is_dir():
+            raise ConfigError(
+                f"{folder}: no data set; allowed: a folder with sites/SITE/ and held-out/ in it (see README, Data)"
+            )
+        return folder
+    from simulations.datasets.registry import build
+
+    name = str(settings.builder)
+    options = json.dumps(settings.options, sort_keys=True)
+    folder = home / "data" / f"{name}-{hashlib.sha256(options.encode()).hexdigest()[:12]}"
+    if not folder.is_dir():
+        build(name, folder, options=settings.options)
+    return folder
+
+
+def _apply(change: str, table: dict[str, object]) -> None:
+    dotted, equals, value = change.partition("=")
+    keys = dotted.strip().split(".")
+    if not equals or not all(keys):
+        raise ConfigError(f"--set {change!r}; allowed: KEY.KEY=VALUE, for example run.federation.rounds=5")
+    for key in keys[:-1]:
+        inner = table.setdefault(key, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(f"--set {change!r}: {key} holds a value, not a table")
+        table = inner
+    try:
+        table[keys[-1]] = tomllib.loads(f"value = {value.strip()}")["value"]
+    except tomllib.TOMLDecodeError:
+        table[keys[-1]] = value.strip()
+
+
+def read_card(data_set: Path) -> DataCard | None:
+    """The card of a data set, where it has one."""
+    path = data_set / "dataset.toml"
+    return parse_settings(DataCard, read_toml(path), place=str(path)) if path.is_file() else None

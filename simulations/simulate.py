@@ -1,0 +1,122 @@
+"""Simulate: a whole federation on one machine, owners included, from a scenario to a report.
+
+in        a scenario, an engine, a run folder to make or to go on with
+out       the run folder: server.json, sites/, ledger.sqlite, checkpoints/, metrics.jsonl, report.html, report.json
+relies on the two apps, unchanged, behind either engine
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+from server.settings import ServerSettings, read_settings, write_settings
+from shared.config import DataSchema, RunConfig
+from shared.errors import RunError
+from shared.manifest import read_manifest
+from simulations.scenario import OwnerSettings, Scenario, motet_home, read_card
+
+Engine = Literal["local", "flower"]
+SITES_FOLDER = "sites"
+
+
+def prepare_run(
+    scenario: Scenario,
+    *,
+    data_set: Path,
+    folder: Path,
+    engine: str,
+    extensions: Sequence[Path] = (),
+    num_sites: int | None = None,
+) -> ServerSettings:
+    """A run folder with the server's settings and a settings file for every simulated owner.
+
+    Raises:
+        RunError: the folder holds a run already, or the data set has no sites.
+        ManifestError: a site's manifest has faults.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise RunError(f"{folder}: not empty; name another folder, or go on with it: motet simulate --resume {folder}")
+    sites = sorted(path for path in (data_set / "sites").iterdir() if path.is_dir())
+    if not sites:
+        raise RunError(f"{data_set}/sites: no folders in it; allowed: one folder a site")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / SITES_FOLDER).mkdir()
+    for site in sites:
+        text = _site_toml(site, run=scenario.run, owners=scenario.owners, folder=folder)
+        (folder / SITES_FOLDER / f"{site.name}.toml").write_text(text, encoding="utf-8")
+    settings = ServerSettings(
+        run=scenario.run,
+        run_id=f"{scenario.run.name}-{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.urandom(3).hex()}",
+        held_out=data_set / "held-out",
+        cache=motet_home() / "features",
+        card=read_card(data_set),
+        engine=engine,
+        num_sites=num_sites or len(sites),
+        started=datetime.now(UTC).isoformat(timespec="seconds"),
+        extensions=tuple(path.resolve() for path in extensions),
+    )
+    write_settings(settings, folder=folder)
+    return settings
+
+
+def run_simulation(folder: Path, *, engine: Engine | None = None) -> None:
+    """Run what a run folder describes, from its last checkpoint if it has one, to its report.
+
+    Raises:
+        MotetError: whatever stopped the server app; what a site does cannot.
+    """
+    settings = read_settings(folder)
+    sites = sorted((folder / SITES_FOLDER).glob("*.toml"))
+    os.environ["MOTET_RUN_FOLDER"] = str(folder.resolve())
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    from client.app import app as client_app
+    from server.app import app as server_app
+
+    if (engine or settings.engine) == "flower":
+        from simulations.engine.flower import run_in_flower
+
+        run_in_flower(server_app, client_app, sites=sites, folder=folder)
+    else:
+        from simulations.engine.local import run_locally
+
+        run_locally(server_app, client_app, sites=sites)
+
+
+def _site_toml(site: Path, *, run: RunConfig, owners: OwnerSettings, folder: Path) -> str:
+    """What a simulated owner declares: rows rounded to two digits as nominal size, and the modalities its rows have."""
+    num_rows, modalities = _public_facts(site, schema=run.data)
+    private = run.privacy if run.privacy != "none" else None
+    epsilon = owners.epsilon or (private.epsilon if private else 1.0)
+    delta = owners.delta or (private.delta if private else min(1e-5, 1 / num_rows))
+    values = {
+        "name": site.name,
+        "data": str(site.resolve()),
+        "data_set": site.name,
+        "nominal_size": _two_digits(num_rows),
+        "modalities": list(modalities),
+        "ledger": str((folder / "ledger.sqlite").resolve()),
+        "cache": str(motet_home() / "features"),
+    }
+    privacy = {
+        "epsilon": epsilon,
+        "delta": delta,
+        "allow_non_private": private is None,
+        "share_num_examples": owners.share_num_examples,
+        "reproducible_noise": owners.reproducible_noise,
+    }
+    # a JSON string, number, list or boolean is also one in TOML
+    lines = [f"{key} = {json.dumps(value)}" for key, value in values.items()]
+    return "\n".join([*lines, "", "[privacy]", *(f"{key} = {json.dumps(value)}" for key, value in privacy.items()), ""])
+
+
+def _public_facts(site: Path, *, schema: DataSchema) -> tuple[int, tuple[str, ...]]:
+    rows = read_manifest(site, schema=schema).rows
+    return len(rows), tuple(name for name in schema.modalities if any(name in row.values for row in rows))
+
+
+def _two_digits(number: int) -> int:
+    size = 10 ** max(0, len(str(number)) - 2)
+    return max(1, round(number / size) * size)
