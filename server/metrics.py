@@ -7,9 +7,6 @@ relies on scikit-learn (accuracy, precision, recall, F1, confusion, MAE, RMSE), 
 """
 
 import math
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -60,22 +57,23 @@ def rating_metrics(outputs: Float[Tensor, "N 1"], targets: Float[Tensor, "N"]) -
     if not bool(outputs.isfinite().all()):
         return {}
     predicted, truth = outputs[:, 0].double().numpy(), targets.double().numpy()
-    return _finite({**rating_errors(truth, predicted), "loss": float(row_losses(outputs, targets).mean())})
-
-
-def rating_errors(truth: NDArray[np.float64], predicted: NDArray[np.float64]) -> dict[str, float]:
-    """MAE, RMSE, Pearson's and Spearman's correlation of [N] ratings; NaN where one is not defined."""
     found = {
         "mae": float(sk.mean_absolute_error(truth, predicted)),
         "rmse": float(sk.root_mean_squared_error(truth, predicted)),
-        "pearson": math.nan,
-        "spearman": math.nan,
+        "loss": float(row_losses(outputs, targets).mean()),
     }
-    if len(truth) >= 3 and np.ptp(truth) > 0 and np.ptp(predicted) > 0:
-        with _constant_input_is_expected():
-            found["pearson"] = float(stats.pearsonr(truth, predicted).statistic)
-            found["spearman"] = float(stats.spearmanr(truth, predicted).statistic)
-    return found
+    if len(truth) >= 3 and not is_constant(truth) and not is_constant(predicted):
+        found["pearson"] = float(stats.pearsonr(truth, predicted).statistic)
+        found["spearman"] = float(stats.spearmanr(truth, predicted).statistic)
+    return _finite(found)
+
+
+def is_constant(values: NDArray[np.float64]) -> bool:
+    """Whether [N] values differ by so little that a correlation with them would be one of rounding errors.
+
+    scipy's own limit for its warning (1e-13 of the mean) is for float64; the ratings of a model are float32.
+    """
+    return bool(np.ptp(values) <= 1e-6 * max(1.0, float(np.abs(values).max())))
 
 
 def class_metrics(
@@ -121,12 +119,3 @@ def calibration_error(probabilities: Float[Tensor, "N K"], targets: Int[Tensor, 
 
 def _finite(found: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in found.items() if math.isfinite(value)}
-
-
-@contextmanager
-def _constant_input_is_expected() -> Iterator[None]:
-    """Ratings that differ by less than rounding are constant to scipy, which warns and returns NaN: we leave it out."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", stats.ConstantInputWarning)
-        warnings.simplefilter("ignore", stats.NearConstantInputWarning)
-        yield

@@ -10,7 +10,7 @@ from scipy import stats
 from sklearn import metrics as sk
 from torch import Tensor, nn
 
-from server.bootstrap import classification_intervals, resample_counts
+from server.bootstrap import classification_intervals, rating_intervals, resample_counts
 from server.evaluation import NO_VALUE, evaluate, modality_subsets, predict, score
 from server.metrics import class_metrics, classification_metrics, rating_metrics
 from server.records import Evaluation
@@ -218,7 +218,28 @@ def test_a_correlation_of_a_constant_is_left_out_without_a_warning() -> None:
     outputs = torch.ones(10, 1)
     assert set(rating_metrics(outputs, torch.arange(10.0))) == {"mae", "rmse", "loss"}
     nearly = outputs + torch.arange(10)[:, None] * 1e-7
-    assert "mae" in rating_metrics(nearly, torch.arange(10.0))
+    assert set(rating_metrics(nearly, torch.arange(10.0))) == {"mae", "rmse", "loss"}
+    subjects = tuple(map(str, range(10)))
+    assert set(rating_intervals(nearly, torch.arange(10.0), subjects=subjects, resamples=50, seed=0)) == {
+        "mae",
+        "rmse",
+        "loss",
+    }
+
+
+def test_the_rating_metrics_of_resamples_are_those_of_the_libraries_on_the_drawn_rows() -> None:
+    samples = samples_of(40, rating=True, modalities=("image",), subjects=tuple(f"p{row % 7}" for row in range(40)))
+    outputs = samples.inputs["image"][:, :1]
+    found = rating_intervals(outputs, samples.targets, subjects=samples.subjects, resamples=60, seed=5)
+    drawn: dict[str, list[float]] = {}
+    for counts in resample_counts(samples.subjects, resamples=60, seed=5):
+        for row in counts:
+            rows = torch.from_numpy(np.repeat(np.arange(40), row))
+            for name, value in rating_metrics(outputs[rows], samples.targets[rows]).items():
+                drawn.setdefault(name, []).append(value)
+    assert set(found) == set(drawn)
+    for name, values in drawn.items():
+        assert found[name] == pytest.approx(tuple(np.quantile(values, (0.025, 0.975))), abs=1e-9), name
 
 
 @pytest.mark.parametrize("rating", [False, True])
