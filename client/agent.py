@@ -173,7 +173,7 @@ def _statement(plan: PrivacyPlan, *, site: SiteConfig, ledger: Ledger) -> Privac
 
 
 def _generators(header: RequestHeader, *, site: SiteConfig, private: bool) -> tuple[torch.Generator, torch.Generator]:
-    """Noise and sampling: secret where they protect, from the run's seed only where the owner says it is a simulation."""
+    """Noise and sampling: secret where they protect, from the run's seed only where the owner simulates."""
     # PRIVACY: noise and batches that a seed gives back protect nobody. test_noise_differs_between_equal_runs
     if private and not site.privacy.reproducible_noise:
         return secret_generator(), secret_generator()

@@ -45,8 +45,8 @@ class SiteConfig(Settings):
     def _delta_is_small(self) -> "SiteConfig":
         if self.privacy.delta * self.nominal_size > 1:
             raise ValueError(
-                f"privacy.delta is {self.privacy.delta}; allowed: at most 1/nominal_size = {1 / self.nominal_size:.1e}, "
-                "above which publishing one whole record would keep the promise"
+                f"privacy.delta is {self.privacy.delta}; allowed: at most 1/nominal_size = "
+                f"{1 / self.nominal_size:.1e}, above which publishing one whole record would keep the promise"
             )
         return self
 

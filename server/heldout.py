@@ -54,8 +54,8 @@ def split_by_subject(samples: Samples, *, share: float, seed: int) -> HeldOut:
     order = sorted(set(samples.subjects), key=lambda subject: hashlib.sha256(f"{seed}/{subject}".encode()).digest())
     if len(order) < 2:
         raise RunError(
-            f"held-out data has {len(order)} subject; allowed: two or more, so that choosing a model and reporting on it "
-            "use different ones. Add rows, or give both validation/ and test/"
+            f"held-out data has {len(order)} subject; allowed: two or more, so that choosing a model and reporting "
+            "on it use different ones. Add rows, or give both validation/ and test/"
         )
     cut = min(max(1, round(share * len(order))), len(order) - 1)
     first = set(order[:cut])

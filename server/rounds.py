@@ -221,7 +221,7 @@ def _judge(reply: Reply, *, request: TrainRequest) -> Reply:
 
 
 def _weights(used: Mapping[str, TrainReply], *, run: RunConfig) -> dict[str, float]:
-    """How much each update counts: alike, or by examples; a site that does not tell counts by its public nominal size."""
+    """How much each update counts: alike, or by examples; by nominal size where a site does not tell."""
     if run.federation.weighting == "uniform":
         return dict.fromkeys(used, 1.0)
     counts = {site: reply.header.num_examples for site, reply in used.items()}

@@ -54,7 +54,7 @@ class PrivacyStatement(Settings):
 
 
 class ReplyHeader(Settings):
-    """The allow-list: every number that may leave a site beside its update. None is computed from records but the last."""
+    """The allow-list: every number that may leave a site beside its update; only the last comes from records."""
 
     protocol_version: int
     run_id: str
@@ -88,7 +88,7 @@ class Refusal:
 
 
 def reply_fields(reply: TrainReply) -> tuple[str, ...]:
-    """Names of everything in a reply that holds a value, numbers first: what the report lists as having left the site."""
+    """Names of everything in a reply that holds a value, numbers first; the report lists them."""
     header = reply.header.model_dump(exclude_none=True)
     privacy = header.pop("privacy", {})
     return (

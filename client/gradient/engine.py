@@ -1,0 +1,76 @@
+"""Engine: the one interface of all ways to a clipped sum, and what it asks of a model.
+
+in        nothing; reference.py, hooks.py and functional.py implement it
+out       GradientEngine, SampleModel
+relies on nothing
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+from shared.batch import Batch
+
+
+@runtime_checkable
+class SampleModel(Protocol):
+    """A torch module that gives one loss a sample."""
+
+    def __call__(self, inputs: dict[str, Tensor], present: Tensor) -> Tensor:
+        """Outputs [B, K] for B samples."""
+        ...
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Loss [B], each entry from its own row alone."""
+        ...
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Every parameter under its dotted name."""
+        ...
+
+
+@runtime_checkable
+class GradientEngine(Protocol):
+    """Sums the clipped per-sample gradients of a batch."""
+
+    def clipped_sum(
+        self, model: nn.Module, batch: Batch, *, names: Sequence[str], clip_norm: float
+    ) -> dict[str, Tensor]:
+        """Sum over the samples of the gradients of the loss, each clipped to L2 norm `clip_norm`.
+
+        The norm is taken over all named parameters jointly. A gradient that is not finite contributes exactly zero, an
+        empty batch gives exact zeros. The model comes back as it was.
+        """
+        ...
+
+
+def sample_losses(model: nn.Module, batch: Batch) -> Float[Tensor, "B"]:
+    """Loss of each sample."""
+    sample_model = cast("SampleModel", model)
+    return sample_model.loss(sample_model(batch.inputs, batch.present), batch.targets)
+
+
+def rows_of(batch: Batch, *, start: int, stop: int) -> Batch:
+    """Some neighbouring rows, without a copy."""
+    return Batch(
+        inputs={name: values[start:stop] for name, values in batch.inputs.items()},
+        present=batch.present[start:stop],
+        targets=batch.targets[start:stop],
+    )
+
+
+@contextlib.contextmanager
+def only_trained(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
+    """While it lasts the named parameters and no others ask for a gradient."""
+    before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    unknown = sorted(set(names) - set(before))
+    if unknown:
+        raise ModelError(f"parameters {unknown} are not in the model; allowed: {sorted(before)}")
+    try:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name in names)
+        yield
+    finally:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(before[name])

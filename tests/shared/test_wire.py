@@ -1,0 +1,122 @@
+"""A message is what was agreed, or it is refused with the reason."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+
+from shared.errors import WireError
+from shared.messages import PROTOCOL_VERSION, Hello, PrivacyStatement, Refusal, ReplyHeader, TrainReply, reply_fields
+from shared.wire import decode_arrays, decode_hello, decode_reply, encode_reply
+
+STATEMENT = PrivacyStatement(
+    unit="record", epsilon=1.5, delta=1e-5, clip_norm=1.0, noise_multiplier=1.1, sample_rate=0.1, steps_per_round=2,
+    accountant="rdp", reproducible_noise=False,
+)  # fmt: skip
+HEADER = ReplyHeader(protocol_version=PROTOCOL_VERSION, run_id="r", round_number=3, nominal_size=40, privacy=STATEMENT)
+SHAPES = {"w": (2, 3), "scale": ()}
+
+
+def reply() -> TrainReply:
+    return TrainReply(header=HEADER, update={"w": torch.arange(6.0).view(2, 3), "scale": torch.tensor(0.5)})
+
+
+def with_arrays(**arrays: Array) -> RecordDict:
+    return RecordDict({"header": ConfigRecord({"json": HEADER.model_dump_json()}), "arrays": ArrayRecord(dict(arrays))})
+
+
+def array(values: np.ndarray) -> Array:
+    return Array(values)
+
+
+GOOD = {"w": np.zeros((2, 3), np.float32), "scale": np.zeros((), np.float32)}
+
+
+def test_a_reply_survives_the_protobuf_of_a_real_deployment_bit_for_bit() -> None:
+    sent = reply()
+    came = decode_reply(recorddict_from_proto(recorddict_to_proto(encode_reply(sent))), shapes=SHAPES)
+    assert isinstance(came, TrainReply)
+    assert came.header == sent.header
+    assert all(torch.equal(came.update[name], sent.update[name]) for name in SHAPES)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "said"),
+    [
+        ("w", np.zeros((3, 2), np.float32), r"\[3, 2\]"),
+        ("w", np.zeros((2, 3), np.float64), "float64"),
+        ("w", np.full((2, 3), np.nan, np.float32), "NaN or infinity"),
+        ("scale", np.array(np.inf, np.float32), "NaN or infinity"),
+        ("extra", np.zeros(1, np.float32), "unknown"),
+    ],
+)
+def test_an_array_that_is_not_as_agreed_is_refused(name: str, values: np.ndarray, said: str) -> None:
+    arrays = {key: array(value) for key, value in {**GOOD, name: values}.items()}
+    with pytest.raises(WireError, match=said):
+        decode_arrays(with_arrays(**arrays), shapes=SHAPES)
+
+
+def test_a_missing_parameter_is_refused() -> None:
+    with pytest.raises(WireError, match=r"missing \['scale'\]"):
+        decode_arrays(with_arrays(w=array(GOOD["w"])), shapes=SHAPES)
+
+
+def lying(data: bytes) -> Array:
+    return Array(dtype="float32", shape=(2, 3), stype="numpy.ndarray", data=data)
+
+
+def saved(values: np.ndarray, *, allow_pickle: bool = False) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, values, allow_pickle=allow_pickle)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"not numpy at all", saved(np.zeros((5, 1), np.float32)), saved(np.array([{}], object), allow_pickle=True),
+     saved(np.zeros((2, 3), np.float32))[:-4], b"\0" * 100_000],
+)  # fmt: skip
+def test_bytes_that_do_not_hold_what_is_claimed_are_refused(data: bytes) -> None:
+    with pytest.raises(WireError):
+        decode_arrays(with_arrays(w=lying(data), scale=array(GOOD["scale"])), shapes=SHAPES)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[1]", HEADER.model_dump_json().replace('"run_id"', '"rows":[1],"run_id"'), "x" * 2_000_000]
+)
+def test_a_header_that_is_not_the_allow_list_is_refused(text: str) -> None:
+    records = RecordDict({"header": ConfigRecord({"json": text}), "arrays": ArrayRecord({})})
+    with pytest.raises(WireError):
+        decode_reply(records, shapes={})
+
+
+def test_an_additional_record_beside_the_agreed_ones_is_refused() -> None:
+    records = encode_reply(reply())
+    records["metrics"] = ConfigRecord({"train_loss": 0.1})
+    with pytest.raises(WireError, match="metrics"):
+        decode_reply(records, shapes=SHAPES)
+
+
+def test_a_refusal_is_a_code_and_nothing_else() -> None:
+    assert decode_reply(encode_reply(Refusal("refused")), shapes=SHAPES) == Refusal("refused")
+    talkative = RecordDict({"refusal": ConfigRecord({"code": "refused", "text": "row 17 says joy"})})
+    with pytest.raises(WireError, match="more than a code"):
+        decode_reply(talkative, shapes=SHAPES)
+    with pytest.raises(WireError, match="small letters"):
+        decode_hello(RecordDict({"refusal": ConfigRecord({"code": "Patient 17"})}))
+
+
+def test_a_hello_with_a_name_that_could_break_a_report_is_refused() -> None:
+    text = Hello(protocol_version=1, site="ward", modalities=("image",)).model_dump_json().replace("ward", "<script>")
+    with pytest.raises(WireError):
+        decode_hello(RecordDict({"header": ConfigRecord({"json": text})}))
+
+
+def test_every_value_of_a_reply_is_named_among_its_fields() -> None:
+    fields = reply_fields(reply())
+    assert {"update.w", "update.scale", "privacy.epsilon", "nominal_size"} <= set(fields)
+    assert "num_examples" not in fields
+    assert len(fields) == len(STATEMENT.model_dump()) + len(HEADER.model_dump(exclude_none=True)) - 1 + len(SHAPES)
