@@ -1,0 +1,184 @@
+"""Cache: what preprocessing made of a folder's files, kept so that a second run opens none of them.
+
+in        finished tensors from dataset.py, by the digest of the file or text they came from
+out       the same tensors, memory-mapped; or nothing, and dataset.py makes them again
+relies on files being changed only together with their size or times (as make, rsync and git do)
+
+    CACHE/<digest of the folder's path>/files.json                        file -> stamp and content digest
+                                       /<modality>-<digest>.safetensors   digests [N, 32] and values [N, ...]
+
+# PRIVACY: what lies here is as private as the folder itself: only the owner's account may enter, and what a manifest
+# no longer names leaves the cache at the next load. test_only_the_owner_may_enter, test_withdrawn_rows_leave_the_cache
+"""
+
+import hashlib
+import json
+import os
+import time
+import uuid
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from shared.errors import ConfigError
+from shared.media.file import Stamp, stamp_of
+
+FORMAT = "motet-cache-1"
+STALE_AFTER_S = 3600
+_DIGEST_BYTES = 32
+
+
+@dataclass(frozen=True)
+class StoredValues:
+    """Finished values of one modality of a folder under one preprocessing."""
+
+    positions: dict[bytes, int]
+    """digest of the file or text -> row of `values`"""
+    values: Tensor
+    """[N, ...]"""
+
+
+class FolderCache:
+    """The cache of one data folder. Damaged or foreign files in it count as absent.
+
+    Several processes may use it at once: every file is written aside and put in place whole; the last one stays.
+    """
+
+    def __init__(self, root: Path, *, folder: Path) -> None:
+        """Opens the cache, and makes it where there is none.
+
+        Raises:
+            ConfigError: the place cannot be written to.
+        """
+        self._folder = str(folder.resolve()) + os.sep
+        self._place = root / hashlib.sha256(self._folder.encode("utf-8", "surrogateescape")).hexdigest()[:_DIGEST_BYTES]
+        self._changed = self._withdrawn = False
+        self._kept: set[str] = set()
+        try:
+            for made in (root, self._place):
+                made.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._place.chmod(0o700)
+            self._sweep()
+        except OSError as error:
+            raise ConfigError(
+                f"{root}: cannot be used as a cache ({error.strerror}); name a folder that can be written to"
+            ) from None
+        self._files = _read_index(self._place / "files.json")
+
+    def digest_of(self, path: Path) -> bytes | None:
+        """Content digest of a file that has not changed since it was read; None for any other."""
+        known = self._files.get(self._name(path))
+        return known[1] if known is not None and known[0] == stamp_of(path) else None
+
+    def remember(self, path: Path, *, stamp: Stamp, digest: bytes) -> None:
+        """Notes what a file held when it was read."""
+        self._files[self._name(path)] = (stamp, digest)
+        self._changed = True
+
+    def stored(self, modality: str, *, key: str) -> StoredValues | None:
+        """Values under a key that names the modality's form and preprocessing; None where none are sound."""
+        path = self._path(modality, key=key)
+        self._kept.add(path.name)
+        try:
+            with safetensors.safe_open(path, framework="pt") as file:
+                facts = file.metadata() or {}
+                digests, values = file.get_tensor("digests"), file.get_tensor("values")
+        except (OSError, ValueError, KeyError, safetensors.SafetensorError):
+            return None
+        if digests.dtype != torch.uint8 or digests.shape != (len(values), _DIGEST_BYTES):
+            return None
+        if facts.get("key") != key or facts.get("sum") != _sum(digests, values):
+            return None
+        rows = digests.numpy().tobytes()
+        positions = {rows[i * _DIGEST_BYTES : (i + 1) * _DIGEST_BYTES]: i for i in range(len(values))}
+        return StoredValues(positions=positions, values=values)
+
+    def store(self, modality: str, *, key: str, digests: Sequence[bytes], values: Tensor, withdrawn: bool) -> None:
+        """Puts the values of all rows in place of those that were stored.
+
+        Args:
+            modality: its name.
+            key: as for `stored`.
+            digests: of the file or text that each value came from.
+            values: [N, ...], in the order of `digests`.
+            withdrawn: some value that was stored is not among these.
+        """
+        self._withdrawn |= withdrawn
+        table = torch.frombuffer(bytearray(b"".join(digests)), dtype=torch.uint8).reshape(len(digests), _DIGEST_BYTES)
+        values = values.contiguous()
+        facts = {"format": FORMAT, "key": key, "sum": _sum(table, values)}
+        aside = self._aside()
+        save_file({"digests": table, "values": values}, aside, metadata=facts)
+        self._put(aside, self._path(modality, key=key))
+
+    def drop(self, modality: str, *, key: str) -> None:
+        """Removes what is stored under a key, where no row of the folder has such a value any more."""
+        self._path(modality, key=key).unlink(missing_ok=True)
+        self._withdrawn = True
+
+    def close(self, *, named: Collection[Path]) -> None:
+        """Writes down the digests of the files that the manifest names, and forgets all others.
+
+        Once a file or text is withdrawn or changed, values that other runs left here are removed too: they may hold it.
+        """
+        kept = {self._name(path) for path in named}
+        gone = self._files.keys() - kept
+        for name in gone:
+            del self._files[name]
+        if gone or self._changed:
+            aside = self._aside()
+            files = {name: [*stamp, digest.hex()] for name, (stamp, digest) in self._files.items()}
+            aside.write_text(json.dumps({"format": FORMAT, "files": files}), encoding="utf-8")
+            self._put(aside, self._place / "files.json")
+        if gone or self._withdrawn:
+            for path in self._place.glob("*.safetensors"):
+                if path.name not in self._kept:
+                    path.unlink(missing_ok=True)
+
+    def _name(self, path: Path) -> str:
+        return str(path).removeprefix(self._folder)
+
+    def _path(self, modality: str, *, key: str) -> Path:
+        return self._place / f"{modality}-{hashlib.sha256(key.encode()).hexdigest()[:_DIGEST_BYTES]}.safetensors"
+
+    def _aside(self) -> Path:
+        aside = self._place / f"{uuid.uuid4().hex}.tmp"
+        aside.touch(mode=0o600, exist_ok=False)
+        return aside
+
+    def _put(self, aside: Path, path: Path) -> None:
+        aside.chmod(0o600)
+        aside.replace(path)
+
+    def _sweep(self) -> None:
+        """Removes what a process that was killed left half written."""
+        for path in self._place.glob("*.tmp"):
+            stamp = stamp_of(path)
+            if stamp is not None and stamp[1] < (time.time() - STALE_AFTER_S) * 1e9:
+                path.unlink(missing_ok=True)
+
+
+def _read_index(path: Path) -> dict[str, tuple[Stamp, bytes]]:
+    try:
+        table = json.loads(path.read_bytes())
+        if table["format"] != FORMAT:
+            return {}
+        return {
+            str(name): ((int(size), int(changed), int(moved)), bytes.fromhex(digest))
+            for name, (size, changed, moved, digest) in table["files"].items()
+        }
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return {}
+
+
+def _sum(digests: Tensor, values: Tensor) -> str:
+    """SHA-256 over the bytes of both: finds damage, not malice (who can write here can read the folder as well)."""
+    total = hashlib.sha256()
+    for tensor in (digests, values):
+        total.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()
