@@ -39,7 +39,8 @@ def secret_generator() -> torch.Generator:
     generator = torch.Generator()
     state = generator.get_state()
     words = np.frombuffer(secrets.token_bytes(4 * 624), dtype=np.uint32).astype(np.uint64)
-    # PRIVACY: every word of the state is secret, not only a 32-bit seed. test_secret_generators_differ_beyond_their_seed
+    # PRIVACY: every word of the state is secret, not only 32 bits of a seed.
+    # test_secret_generators_differ_beyond_their_seed
     state.numpy().view(np.uint64)[STATE_WORDS] = words
     generator.set_state(state)
     return generator

@@ -5,12 +5,15 @@ out       GradientEngine, SampleModel
 relies on nothing
 """
 
+import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Protocol, cast, runtime_checkable
 
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from shared.batch import Batch
+from shared.errors import ModelError
 
 
 @runtime_checkable

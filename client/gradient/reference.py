@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from client.gradient.engine import one_sample, sample_losses
+from client.gradient.engine import only_trained, rows_of, sample_losses
 from shared.batch import Batch
 from shared.privacy.mechanism import clipped_sum
 
@@ -26,8 +26,9 @@ class ReferenceEngine:
         chosen = [parameters[name] for name in names]
         total = {name: torch.zeros_like(parameter) for name, parameter in zip(names, chosen, strict=True)}
         for row in range(len(batch)):
-            loss = sample_losses(model, one_sample(batch, row=row)).sum()
-            gradients = torch.autograd.grad(loss, chosen, allow_unused=True, materialize_grads=True)
+            with only_trained(model, names):
+                loss = sample_losses(model, rows_of(batch, start=row, stop=row + 1)).sum()
+                gradients = torch.autograd.grad(loss, chosen, allow_unused=True, materialize_grads=True)
             rows = {name: gradient[None] for name, gradient in zip(names, gradients, strict=True)}
             for name, clipped in clipped_sum(rows, clip_norm=clip_norm).items():
                 total[name] += clipped

@@ -1,0 +1,67 @@
+"""Hooks: per-sample gradients by Opacus' hooks on each layer, in one backward pass.
+
+in        a model of layers that Opacus knows, a batch
+out       the clipped sum; memory for the gradients of the whole batch
+relies on every trained parameter lying in a layer that is called once and as a layer: weights used from outside their
+          layer get a wrong gradient without any error (tied weights), which preflight has to find
+"""
+
+import warnings
+from collections.abc import Sequence
+
+import torch
+from opacus.grad_sample import GradSampleModule
+from torch import Tensor, nn
+
+from client.gradient.engine import only_trained, sample_losses
+from shared.batch import Batch
+from shared.errors import ModelError
+from shared.privacy.mechanism import clipped_sum
+
+
+ADVICE = 'Opacus has no per-sample gradient for a layer of this model; set gradient_engine = "functional"'
+
+
+class HooksEngine:
+    """Opacus' GradSampleModule, put on for one batch and taken off again."""
+
+    def clipped_sum(
+        self, model: nn.Module, batch: Batch, *, names: Sequence[str], clip_norm: float
+    ) -> dict[str, Tensor]:
+        """The promise of GradientEngine.clipped_sum.
+
+        Raises:
+            ModelError: Opacus has no per-sample gradient for a layer of the model.
+        """
+        parameters = dict(model.named_parameters())
+        if not len(batch):
+            return {name: torch.zeros_like(parameters[name], requires_grad=False) for name in names}
+        with only_trained(model, names):
+            try:
+                wrapped = GradSampleModule(model, batch_first=True, loss_reduction="sum")
+            except (NotImplementedError, ValueError) as error:
+                raise ModelError(f"{ADVICE}: {error}") from None
+            try:
+                with warnings.catch_warnings():
+                    # A first layer's input asks for no gradient; its weights' gradients are complete all the same.
+                    warnings.filterwarnings("ignore", message="Full backward hook is firing")
+                    sample_losses(model, batch).sum().backward()  # type: ignore[no-untyped-call]
+                gradients = {name: _gradients(parameters[name], len(batch)) for name in names}
+            except AttributeError as error:
+                # Opacus' hooks read only tensors; a layer with weights of its own that is given a dict breaks them.
+                raise ModelError(f"{ADVICE}: {error}") from None
+            finally:
+                wrapped.to_standard_module()
+                for parameter in parameters.values():
+                    parameter.grad = None
+        return clipped_sum(gradients, clip_norm=clip_norm)
+
+
+def _gradients(parameter: nn.Parameter, num_samples: int) -> Tensor:
+    """Per-sample gradients [B, *shape] that Opacus left at a parameter; zeros where the loss did not reach it."""
+    found = getattr(parameter, "grad_sample", None)
+    if found is None:
+        return parameter.detach().new_zeros(num_samples, *parameter.shape)
+    if not isinstance(found, Tensor):
+        raise ModelError(f"{ADVICE}: a layer is called more than once in a pass")
+    return found.detach()

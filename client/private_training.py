@@ -1,0 +1,250 @@
+"""Private training: one round at one site, from the model as it came to the change that may leave.
+
+in        a model, the site's Samples, a PrivacyPlan that ledger.py has already charged for this round
+out       parameter -> change; update.py sends it
+relies on per-sample gradients (gradient/), Poisson batches (sampling.py), noise and scaling by Opacus' optimizer
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from opacus.optimizers import DPOptimizerFastGradientClipping
+from torch import Tensor, nn
+
+from client.gradient import GradientEngine, choose_engine
+from client.gradient.plain import PlainEngine
+from client.sampling import poisson_batch
+from shared.batch import Batch, Samples
+from shared.config import PrivacySettings, TrainingSettings, Unit
+from shared.privacy.accountant import Accountant, MechanismUse, calibrate_noise, spent_epsilon
+
+
+@dataclass(frozen=True)
+class PrivacyPlan:
+    """How one site protects its records in every round of one run; fixed before the first."""
+
+    unit: Unit
+    epsilon: float
+    """bound on what all planned rounds together reveal, at `delta`"""
+    delta: float
+    clip_norm: float
+    noise_multiplier: float
+    """noise standard deviation divided by clip_norm"""
+    sample_rate: float
+    """chance that a record enters a step"""
+    expected_batch_size: float
+    """public: sample_rate times the nominal size"""
+    steps_per_round: int
+    planned_rounds: int
+    accountant: Accountant
+
+    def uses(self, rounds: int) -> MechanismUse:
+        """The mechanism of so many rounds."""
+        return MechanismUse(self.noise_multiplier, self.sample_rate, self.steps_per_round * rounds)
+
+
+def make_plan(
+    *,
+    training: TrainingSettings,
+    privacy: PrivacySettings,
+    nominal_size: int,
+    planned_rounds: int,
+    site_epsilon: float,
+    site_delta: float,
+    before: Sequence[MechanismUse] = (),
+) -> PrivacyPlan:
+    """The plan that keeps both the run's epsilon and the site's, calibrated once for all planned rounds.
+
+    Promise: the run's rounds alone stay within the smaller epsilon at the smaller delta; together with `before` they
+    stay within the site's epsilon.
+
+    Args:
+        before: what the ledger holds about this data set already.
+
+    Raises:
+        BudgetError: nothing, or too little, is left at the site.
+    """
+    delta = min(privacy.delta, site_delta)
+    rate, steps = training.sampling(nominal_size), training.steps(nominal_size)
+
+    def needed(epsilon: float, uses: Sequence[MechanismUse]) -> float:
+        return calibrate_noise(
+            epsilon=epsilon,
+            delta=delta,
+            sample_rate=rate,
+            steps=steps * planned_rounds,
+            accountant=privacy.accountant,
+            before=uses,
+        )
+
+    # PRIVACY: the stricter of the run and the owner wins. test_the_stricter_budget_wins
+    noise = max(needed(min(privacy.epsilon, site_epsilon), ()), needed(site_epsilon, before) if before else 0.0)
+    use = MechanismUse(noise, rate, steps * planned_rounds)
+    return PrivacyPlan(
+        unit=privacy.unit,
+        epsilon=spent_epsilon([use], delta=delta, accountant=privacy.accountant),
+        delta=delta,
+        clip_norm=privacy.clip_norm,
+        noise_multiplier=noise,
+        sample_rate=rate,
+        # PRIVACY: from the declared size, not from counting rows. test_denominator_is_public
+        expected_batch_size=rate * nominal_size,
+        steps_per_round=steps,
+        planned_rounds=planned_rounds,
+        accountant=privacy.accountant,
+    )
+
+
+def train_round(
+    model: nn.Module,
+    samples: Samples,
+    *,
+    names: tuple[str, ...],
+    training: TrainingSettings,
+    plan: PrivacyPlan | None,
+    nominal_size: int,
+    round_number: int,
+    rounds: int,
+    modality_dropout: float,
+    noise: torch.Generator,
+    sampling: torch.Generator,
+) -> dict[str, Tensor]:
+    """Change of the named parameters after one round of local steps; the model itself comes back as it was given.
+
+    Promise: with a plan, the change is a function of `plan.steps_per_round` clipped, noised sums over Poisson samples
+    and of nothing else private. Without one it is ordinary training on the same kind of batches.
+    Void if: the ledger was not charged before, or `noise` and `sampling` can be guessed (sampling.secret_generator).
+
+    Args:
+        names: parameters that are trained; all others stay and get no gradient.
+        round_number: from 1 to `rounds`; only the learning rate depends on it.
+        modality_dropout: chance that a step hides a present modality of a sample; one is always left.
+        noise: makes the noise and nothing else.
+        sampling: draws batches, hidden modalities and dropout.
+    """
+    parameters = dict(model.named_parameters())
+    trained = {name: parameters[name] for name in names}
+    start = {name: parameter.detach().clone() for name, parameter in trained.items()}
+    rate = plan.sample_rate if plan else training.sampling(nominal_size)
+    steps = plan.steps_per_round if plan else training.steps(nominal_size)
+    clip_norm = plan.clip_norm if plan else math.inf
+    engine: GradientEngine = (
+        choose_engine(training.gradient_engine, model, microbatch_size=training.microbatch_size)
+        if plan
+        else PlainEngine()
+    )
+    with _as_given(model, trained, start), _own_randomness(sampling, next(iter(trained.values())).device):
+        optimizer = _optimizer(
+            list(trained.values()),
+            training=training,
+            learning_rate=learning_rate(training, round_number=round_number, rounds=rounds),
+            plan=plan,
+            expected_batch_size=plan.expected_batch_size if plan else rate * nominal_size,
+            noise=noise,
+        )
+        if training.proximal_mu:
+            # PRIVACY: the pull starts from public weights and is added after the noise, so a sample's share of the
+            # sum is still at most clip_norm. test_proximal_term_comes_after_the_noise
+            optimizer.attach_step_hook(_pull(trained, start, mu=training.proximal_mu))
+        # PRIVACY: as many steps as were charged, whatever was drawn. test_empty_batches_are_noised_and_counted
+        for _ in range(steps):
+            batch = samples.take(poisson_batch(len(samples), sample_rate=rate, generator=sampling))
+            if modality_dropout:
+                batch = hide_modalities(batch, chance=modality_dropout, generator=sampling)
+            optimizer.zero_grad()
+            sums = engine.clipped_sum(model, batch, names=names, clip_norm=clip_norm)
+            for name, parameter in trained.items():
+                parameter.grad = sums[name]
+            optimizer.step()
+        return {name: parameter.detach() - start[name] for name, parameter in trained.items()}
+
+
+def learning_rate(training: TrainingSettings, *, round_number: int, rounds: int) -> float:
+    """Step size of a round: rises evenly over the warm-up, then falls by the schedule, and is never zero."""
+    warmup = training.warmup_rounds
+    if round_number <= warmup:
+        return training.learning_rate * round_number / (warmup + 1)
+    progress = (round_number - warmup - 1) / max(1, rounds - warmup)
+    share = {"constant": 1.0, "linear": 1 - progress, "cosine": (1 + math.cos(math.pi * progress)) / 2}
+    return training.learning_rate * share[training.schedule]
+
+
+def hide_modalities(batch: Batch, *, chance: float, generator: torch.Generator) -> Batch:
+    """The batch with present modalities hidden at random, sample by sample; a sample keeps at least one it had.
+
+    Each sample's fate is drawn apart from the others', so it still has one gradient, clipped like any other.
+    """
+    draws = torch.rand(batch.present.shape, generator=generator)
+    kept = batch.present & (draws >= chance)
+    luckiest = torch.where(batch.present, draws, -1.0).argmax(dim=1, keepdim=True)
+    rescued = torch.zeros_like(kept).scatter(1, luckiest, value=True)
+    kept = torch.where(kept.any(dim=1, keepdim=True), kept, rescued & batch.present)
+    return Batch(inputs=batch.inputs, present=kept, targets=batch.targets)
+
+
+def _optimizer(
+    parameters: list[nn.Parameter],
+    *,
+    training: TrainingSettings,
+    learning_rate: float,
+    plan: PrivacyPlan | None,
+    expected_batch_size: float,
+    noise: torch.Generator,
+) -> DPOptimizerFastGradientClipping:
+    """A torch optimizer in Opacus' wrapper, which adds the noise and divides; its state lasts one round."""
+    decay = training.weight_decay
+    inner: torch.optim.Optimizer
+    if training.optimizer == "adam":
+        inner = torch.optim.Adam(parameters, lr=learning_rate, weight_decay=decay)
+    else:
+        momentum = training.momentum if training.optimizer == "momentum" else 0.0
+        inner = torch.optim.SGD(parameters, lr=learning_rate, momentum=momentum, weight_decay=decay)
+    return DPOptimizerFastGradientClipping(
+        inner,
+        # PRIVACY: noise of the scale the accountant was told. test_noise_has_the_promised_scale
+        noise_multiplier=plan.noise_multiplier if plan else 0.0,
+        max_grad_norm=plan.clip_norm if plan else 1.0,
+        # PRIVACY: divide by the expected batch size; the drawn one depends on who is there. test_denominator_is_public
+        expected_batch_size=expected_batch_size,
+        generator=noise,
+    )
+
+
+def _pull(trained: dict[str, nn.Parameter], start: dict[str, Tensor], *, mu: float) -> Callable[[object], None]:
+    """Opacus' hook between noise and step that adds the gradient of FedProx' term: mu times the way from the start."""
+
+    def hook(_: object) -> None:
+        for name, parameter in trained.items():
+            if parameter.grad is not None:
+                parameter.grad.add_(parameter.detach() - start[name], alpha=mu)
+
+    return hook
+
+
+@contextmanager
+def _as_given(model: nn.Module, trained: dict[str, nn.Parameter], start: dict[str, Tensor]) -> Iterator[None]:
+    """Training mode while it lasts; mode, weights and gradients as before after it, whatever happened."""
+    modes = {module: module.training for module in model.modules()}
+    model.train()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        with torch.no_grad():
+            for name, parameter in trained.items():
+                parameter.copy_(start[name])
+                parameter.grad = None
+                parameter.__dict__.pop("summed_grad", None)
+
+
+@contextmanager
+def _own_randomness(generator: torch.Generator, device: torch.device) -> Iterator[None]:
+    """Dropout inside draws from `generator`'s stream; torch's global generator is left as it was."""
+    seed = int(torch.randint(2**62, (), generator=generator))
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
