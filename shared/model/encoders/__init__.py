@@ -1,0 +1,55 @@
+"""Encoders: one modality's tensors become embeddings of the model's width.
+
+in        [B, *shape] as the modality's preprocessor finishes them
+out       embeddings [B, D], read by fusion.py
+relies on registry.py for names and options; one file a kind of modality
+
+| kind     | names                                            |
+| image    | cnn, frozen-efficientnet-lite0                   |
+| text     | transformer, embedding-mean, frozen-transformers, minilm |
+| audio    | mel-cnn, mfcc-lstm                               |
+| signal   | conv1d, statistics                               |
+| features | linear                                           |
+"""
+
+from torch import nn
+
+from shared.config import RunConfig
+from shared.errors import ModelError
+from shared.model.encoders import audio as _audio  # noqa: F401  # each enters its encoders in the registry
+from shared.model.encoders import image as _image  # noqa: F401
+from shared.model.encoders import signal as _signal  # noqa: F401
+from shared.model.encoders import text as _text  # noqa: F401
+from shared.model.registry import EncoderPart, EncoderPlace, encoder_registry
+from shared.model.seeding import seeded
+from shared.preprocess import Preprocessor
+
+
+def preprocessor(run: RunConfig, modality: str) -> Preprocessor:
+    """How the run turns one value of a modality into a tensor.
+
+    Raises:
+        ModelError: the run does not use the modality, or names a part or option that does not exist.
+    """
+    return _part(run, modality).preprocessor
+
+
+def build_encoder(run: RunConfig, modality: str) -> nn.Module:
+    """The module from [B, *shape] to [B, D] with its first weights, which follow from `run.seed`.
+
+    Raises:
+        ModelError: as `preprocessor`.
+    """
+    part = _part(run, modality)
+    with seeded(run.seed, part=f"encoders.{modality}"):
+        return part.module()
+
+
+def _part(run: RunConfig, modality: str) -> EncoderPart:
+    if modality not in run.modalities:
+        raise ModelError(f"modality {modality!r} is not in the run; allowed: {', '.join(run.modalities)}")
+    settings, schema = run.model.encoders[modality], run.data.modalities[modality]
+    place = EncoderPlace(
+        modality=modality, schema=schema, width=run.model.embedding_width, preprocess_table=settings.preprocess
+    )
+    return encoder_registry.build(settings, place=place, takes=schema.kind)

@@ -1,0 +1,143 @@
+"""Text encoders: token numbers become embeddings.
+
+in        int64 [B, L] from preprocess/text.py, 0 where the text has ended; or frozen features [B, E]
+out       embeddings [B, D]
+relies on texts without any token giving a finite embedding: absent ones arrive as zeros
+"""
+
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from pydantic import Field
+from torch import Tensor, nn
+
+from shared.config import Settings
+from shared.errors import ModelError
+from shared.model.attention import TransformerBlock, masked_mean
+from shared.model.encoders.projection import FrozenOptions, Projection, sample_norm
+from shared.model.registry import EncoderPart, EncoderPlace, encoder_registry
+from shared.preprocess.frozen import FrozenTextOptions, FrozenTextPreprocessor
+from shared.preprocess.pretrained import local_checkpoint, minilm_checkpoint
+from shared.preprocess.text import TextOptions, TextPreprocessor, WordGroupOptions
+
+
+class TransformerOptions(Settings):
+    """Size of a small transformer."""
+
+    token_width: int = Field(default=32, ge=2, le=1024)
+    layers: int = Field(default=1, ge=1, le=12)
+    heads: int = Field(default=2, ge=1, le=16, description="must divide token_width")
+    hidden: int = Field(default=64, ge=1, le=4096, description="width inside a layer")
+    normalise: bool = Field(default=True, description="the embedding to mean 0 and deviation 1, by itself")
+
+
+class TextTransformer(nn.Module):
+    """A small pre-norm transformer over the tokens that are there, and their mean.
+
+    Places are counted per sample, so that the place embedding has a gradient for each.
+    """
+
+    def __init__(self, num_ids: int, *, max_tokens: int, width: int, options: TransformerOptions) -> None:
+        super().__init__()
+        if options.token_width % options.heads:
+            raise ModelError(
+                f"encoder 'transformer': heads is {options.heads}; allowed: a divisor of token_width, "
+                f"which is {options.token_width}"
+            )
+        self.token = token_embedding(num_ids, width=options.token_width)
+        self.place = token_embedding(max_tokens, width=options.token_width)
+        self.layers = nn.ModuleList(
+            TransformerBlock(options.token_width, heads=options.heads, hidden=options.hidden)
+            for _ in range(options.layers)
+        )
+        self.token_norm = nn.LayerNorm(options.token_width)
+        self.linear = nn.Linear(options.token_width, width)
+        self.norm = sample_norm(width, on=options.normalise)
+
+    def forward(self, numbers: Int[Tensor, "B L"]) -> Float[Tensor, "B D"]:
+        """The embedding of each text."""
+        there = numbers > 0
+        places = torch.arange(numbers.shape[1], device=numbers.device).expand_as(numbers)
+        tokens = self.token(numbers) + self.place(places)
+        for layer in self.layers:
+            tokens = layer(tokens, there)
+        embeddings: Tensor = self.norm(self.linear(masked_mean(self.token_norm(tokens), there)))
+        return embeddings
+
+
+class EmbeddingMeanOptions(Settings):
+    """Size of the table of token vectors."""
+
+    token_width: int = Field(default=16, ge=1, le=1024)
+    normalise: bool = Field(default=True, description="the embedding to mean 0 and deviation 1, by itself")
+
+
+class EmbeddingMean(nn.Module):
+    """The mean of the tokens' vectors and one linear layer: cheap, and blind to order.
+
+    Source: Joulin et al. 2016, arXiv:1607.01759, with its hashed letter groups.
+    """
+
+    def __init__(self, num_ids: int, *, width: int, options: EmbeddingMeanOptions) -> None:
+        super().__init__()
+        self.token = token_embedding(num_ids, width=options.token_width)
+        self.linear = nn.Linear(options.token_width, width)
+        self.norm = sample_norm(width, on=options.normalise)
+
+    def forward(self, numbers: Int[Tensor, "B L"]) -> Float[Tensor, "B D"]:
+        """The embedding of each text."""
+        embeddings: Tensor = self.norm(self.linear(masked_mean(self.token(numbers), numbers > 0)))
+        return embeddings
+
+
+def token_embedding(num_ids: int, *, width: int) -> nn.Embedding:
+    """A table of vectors of about length 1, so that few steps can turn them."""
+    table = nn.Embedding(num_ids, width)
+    nn.init.normal_(table.weight, std=width**-0.5)
+    return table
+
+
+@encoder_registry.register("transformer", options=TransformerOptions, takes="text")
+def transformer(place: EncoderPlace, options: TransformerOptions) -> EncoderPart:
+    """A small transformer, trained from its first weights."""
+    texts = TextPreprocessor(place.preprocess(TextOptions))
+    return EncoderPart(
+        preprocessor=texts,
+        module=lambda: TextTransformer(texts.num_ids, max_tokens=texts.shape[0], width=place.width, options=options),
+    )
+
+
+@encoder_registry.register("embedding-mean", options=EmbeddingMeanOptions, takes="text")
+def embedding_mean(place: EncoderPlace, options: EmbeddingMeanOptions) -> EncoderPart:
+    """Bags of words and letter groups, trained from their first weights."""
+    texts = TextPreprocessor(place.preprocess(WordGroupOptions))
+    return EncoderPart(
+        preprocessor=texts, module=lambda: EmbeddingMean(texts.num_ids, width=place.width, options=options)
+    )
+
+
+class CheckpointOptions(FrozenOptions):
+    """Where the frozen network lies, and how its vector becomes an embedding."""
+
+    path: str = Field(default="", min_length=1, description="folder that save_pretrained wrote; must be given")
+
+
+@encoder_registry.register("frozen-transformers", options=CheckpointOptions, takes="text")
+def frozen_transformers(place: EncoderPlace, options: CheckpointOptions) -> EncoderPart:
+    """Any transformers text encoder in a folder of this machine, frozen, and one trained layer."""
+    if not options.path:
+        raise ModelError("encoder 'frozen-transformers': path is not set; allowed: a folder that save_pretrained wrote")
+    texts = FrozenTextPreprocessor(place.preprocess(FrozenTextOptions), checkpoint=local_checkpoint(Path(options.path)))
+    return EncoderPart(
+        preprocessor=texts, module=lambda: Projection(texts.shape[0], width=place.width, options=options)
+    )
+
+
+@encoder_registry.register("minilm", options=FrozenOptions, takes="text")
+def minilm(place: EncoderPlace, options: FrozenOptions) -> EncoderPart:
+    """all-MiniLM-L6-v2 from its package, frozen, and one trained layer."""
+    texts = FrozenTextPreprocessor(place.preprocess(FrozenTextOptions), checkpoint=minilm_checkpoint())
+    return EncoderPart(
+        preprocessor=texts, module=lambda: Projection(texts.shape[0], width=place.width, options=options)
+    )

@@ -1,0 +1,91 @@
+"""The multimodal model: an encoder a modality, a fusion, a head, built from the run's settings alone.
+
+in        inputs {modality: [B, ...]} and present [B, M] from batch.py
+out       logits [B, K] or ratings [B, 1], and the loss of each sample [B]
+relies on parameters.py having refused every layer without an exact gradient for each sample
+
+Rows are independent: what the model says of one sample, and its gradient, do not depend on the others in the batch.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Bool, Float, Num
+from torch import Tensor, nn
+
+from shared.config import RunConfig
+from shared.model import fusion as _fusion  # noqa: F401  # enters the fusions in their registry
+from shared.model.encoders import build_encoder
+from shared.model.heads import Task, task_of
+from shared.model.parameters import PerModality, apply_each, check_per_sample
+from shared.model.registry import Fusion, FusionPlace, HeadPlace, fusion_registry, head_registry
+from shared.model.seeding import seeded
+
+
+class MultimodalModel(nn.Module):
+    """Encoders, fusion and head of one run; absent modalities have no influence and get no gradient, exactly."""
+
+    def __init__(self, *, encoders: PerModality, fusion: Fusion, head: nn.Module, width: int, task: Task) -> None:
+        super().__init__()
+        self.modalities = tuple(encoders)
+        self.width, self.task = width, task
+        self.encoders, self.fusion, self.head = encoders, fusion, head
+
+    def forward(self, inputs: Mapping[str, Tensor], present: Bool[Tensor, "B M"]) -> Float[Tensor, "B K"]:
+        """Logits [B, K] of a single-label task, ratings [B, 1] in the unit of the data for a rating task.
+
+        Args:
+            inputs: what the samples can have; a modality left out counts as absent in all of them.
+            present: in the order of `RunConfig.modalities`.
+        """
+        given = torch.tensor([name in inputs for name in self.modalities], device=present.device)
+        present = present & given
+        embeddings = [self._embedding(name, inputs, present[:, place]) for place, name in enumerate(self.modalities)]
+        stacked = torch.stack(embeddings, dim=1)
+        if self.fusion.level == "decision":
+            outputs = self.fusion(apply_each(self.head, stacked), present)
+        else:
+            outputs = self.head(self.fusion(stacked, present))
+        return self.task.scaled(outputs)
+
+    def loss(self, outputs: Float[Tensor, "B K"], targets: Num[Tensor, "B"]) -> Float[Tensor, "B"]:
+        """The loss of each sample: cross-entropy, or squared error in halves of the rating's range."""
+        return self.task.loss(outputs, targets)
+
+    def _embedding(self, name: str, inputs: Mapping[str, Tensor], present: Bool[Tensor, "B"]) -> Float[Tensor, "B D"]:
+        if name not in inputs:
+            return torch.zeros(present.shape[0], self.width, device=present.device)
+        # What stands where nothing is present must not matter, so it is 0, for which every encoder is finite.
+        there = present.reshape(-1, *(1,) * (inputs[name].ndim - 1))
+        embedding: Tensor = self.encoders[name](inputs[name].masked_fill(~there, 0))
+        # PRIVACY: masked after the encoder and not skipped, so that every sample's gradient is its own, and exactly
+        # zero where the modality is absent. test_absent_modality_gets_no_gradient
+        return embedding.masked_fill(~present[:, None], 0.0)
+
+
+def build_model(run: RunConfig) -> MultimodalModel:
+    """The run's model with its first weights, which follow from `run.seed` alone; no global generator is moved.
+
+    Raises:
+        ModelError: a part or option that does not exist or fit, or a layer without exact per-sample gradients.
+    """
+    task = task_of(run.data)
+    encoders = PerModality({name: build_encoder(run, name) for name in run.modalities})
+    width = run.model.embedding_width
+    place = FusionPlace(modalities=run.modalities, width=width, task=run.data.task)
+    with seeded(run.seed, part="fusion"):
+        fused = fusion_registry.build(run.model.fusion, place=place)
+    head = _build_head(run, num_outputs=task.num_outputs, each=fused.level == "decision")
+    model = MultimodalModel(encoders=encoders, fusion=fused, head=head, width=width, task=task)
+    check_per_sample(model)
+    return model
+
+
+def _build_head(run: RunConfig, *, num_outputs: int, each: bool) -> nn.Module:
+    place = HeadPlace(inputs=run.model.embedding_width, outputs=num_outputs)
+
+    def build(part: str) -> nn.Module:
+        with seeded(run.seed, part=part):
+            return head_registry.build(run.model.head, place=place)
+
+    return PerModality({name: build(f"head.{name}") for name in run.modalities}) if each else build("head")

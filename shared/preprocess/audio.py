@@ -1,0 +1,136 @@
+"""Audio preprocessing: any recording becomes a picture of its frequencies over time. The only door to torchaudio.
+
+in        Waveform from media.py: float32 [C, N] at the file's own rate
+out       float32 [F, T]: log-mel bands or cepstral coefficients (MFCC), T frames for every recording
+relies on public constants for normalisation; no statistics of the recordings
+"""
+
+import functools
+import importlib
+import importlib.util
+import math
+import sys
+from collections.abc import Callable
+from types import ModuleType
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from shared.config import Settings
+from shared.media import Waveform
+from shared.preprocess import RawValue, digest_of, wrong_kind
+
+_LOG_FLOOR = 1e-6
+_EXTENSION = "torchaudio._extension.utils"
+
+
+class AudioOptions(Settings):
+    """How recordings become frames of equal number and width."""
+
+    sample_rate_hz: int = Field(default=16_000, ge=4_000, le=48_000)
+    seconds: float = Field(default=2.0, gt=0, le=60, description="longer is cut, shorter is padded with silence")
+    features: Literal["log-mel", "mfcc"] = "log-mel"
+    bands: int = Field(default=40, ge=8, le=256, description="mel bands")
+    coefficients: int = Field(default=20, ge=2, le=128, description="mfcc only: how many are kept, at most `bands`")
+    window_ms: float = Field(default=32.0, gt=1, le=500)
+    hop_ms: float = Field(default=20.0, gt=1, le=500)
+    level: Literal["none", "rms"] = Field(default="none", description="rms: every recording made equally loud")
+    center: float = Field(default=-5.0, description="log power of a band that becomes 0")
+    spread: float = Field(default=4.0, gt=0, description="log power that makes 1")
+
+
+class MfccOptions(AudioOptions):
+    """Recordings as cepstral coefficients, for encoders that read them frame by frame."""
+
+    features: Literal["log-mel", "mfcc"] = "mfcc"
+
+
+class AudioPreprocessor:
+    """Recordings as [F, T] of about unit scale: (log power - center) / spread, or its cosine transform."""
+
+    def __init__(self, options: AudioOptions) -> None:
+        self.options = options
+        self.num_samples = round(options.seconds * options.sample_rate_hz)
+        self.hop = max(1, round(options.hop_ms * options.sample_rate_hz / 1000))
+        mfcc = options.features == "mfcc"
+        self.shape = (
+            min(options.coefficients, options.bands) if mfcc else options.bands,
+            self.num_samples // self.hop + 1,
+        )
+        self.digest = digest_of("audio", version=1, settings=options)
+
+    def read(self, value: RawValue) -> Float[Tensor, "F T"]:
+        """The recording's frames: mixed to mono, resampled, cut or padded at its end, transformed."""
+        if not isinstance(value, Waveform):
+            raise wrong_kind(value, wanted="a waveform")
+        samples = torch.as_tensor(value.samples, dtype=torch.float32).mean(dim=0)
+        samples = load_torchaudio().functional.resample(samples, value.sample_rate_hz, self.options.sample_rate_hz)
+        samples = torch.nn.functional.pad(samples, (0, max(0, self.num_samples - len(samples))))[: self.num_samples]
+        if self.options.level == "rms":
+            samples = samples * (0.1 / samples.square().mean().sqrt().clamp(min=1e-5))
+        with torch.no_grad():
+            frames: Tensor = self._features(samples)
+        return frames
+
+    def finish(self, values: Float[Tensor, "B F T"]) -> Float[Tensor, "B F T"]:
+        """The frames as they are."""
+        return values
+
+    def _features(self, samples: Float[Tensor, "N"]) -> Float[Tensor, "F T"]:
+        options, transforms = self.options, load_torchaudio().transforms
+        window = max(2, round(options.window_ms * options.sample_rate_hz / 1000))
+        fft = max(512, 2 ** math.ceil(math.log2(window)))
+        mel = {"n_fft": fft, "win_length": window, "hop_length": self.hop, "n_mels": options.bands, "f_min": 20.0}
+        # The Slaney scale with unit area leaves no band empty at these sizes and makes white noise flat.
+        power = _transform(transforms.MelSpectrogram, options.sample_rate_hz, tuple(mel.items()))(samples)
+        bands: Tensor = ((power + _LOG_FLOOR).log() - options.center) / options.spread
+        if options.features == "log-mel":
+            return bands
+        # The first coefficient sums all bands; divided by their root it is on the scale of the others.
+        cosines = load_torchaudio().functional.create_dct(self.shape[0], options.bands, "ortho")
+        scale = torch.ones(self.shape[0], 1)
+        scale[0] = options.bands**-0.5
+        return torch.as_tensor(cosines.T @ bands) * scale
+
+
+@functools.lru_cache(maxsize=8)
+def _transform(
+    kind: Callable[..., torch.nn.Module], sample_rate_hz: int, options: tuple[tuple[str, float], ...]
+) -> torch.nn.Module:
+    return kind(sample_rate=sample_rate_hz, **dict(options))
+
+
+def load_torchaudio() -> ModuleType:
+    """torchaudio, usable beside a torch of another build; call this before transformers is first imported.
+
+    The published wheel of torchaudio carries a library that links to CUDA. Beside a torch without CUDA its import
+    fails, and with it that of transformers, which imports torchaudio wherever it finds it. The transforms need no
+    such library, so here it is declared absent, as it is on platforms for which torchaudio ships none.
+    """
+    module = sys.modules.get("torchaudio")
+    if module is not None and hasattr(module, "transforms"):
+        return module
+    try:
+        return importlib.import_module("torchaudio")
+    except OSError:
+        _forget_torchaudio()
+    root = importlib.util.find_spec("torchaudio")
+    if root is None or root.submodule_search_locations is None:
+        raise ImportError("torchaudio is not installed")
+    path = f"{root.submodule_search_locations[0]}/_extension/utils.py"
+    spec = importlib.util.spec_from_file_location(_EXTENSION, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path}: not a module; torchaudio 2.11 is expected")
+    utilities = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(utilities)
+    vars(utilities)["_load_lib"] = lambda _library: False
+    sys.modules[_EXTENSION] = utilities
+    return importlib.import_module("torchaudio")
+
+
+def _forget_torchaudio() -> None:
+    for name in [name for name in sys.modules if name == "torchaudio" or name.startswith("torchaudio.")]:
+        del sys.modules[name]

@@ -1,0 +1,97 @@
+"""Text preprocessing: any text becomes a row of token numbers, with nothing learned from texts.
+
+in        a text from the manifest
+out       int64 [L], 0 where the text has ended
+relies on a hash that is the same on every machine; two tokens may share a number, and no table of words exists that
+          could give away who used which
+"""
+
+import hashlib
+import re
+import unicodedata
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+from jaxtyping import Int
+from pydantic import Field
+from torch import Tensor
+
+from shared.config import Settings
+from shared.preprocess import RawValue, digest_of, wrong_kind
+from shared.preprocess.pretrained import Checkpoint, minilm_checkpoint, read_tokenizer
+
+_WORD = re.compile(r"\w+|[^\w\s]")
+
+
+class TextOptions(Settings):
+    """How texts become token numbers."""
+
+    encoding: Literal["words", "words-and-ngrams", "bytes", "minilm"] = Field(
+        default="words",
+        description="hashed words; each word also as its letter groups; UTF-8 bytes; word pieces of the MiniLM package",
+    )
+    vocabulary: int = Field(default=1024, ge=2, le=1_000_000, description="numbers for tokens; bytes use 256 of them")
+    max_tokens: int = Field(default=32, ge=1, le=4096, description="the text is cut after so many")
+    ngram: int = Field(default=3, ge=1, le=8, description="words-and-ngrams only: letters in a group")
+    lowercase: bool = True
+
+
+class WordGroupOptions(TextOptions):
+    """Texts as bags of words and their letter groups, for encoders that do not look at order."""
+
+    encoding: Literal["words", "words-and-ngrams", "bytes", "minilm"] = "words-and-ngrams"
+    max_tokens: int = Field(default=96, ge=1, le=4096, description="the text is cut after so many")
+
+
+class TextPreprocessor:
+    """Texts as token numbers from 1 to `vocabulary`, then zeros; an empty text is all zeros."""
+
+    def __init__(self, options: TextOptions) -> None:
+        self.options = options
+        self.shape = (options.max_tokens,)
+        self._pieces: Checkpoint | None = minilm_checkpoint() if options.encoding == "minilm" else None
+        more = {"pieces": self._pieces.digest} if self._pieces else None
+        self.digest = digest_of("text", version=1, settings=options, more=more)
+
+    @property
+    def num_ids(self) -> int:
+        """Rows that an embedding of these numbers needs, that of 0 included."""
+        return (256 if self.options.encoding == "bytes" else self.options.vocabulary) + 1
+
+    def read(self, value: RawValue) -> Int[Tensor, "L"]:
+        """The text's token numbers."""
+        if not isinstance(value, str):
+            raise wrong_kind(value, wanted="a text")
+        ids = torch.zeros(self.options.max_tokens, dtype=torch.int64)
+        for place, number in zip(range(self.options.max_tokens), self._numbers(value), strict=False):
+            ids[place] = number
+        return ids
+
+    def finish(self, values: Int[Tensor, "B L"]) -> Int[Tensor, "B L"]:
+        """The numbers as they are."""
+        return values
+
+    def _numbers(self, text: str) -> Iterable[int]:
+        text = unicodedata.normalize("NFKC", text)
+        text = text.casefold() if self.options.lowercase else text
+        if self.options.encoding == "bytes":
+            return (byte + 1 for byte in text.encode())
+        if self._pieces is not None:
+            pieces: Iterable[str] = read_tokenizer(self._pieces).tokenize(text)
+        else:
+            pieces = self._words(text)
+        return (1 + stable_hash(piece) % self.options.vocabulary for piece in pieces)
+
+    def _words(self, text: str) -> Iterable[str]:
+        for word in _WORD.findall(text):
+            yield word
+            if self.options.encoding == "words-and-ngrams" and len(word) > 1:
+                marked, size = f"<{word}>", self.options.ngram
+                # The mark keeps the group "ate" apart from the word "ate".
+                yield from (f"#{marked[start : start + size]}" for start in range(max(1, len(marked) - size + 1)))
+
+
+def stable_hash(token: str) -> int:
+    """64 bits that depend on the token alone; Python's own hash differs from one process to the next."""
+    return int.from_bytes(hashlib.blake2b(token.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
