@@ -9,7 +9,7 @@ something between joy and surprise, the words something between joy and calm, th
 So one modality alone must guess in those rows, and all together need not.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
