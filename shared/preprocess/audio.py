@@ -11,6 +11,7 @@ import importlib.util
 import math
 import sys
 from collections.abc import Callable
+from fractions import Fraction
 from types import ModuleType
 from typing import Literal
 
@@ -67,7 +68,7 @@ class AudioPreprocessor:
         if not isinstance(value, Waveform):
             raise wrong_kind(value, wanted="a waveform")
         samples = torch.as_tensor(value.samples, dtype=torch.float32).mean(dim=0)
-        samples = load_torchaudio().functional.resample(samples, value.sample_rate_hz, self.options.sample_rate_hz)
+        samples = resampled(samples, sample_rate_hz=value.sample_rate_hz, to_hz=self.options.sample_rate_hz)
         samples = torch.nn.functional.pad(samples, (0, max(0, self.num_samples - len(samples))))[: self.num_samples]
         if self.options.level == "rms":
             samples = samples * (0.1 / samples.square().mean().sqrt().clamp(min=1e-5))
@@ -80,12 +81,12 @@ class AudioPreprocessor:
         return values
 
     def _features(self, samples: Float[Tensor, "N"]) -> Float[Tensor, "F T"]:
-        options, transforms = self.options, load_torchaudio().transforms
+        options = self.options
         window = max(2, round(options.window_ms * options.sample_rate_hz / 1000))
-        fft = max(512, 2 ** math.ceil(math.log2(window)))
+        # So fine that no band is without a frequency, whatever their number.
+        fft = 2 ** math.ceil(math.log2(max(window, options.sample_rate_hz / 8)))
         mel = {"n_fft": fft, "win_length": window, "hop_length": self.hop, "n_mels": options.bands, "f_min": 20.0}
-        # The Slaney scale with unit area leaves no band empty at these sizes and makes white noise flat.
-        power = _transform(transforms.MelSpectrogram, options.sample_rate_hz, tuple(mel.items()))(samples)
+        power = _mel(options.sample_rate_hz, tuple(mel.items()))(samples)
         bands: Tensor = ((power + _LOG_FLOOR).log() - options.center) / options.spread
         if options.features == "log-mel":
             return bands
@@ -96,11 +97,30 @@ class AudioPreprocessor:
         return torch.as_tensor(cosines.T @ bands) * scale
 
 
+def resampled(samples: Float[Tensor, "N"], *, sample_rate_hz: int, to_hz: int) -> Float[Tensor, "R"]:
+    """The samples at another rate, low-pass filtered first where that is lower.
+
+    Rates whose ratio is not one of small numbers (44,099 to 16,000 Hz) are taken to the nearest that is, less than one
+    part in 100,000 off: the exact filter would fill the memory.
+    """
+    ratio = Fraction(sample_rate_hz, to_hz).limit_denominator(500)
+    if ratio in (0, 1):
+        return samples
+    at_rate: Tensor = _resampler(ratio.numerator, ratio.denominator)(samples)
+    return at_rate
+
+
+@functools.lru_cache(maxsize=16)
+def _resampler(sample_rate: int, to: int) -> Callable[[Tensor], Tensor]:
+    transform: Callable[[Tensor], Tensor] = load_torchaudio().transforms.Resample(sample_rate, to)
+    return transform
+
+
 @functools.lru_cache(maxsize=8)
-def _transform(
-    kind: Callable[..., torch.nn.Module], sample_rate_hz: int, options: tuple[tuple[str, float], ...]
-) -> torch.nn.Module:
-    return kind(sample_rate=sample_rate_hz, **dict(options))
+def _mel(sample_rate_hz: int, options: tuple[tuple[str, float], ...]) -> Callable[[Tensor], Tensor]:
+    mel = load_torchaudio().transforms.MelSpectrogram
+    transform: Callable[[Tensor], Tensor] = mel(sample_rate=sample_rate_hz, **dict(options))
+    return transform
 
 
 def load_torchaudio() -> ModuleType:
@@ -115,7 +135,7 @@ def load_torchaudio() -> ModuleType:
         return module
     try:
         return importlib.import_module("torchaudio")
-    except OSError:
+    except (OSError, RuntimeError):  # another CUDA than torch's is told by a RuntimeError
         _forget_torchaudio()
     root = importlib.util.find_spec("torchaudio")
     if root is None or root.submodule_search_locations is None:

@@ -105,7 +105,7 @@ def read_network(checkpoint: Checkpoint) -> "PreTrainedModel":
     from transformers import AutoModel
     from transformers.utils import logging
 
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         network: PreTrainedModel = AutoModel.from_pretrained(
             checkpoint.path, local_files_only=True, trust_remote_code=False
