@@ -17,12 +17,16 @@ from torch import Tensor
 
 from shared.batch import Samples
 from shared.cache import FolderCache, StoredValues
+from shared.card import find_card, infer_schema
+from shared.check import check_folder
 from shared.config import ModalitySchema, RunConfig
 from shared.errors import MediaFault, ModelError
 from shared.findings import Findings
 from shared.manifest import Row, scan_manifest
-from shared.media import DECODER_VERSION, Waveform, decode, read_file
+from shared.media import DECODER_VERSION, Waveform, decode, read_file, same_content
 from shared.preprocess import Preprocessor, RawValue
+
+__all__ = ["check_folder", "find_card", "infer_schema", "load_samples"]
 
 FINISHED_AT_ONCE = 64
 
@@ -212,16 +216,6 @@ class _ModalityLoader:
         """The type of finished values where no row has one: that of a blank value."""
         with torch.no_grad():
             return self.way.finish(self.way.read(_blank(self.schema))[None]).dtype
-
-
-def same_content(first_line: int, *, unit: str) -> MediaFault:
-    """The fault of a recording that lies in the folder under two names.
-
-    One person's record twice would be protected as if it were two people's.
-    """
-    return MediaFault(
-        field="content", came=f"the same, byte for byte, as that of {unit} {first_line}", allowed="each recording once"
-    )
 
 
 def _blank(schema: ModalitySchema) -> RawValue:

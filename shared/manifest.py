@@ -102,7 +102,7 @@ class _RowReader:
         self._schema, self._findings, self._locator = schema, findings, Locator(folder)
         self._columns = {name: schema.column(name) for name in schema.modalities}
         self._labels = {label: index for index, label in enumerate(schema.labels)}
-        self._first_use: dict[Path, tuple[int, str]] = {}
+        self._first_use: dict[str, tuple[int, str]] = {}
         files = [name for name, modality in schema.modalities.items() if modality.kind != "text"]
         self._short = files[0] if len(files) == 1 else None
 
@@ -155,10 +155,10 @@ class _RowReader:
     def _rating(self, record: Record, *, bounds: tuple[float, float]) -> float | None:
         cell = record.cells.get("rating")
         rating = math.nan
-        if (isinstance(cell, str) and _DECIMAL.fullmatch(cell.strip())) or (
-            isinstance(cell, int | float) and not isinstance(cell, bool) and abs(cell) <= max(map(abs, bounds))
-        ):
-            rating = float(cell)
+        if isinstance(cell, str):
+            rating = float(cell) if _DECIMAL.fullmatch(cell.strip()) else math.nan
+        elif isinstance(cell, int | float) and not isinstance(cell, bool):
+            rating = float(cell) if bounds[0] <= cell <= bounds[1] else math.nan
         if bounds[0] <= rating <= bounds[1]:
             return rating
         came = "absent" if cell is None or cell == "" else shown(cell)
@@ -168,8 +168,8 @@ class _RowReader:
     def _values(self, record: Record) -> dict[str, Path | str]:
         values: dict[str, Path | str] = {}
         is_any_named = False
-        for modality, column in self._columns.items():
-            cell, column = self._cell(record, modality=modality, column=column)
+        for modality in self._columns:
+            cell, column = self._cell(record, modality=modality)
             if cell is None or (isinstance(cell, str) and not cell.strip()):
                 continue
             is_any_named = True
@@ -187,8 +187,9 @@ class _RowReader:
             self._findings.add(record.line, field=field, came=came, allowed="at least one modality in every row")
         return values
 
-    def _cell(self, record: Record, *, modality: str, column: str) -> tuple[object, str]:
+    def _cell(self, record: Record, *, modality: str) -> tuple[object, str]:
         """What stands in a modality's column, and the column's name as it was written."""
+        column = self._columns[modality]
         if modality != self._short or "file_name" not in record.cells:
             return record.cells.get(column), column
         if column in record.cells:
@@ -213,7 +214,7 @@ class _RowReader:
         except MediaFault as fault:
             self._findings.add(line, field=column, came=fault.came, allowed=fault.allowed)
             return None
-        first = self._first_use.setdefault(path, (line, column))
+        first = self._first_use.setdefault(str(path), (line, column))
         if first != (line, column):
             came = f"{shown(name)}, used before ({self._findings.unit} {first[0]}, {first[1]})"
             # One person's record twice would be protected as if it were two people's.

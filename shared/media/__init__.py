@@ -18,12 +18,14 @@ from shared.errors import MediaFault
 from shared.media.array import (
     ARRAY_SUFFIXES,
     FEATURES_SUFFIXES,
+    array_shape,
     decode_features,
     decode_signal,
     open_features,
     open_signal,
 )
 from shared.media.audio import AUDIO_SUFFIXES, Waveform, decode_audio, open_audio
+from shared.media.content import same_content
 from shared.media.file import Stamp, read_file, stamp_of
 from shared.media.image import IMAGE_SUFFIXES, decode_image, open_image
 
@@ -33,12 +35,14 @@ __all__ = [
     "MediaValue",
     "Stamp",
     "Waveform",
+    "array_shape",
     "decode",
     "open_audio",
     "open_features",
     "open_image",
     "open_signal",
     "read_file",
+    "same_content",
     "stamp_of",
 ]
 

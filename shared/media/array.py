@@ -67,6 +67,16 @@ def decode_features(data: bytes, *, suffix: str, width: int) -> Float32[np.ndarr
     return _as_finite_float32(values)
 
 
+def array_shape(path: Path) -> tuple[int, ...]:
+    """Shape of the array in a .npy or .csv file, one or two numbers.
+
+    Raises:
+        MediaFault: it is not a whole array.
+    """
+    data, _ = read_file(path)
+    return (_decode_csv(data) if path.suffix.lower() == ".csv" else _decode_npy(data)).shape
+
+
 def _decode_npy(data: bytes) -> npt.NDArray[np.generic]:
     """The array in a .npy file, as a view of its bytes: a header that declares more than is there costs nothing."""
     file = io.BytesIO(data)

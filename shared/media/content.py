@@ -5,6 +5,8 @@ out       a few words for an error text; nothing is decided by them
 relies on nothing
 """
 
+from shared.errors import MediaFault
+
 _SIGNATURES = (
     (b"\x89PNG", "PNG"),
     (b"\xff\xd8\xff", "JPEG"),
@@ -32,3 +34,13 @@ def content_name(data: bytes) -> str:
         if data.startswith(signature):
             return f"looks like {name}"
     return "looks like text" if data[:64].isascii() else "unknown content"
+
+
+def same_content(first_line: int, *, unit: str) -> MediaFault:
+    """The fault of a recording that lies in the folder under two names.
+
+    One person's record twice would be protected as if it were two people's.
+    """
+    return MediaFault(
+        field="content", came=f"the same, byte for byte, as that of {unit} {first_line}", allowed="each recording once"
+    )

@@ -27,7 +27,7 @@ def read_file(path: Path, *, max_bytes: int = MAX_FILE_BYTES) -> tuple[bytes, St
         descriptor = os.open(path, flags)
     except OSError as error:
         raise _unreadable(error) from None
-    with open(descriptor, "rb", buffering=0) as file:
+    with os.fdopen(descriptor, "rb", buffering=0) as file:
         status = os.fstat(descriptor)
         judge_status(status, max_bytes=max_bytes)
         try:

@@ -1,0 +1,175 @@
+"""Check: everything about a data folder that its owner should know before a run, for the owner's screen alone.
+
+in        a data folder
+out       FolderSummary and the table of it that `motet check` prints; or one ManifestError with every fault
+relies on manifest.py and media/: every file is decoded, none is kept
+
+# PRIVACY: counts of labels and subjects are private. Nothing here is ever sent, logged or written.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shared.card import find_card, infer_schema
+from shared.config import DataSchema
+from shared.errors import Fault, ManifestError, MediaFault
+from shared.findings import Findings
+from shared.manifest import MANIFEST_NAMES, Manifest, scan_manifest
+from shared.media import decode, read_file, same_content
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+STAYS_HERE = "This table stays on this screen. Nothing of it is sent to anybody."
+
+
+@dataclass(frozen=True)
+class RatingSummary:
+    """Mean, lowest and highest rating."""
+
+    mean: float
+    lowest: float
+    highest: float
+
+
+@dataclass(frozen=True)
+class FolderSummary:
+    """What a sound folder holds."""
+
+    folder: Path
+    manifest: str
+    schema: DataSchema
+    is_inferred: bool
+    """the schema was guessed from the columns; a run brings its own"""
+    num_rows: int
+    modalities: dict[str, int]
+    """modality -> rows that have it"""
+    labels: dict[str, int]
+    """label -> rows, those that no row has included; empty for a rating task"""
+    rating: RatingSummary | None
+    num_subjects: int | None
+    """None where rows name no subject"""
+    groups: dict[str, dict[str, int]]
+    """group column -> value -> rows; rows without one are not counted"""
+
+
+def check_folder(folder: Path, *, schema: DataSchema | None) -> FolderSummary:
+    """Every row and every file of a folder, found sound.
+
+    Args:
+        folder: with one manifest.
+        schema: what its rows must be; None: what its dataset.toml says, or what its columns seem to hold.
+
+    Raises:
+        ManifestError: with every fault.
+        ConfigError: its dataset.toml is not allowed.
+    """
+    card = find_card(folder) if schema is None else None
+    is_inferred = schema is None and card is None
+    if schema is None:
+        schema = infer_schema(folder) if card is None else card.content
+    manifest, findings = scan_manifest(folder, schema=schema)
+    _look_into_files(manifest, schema=schema, findings=findings)
+    findings.raise_if_any()
+    return _summary(manifest, schema=schema, is_inferred=is_inferred)
+
+
+def data_folders(root: Path) -> tuple[Path, ...]:
+    """The folders at or below a root that hold a manifest: itself, or those of a data set with sites and held-out parts.
+
+    Raises:
+        ManifestError: there is none.
+    """
+    if _has_manifest(root):
+        return (root,)
+    below = [path for pattern in ("*", "*/*") for path in root.glob(pattern) if path.is_dir() and _has_manifest(path)]
+    if not below:
+        allowed = f"a folder with {', '.join(MANIFEST_NAMES)}, or one that holds such folders"
+        fault = Fault(place=str(root), field="manifest", came="missing", allowed=allowed)
+        raise ManifestError(folder=str(root), manifest=root.name, num_rows=0, faults=(fault,))
+    return tuple(sorted(below))
+
+
+def render_summary(summary: FolderSummary) -> "RenderableType":
+    """The summary as a table for the owner's terminal."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=escape(f"{summary.folder.name}/{summary.manifest}"), caption=STAYS_HERE, min_width=60)
+    table.add_column("what")
+    table.add_column("rows", justify="right")
+    table.add_row("rows", str(summary.num_rows))
+    table.add_row("faults", "0", end_section=True)
+    for modality, count in summary.modalities.items():
+        table.add_row(f"{modality} ({summary.schema.modalities[modality].kind})", str(count))
+    table.add_section()
+    for label, count in summary.labels.items():
+        table.add_row(escape(f"label {label}"), str(count))
+    if summary.rating is not None:
+        rating = summary.rating
+        table.add_row(
+            "rating: mean (lowest to highest)", f"{rating.mean:.3g} ({rating.lowest:g} to {rating.highest:g})"
+        )
+    subjects = "none named" if summary.num_subjects is None else str(summary.num_subjects)
+    table.add_row("subjects", subjects, end_section=True)
+    for column, counts in summary.groups.items():
+        for value, count in counts.items():
+            table.add_row(escape(f"{column} {value}"), str(count))
+    if summary.is_inferred:
+        table.add_section()
+        table.add_row("labels and columns: guessed, as there is no dataset.toml; a run brings its own", "")
+    return table
+
+
+def _has_manifest(folder: Path) -> bool:
+    return any((folder / name).exists() for name in MANIFEST_NAMES)
+
+
+def _look_into_files(manifest: Manifest, *, schema: DataSchema, findings: Findings) -> None:
+    folder = manifest.path.parent.resolve()
+    first_lines: dict[tuple[str, bytes], int] = {}
+    for row in manifest.rows:
+        for modality, path in row.values.items():
+            if not isinstance(path, Path):
+                continue
+            kind = schema.modalities[modality].kind
+            try:
+                data, _ = read_file(path)
+                decode(data, path=path, schema=schema.modalities[modality])
+                first = first_lines.setdefault((modality, hashlib.sha256(data).digest()), row.line)
+                if first != row.line and kind != "features":
+                    raise same_content(first, unit=findings.unit)
+            except MediaFault as fault:
+                field, file = f"{modality}.{fault.field}", path.relative_to(folder).as_posix()
+                findings.add(row.line, field=field, came=fault.came, allowed=fault.allowed, file=file)
+
+
+def _summary(manifest: Manifest, *, schema: DataSchema, is_inferred: bool) -> FolderSummary:
+    rows = manifest.rows
+    targets = [row.target for row in rows]
+    counts = Counter(targets)
+    subjects = {row.subject for row in rows}
+    rating = None if schema.labels else RatingSummary(sum(targets) / len(targets), min(targets), max(targets))
+    return FolderSummary(
+        folder=manifest.path.parent,
+        manifest=manifest.path.name,
+        schema=schema,
+        is_inferred=is_inferred,
+        num_rows=len(rows),
+        modalities={name: sum(name in row.values for row in rows) for name in schema.modalities},
+        labels={label: counts[index] for index, label in enumerate(schema.labels)},
+        rating=rating,
+        num_subjects=None if None in subjects else len(subjects),
+        groups={
+            column: _sorted_counts(row.groups[column] for row in rows if column in row.groups)
+            for column in schema.groups
+        },
+    )
+
+
+def _sorted_counts(words: Iterable[str]) -> dict[str, int]:
+    return dict(sorted(Counter(words).items()))
