@@ -79,7 +79,7 @@ def check_folder(folder: Path, *, schema: DataSchema | None) -> FolderSummary:
 
 
 def data_folders(root: Path) -> tuple[Path, ...]:
-    """The folders at or below a root that hold a manifest: itself, or those of a data set with sites and held-out parts.
+    """The folders with a manifest: the root itself, or those up to two levels below it, as `sites/*` and `held-out/*`.
 
     Raises:
         ManifestError: there is none.
@@ -99,7 +99,10 @@ def render_summary(summary: FolderSummary) -> "RenderableType":
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=escape(f"{summary.folder.name}/{summary.manifest}"), caption=STAYS_HERE, min_width=60)
+    caption = STAYS_HERE
+    if summary.is_inferred:
+        caption += "\nLabels and columns are guessed, as there is no dataset.toml; a run brings its own."
+    table = Table(title=escape(f"{summary.folder.name}/{summary.manifest}"), caption=caption, min_width=60)
     table.add_column("what")
     table.add_column("rows", justify="right")
     table.add_row("rows", str(summary.num_rows))
@@ -119,9 +122,6 @@ def render_summary(summary: FolderSummary) -> "RenderableType":
     for column, counts in summary.groups.items():
         for value, count in counts.items():
             table.add_row(escape(f"{column} {value}"), str(count))
-    if summary.is_inferred:
-        table.add_section()
-        table.add_row("labels and columns: guessed, as there is no dataset.toml; a run brings its own", "")
     return table
 
 

@@ -96,7 +96,7 @@ def _decode_npy(data: bytes) -> npt.NDArray[np.generic]:
     if dtype.kind not in "fiu" or dtype.itemsize > 8:
         came = "objects" if dtype.hasobject else str(dtype)[:80]
         raise MediaFault(field="dtype", came=came, allowed="integers or floats of at most 64 bits")
-    if len(shape) > 2 or any(length < 0 for length in shape):
+    if len(shape) not in (1, 2) or any(length < 0 for length in shape):
         raise MediaFault(field="shape", came=str(list(shape))[:80], allowed="one or two dimensions")
     declared, there = math.prod(shape) * dtype.itemsize, len(data) - file.tell()
     if declared != there:

@@ -54,8 +54,8 @@ def decode_image(data: bytes, *, suffix: str) -> Image.Image:
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         image = _header(data, wanted=IMAGE_SUFFIXES[suffix])
-        _judge_header(image)
         try:
+            _judge_header(image)
             if image.format == "PNG":
                 image.verify()  # checks every chunk's sum, and leaves the image unusable
                 image = _header(data, wanted="PNG")
@@ -86,7 +86,8 @@ def _judge_header(image: Image.Image) -> None:
     width, height = image.size
     if not (0 < width <= MAX_IMAGE_SIDE and 0 < height <= MAX_IMAGE_SIDE and width * height <= MAX_IMAGE_PIXELS):
         raise MediaFault(field="size", came=f"{width} x {height} declared pixels", allowed=_SIZE_ALLOWED)
-    if getattr(image, "is_animated", False):
+    # A telephone's JPEG may carry a second picture for a 3-D screen, which Pillow calls MPO; the first is the photograph.
+    if image.format != "MPO" and getattr(image, "is_animated", False):
         raise MediaFault(field="frames", came="more than one", allowed="one still picture")
     if image.mode not in (*_BIT_DEPTH_8, *_BIT_DEPTH_16):
         raise MediaFault(field="mode", came=image.mode, allowed=", ".join((*_BIT_DEPTH_8, *_BIT_DEPTH_16)))
