@@ -97,8 +97,9 @@ class Ledger:
         Promise: when this returns the row is on the disk, and all rows of the data set together are within the cap.
 
         Args:
-            use: what the round will do; None for a round without privacy, which costs infinity.
-            cap_epsilon: the owner's; infinity only where the owner permits rounds without privacy.
+            use: what the round will do; None for a round without privacy, which the owner has permitted apart
+                (SiteConfig): it costs infinity, so no cap is asked, and no round with a cap is granted after it.
+            cap_epsilon: the owner's.
             attempt: a higher one says that a round reserved before is knowingly run, and paid for, again.
 
         Raises:
@@ -125,7 +126,7 @@ class Ledger:
             # test_every_run_on_a_data_set_counts
             total = spent_epsilon([*before, asked], delta=delta, accountant=accountant)
             # PRIVACY: past the cap nothing is granted. test_a_request_past_the_cap_is_refused_and_writes_nothing
-            if not total <= cap_epsilon:
+            if use is not None and not total <= cap_epsilon:
                 raise BudgetError(
                     f"{self.path}: data set {data_set!r} would have spent epsilon {total:.4g} at delta {delta:g}; "
                     f"its owner allows {cap_epsilon:.4g}"
@@ -164,7 +165,7 @@ class Ledger:
         with self._transaction() as connection:
             return self._uses(connection, data_set)
 
-    def uses_of_run(self, data_set: str, *, run_id: str) -> tuple[MechanismUse, ...]:
+    def uses_of_run(self, data_set: str, run_id: str) -> tuple[MechanismUse, ...]:
         """What one run has reserved for a data set, in order."""
         with self._transaction() as connection:
             return self._uses(connection, data_set, run_id)
@@ -192,10 +193,9 @@ class Ledger:
         try:
             connection = sqlite3.connect(self.path, timeout=WAIT_S, isolation_level=None)
             try:
-                # One file at rest: a copy of a WAL ledger without its -wal file would lack the newest rows. EXTRA
-                # also syncs the folder after the journal is gone; with FULL a power cut could bring the journal
-                # back, and with it the state before the row.
-                connection.execute("PRAGMA journal_mode = DELETE")
+                # The rollback journal, SQLite's default, keeps one file at rest: a copy of a WAL ledger without its
+                # -wal file would lack the newest rows. EXTRA also syncs the folder once the journal is gone; with
+                # FULL a power cut could bring the journal back, and with it the state before the row.
                 # PRIVACY: on the disk before anything is released. test_the_ledger_syncs_every_commit
                 connection.execute("PRAGMA synchronous = EXTRA")
                 connection.execute("PRAGMA foreign_keys = ON")

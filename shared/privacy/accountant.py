@@ -239,11 +239,15 @@ def _prv_epsilon(uses: tuple[MechanismUse, ...], delta: float) -> float:
 
 
 def _pld_epsilon(uses: tuple[MechanismUse, ...], delta: float, roughly: float) -> float:
+    from dp_accounting.gaussian_mechanism import get_epsilon_gaussian
+
     parts = [use for use in uses if use.sample_rate < 1]
-    interval = _interval(parts, roughly)
-    losses = [_composed_loss(use, interval) for use in parts]
     # Full batches are plain Gaussian mechanisms: together exactly one, with the precisions added.
     precision = sum(use.steps / use.noise_multiplier**2 for use in uses if use.sample_rate == 1)
+    if not parts:
+        return float(get_epsilon_gaussian(precision**-0.5, delta))
+    interval = _interval(parts, roughly)
+    losses = [_composed_loss(use, interval) for use in parts]
     if precision:
         losses.append(_step_loss(precision**-0.5, 1.0, interval))
     total = losses[0]
