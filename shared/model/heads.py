@@ -6,7 +6,7 @@ relies on nothing but Linear layers, and on public constants for the scale of ra
 """
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from jaxtyping import Float, Num
 from pydantic import Field
@@ -20,6 +20,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"none": nn.Identity, "relu": nn.ReLU,
 Activation = Literal["none", "relu", "gelu", "tanh"]
 
 
+@runtime_checkable
 class Task(Protocol):
     """What the model is asked for: how many numbers, on which scale, and what a wrong one costs."""
 

@@ -8,7 +8,7 @@ relies on the run's settings and public weights alone: nothing is ever learned f
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,7 @@ from shared.media import Waveform
 RawValue: TypeAlias = Image.Image | str | Waveform | npt.NDArray[np.generic]
 
 
+@runtime_checkable
 class Preprocessor(Protocol):
     """The way from one raw value to what an encoder takes; the same on every machine with the same `digest`."""
 
