@@ -85,7 +85,8 @@ def check(
     """Show what is in a data folder and every fault of it. What it prints stays on this screen."""
     from rich.console import Console
 
-    from shared.dataset import check_folder, data_folders, find_card, render_summary
+    from shared.card import find_card
+    from shared.check import check_folder, data_folders, render_summary
     from shared.errors import ManifestError
 
     console, faulty = Console(), False

@@ -115,7 +115,7 @@ def _train(header: RequestHeader, read_weights: Callable[[Shapes], dict[str, Ten
             run_id=header.run_id,
             round_number=header.round_number,
             nominal_size=site.nominal_size,
-            privacy=_statement(plan, site=site, ledger=ledger) if plan else None,
+            privacy=_statement(plan, site=site, epsilon=reservation.epsilon_spent) if plan else None,
             num_examples=len(samples) if site.privacy.share_num_examples else None,
         ),
         update=update,
@@ -158,10 +158,10 @@ def _plan(header: RequestHeader, *, site: SiteConfig, ledger: Ledger) -> Privacy
     return replace(plan, noise_multiplier=mine[0].noise_multiplier)
 
 
-def _statement(plan: PrivacyPlan, *, site: SiteConfig, ledger: Ledger) -> PrivacyStatement:
+def _statement(plan: PrivacyPlan, *, site: SiteConfig, epsilon: float) -> PrivacyStatement:
     return PrivacyStatement(
         unit=plan.unit,
-        epsilon=ledger.spent(site.data_set, delta=plan.delta, accountant=plan.accountant),
+        epsilon=epsilon,
         delta=plan.delta,
         clip_norm=plan.clip_norm,
         noise_multiplier=plan.noise_multiplier,

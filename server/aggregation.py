@@ -45,7 +45,8 @@ def _combine(stacked: Tensor, *, weights: Sequence[float], settings: FederationS
         return stacked.sort(dim=0).values[cut : len(stacked) - cut].mean(dim=0)
     shares = torch.tensor(weights, dtype=torch.float64)
     shares = (shares / shares.sum()).to(stacked.dtype)
-    return torch.tensordot(shares, stacked, dims=1)
+    mean: Tensor = torch.tensordot(shares, stacked, dims=1)
+    return mean
 
 
 @dataclass

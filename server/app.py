@@ -9,7 +9,7 @@ import os
 import platform
 import resource
 import time
-from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
@@ -32,10 +32,11 @@ from server.tensorboard import EventWriter
 from shared.errors import RunError
 from shared.model.multimodal import MultimodalModel, build_model
 from shared.model.registry import load_extensions
+from shared.version import VERSION
 
 RUN_FOLDER_KEY = "run-folder"
 RUN_FOLDER_VARIABLE = "MOTET_RUN_FOLDER"
-_REPORTED_PACKAGES = ("motet", "torch", "opacus", "flwr", "dp-accounting", "transformers", "numpy", "scikit-learn")
+_REPORTED_PACKAGES = ("torch", "opacus", "flwr", "dp-accounting", "transformers", "numpy", "scikit-learn")
 
 app = ServerApp()
 
@@ -91,12 +92,14 @@ def _record(
     run = settings.run
     chosen_round, weights = chosen(progress, run=run)
     load_weights(model, weights)
-    options = {
-        "run": run,
-        "bootstrap_samples": run.evaluation.bootstrap_samples,
-        "subsets": run.evaluation.modality_subsets,
-        "seed": run.seed,
-    }
+    measure = partial(
+        evaluate,
+        model,
+        run=run,
+        bootstrap_samples=run.evaluation.bootstrap_samples,
+        subsets=run.evaluation.modality_subsets,
+        seed=run.seed,
+    )
     privacy = summarise_privacy(progress.history)
     return RunRecord(
         run=run,
@@ -112,6 +115,7 @@ def _record(
         seconds=time.monotonic() - began,
         peak_memory_bytes=_peak_memory_bytes(),
         versions={
+            "motet": VERSION,
             "python": platform.python_version(),
             **{package: version(package) for package in _REPORTED_PACKAGES},
         },
@@ -119,8 +123,8 @@ def _record(
         chosen_round=chosen_round,
         rounds=tuple(progress.history),
         privacy=privacy,
-        test=evaluate(model, held_out.test, part="test", **options),
-        validation=evaluate(model, held_out.validation, part="validation", **options),
+        test=measure(held_out.test, part="test"),
+        validation=measure(held_out.validation, part="validation"),
         num_parameters=sum(value.numel() for value in weights.values()),
         sites=tuple(site.site for site in plan.sites),
     )
@@ -140,8 +144,3 @@ def _peak_memory_bytes() -> int:
     """Largest resident size of this process or of one of its children, whichever is larger."""
     kilobytes = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return kilobytes * 1024
-
-
-def utc_now() -> str:
-    """The time as ISO 8601 in UTC, to the second."""
-    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -118,5 +118,4 @@ def _public_facts(site: Path, *, schema: DataSchema) -> tuple[int, tuple[str, ..
 
 
 def _two_digits(number: int) -> int:
-    size = 10 ** max(0, len(str(number)) - 2)
-    return max(1, round(number / size) * size)
+    return max(1, int(float(f"{number:.2g}")))

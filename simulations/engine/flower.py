@@ -27,12 +27,13 @@ def run_in_flower(server_app: ServerApp, client_app: ClientApp, *, sites: Sequen
     from flwr.simulation import run_simulation
 
     path = os.pathsep.join(filter(None, [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]))
+    os.environ["PYTHONPATH"] = path
     run_simulation(
         server_app,
         client_app,
         num_supernodes=len(sites),
         backend_config={
             "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
-            "init_args": {"include_dashboard": False, "runtime_env": {"env_vars": {"PYTHONPATH": path}}},
+            "init_args": {"include_dashboard": False},
         },
     )

@@ -91,11 +91,17 @@ class LocalGrid(Grid):
         else:
             try:
                 # new shells around the same bytes: a site that writes into its message writes into nobody else's
-                reply = self._app(Message(metadata=message.metadata, content=_shells(message.content)), context)
+                reply = self._app(_copied(message), context)
             except Exception:  # noqa: BLE001  as Flower's own workers do: an error reply, the round goes on
                 reply = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, "client app failed"), reply_to=message)
         reply.metadata.__dict__["_message_id"] = f"reply-{next(self._numbers)}"
         return reply
+
+
+def _copied(message: Message) -> Message:
+    copied = Message(_shells(message.content), message.metadata.dst_node_id, message.metadata.message_type)
+    copied.__dict__["_metadata"] = message.metadata
+    return copied
 
 
 def _shells(records: RecordDict) -> RecordDict:
