@@ -1,0 +1,185 @@
+"""Tux Paint stamps: children's drawings, each with its name written and spoken in up to nine languages.
+
+in        Debian's package tuxpaint-stamps-default, through tuxpaint_source.py
+out       one site a language; some drawings are held out in all languages
+relies on writer.py for the folder
+"""
+
+import importlib
+import io
+from collections import Counter
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from shared.config import DataCard, DataSchema, ModalitySchema
+from shared.errors import ConfigError
+from simulations.datasets.tuxpaint_source import LANGUAGES, Stamp, copyright_of, read_stamps, stamps_folder
+from simulations.datasets.writer import TEST, VALIDATION, BuiltDataset, DatasetWriter, File, NewRow, built, writing
+
+Svg = Literal["without-image", "draw", "leave-out"]
+
+
+def build_tuxpaint(
+    target: Path,
+    *,
+    source: Path | None = None,
+    svg: Svg = "without-image",
+    categories: int = 10,
+    validation_drawings: int = 100,
+    test_drawings: int = 200,
+    image_side_px: int = 160,
+    seed: int = 0,
+) -> BuiltDataset:
+    """Write the stamps as site folders: a row is a drawing, its written and its spoken name in the site's language.
+
+    Drawings are held out whole, in all languages: in every category the same share of them, drawn at random.
+
+    Args:
+        source: the .deb, or a folder it was unpacked into; None takes the installed package or asks apt for it.
+        svg: what becomes of drawings that are there only as SVG: rows without an image; drawn (needs the package
+            resvg-py); or no rows at all.
+        categories: how many of the largest category folders become labels.
+        image_side_px: drawings are shrunk until neither side is longer; transparent parts become white.
+
+    Raises:
+        ConfigError: there are no stamps, too few of them, or `target` is taken.
+    """
+    with stamps_folder(source) as folder:
+        stamps = [stamp for stamp in read_stamps(folder) if svg != "leave-out" or stamp.drawing.suffix == ".png"]
+        sizes = Counter(stamp.category for stamp in stamps)
+        labels = tuple(sorted(sorted(sizes, key=lambda name: (-sizes[name], name))[:categories]))
+        stamps = [stamp for stamp in stamps if stamp.category in labels]
+        if len(labels) < 2 or len(stamps) <= validation_drawings + test_drawings:
+            raise ConfigError(
+                f"{folder}: {len(stamps)} drawings in {len(labels)} categories; allowed: two categories or more, and "
+                f"more drawings than the {validation_drawings + test_drawings} held out"
+            )
+        parts = _held_out(stamps, validation=validation_drawings, test=test_drawings, seed=seed)
+        with writing(target, card=_card(labels)) as writer:
+            for number, stamp in enumerate(stamps):
+                _add(writer, stamp, part=parts.get(stamp.key), number=number, svg=svg, side_px=image_side_px)
+            only_svg = sum(stamp.drawing.suffix == ".svg" for stamp in stamps)
+            writer.finish(
+                how_it_was_made=_STORY.format(
+                    drawings=len(stamps),
+                    triples=sum(len(stamp.names) for stamp in stamps),
+                    only_svg=only_svg,
+                    fate={"without-image": "have no image", "draw": "were drawn with resvg"}.get(svg, "were left out"),
+                    validation=validation_drawings,
+                    test=test_drawings,
+                    side_px=image_side_px,
+                    seed=seed,
+                    copyright=_quoted(copyright_of(folder)),
+                )
+            )
+    return built(target, writer=writer)
+
+
+def _held_out(stamps: list[Stamp], *, validation: int, test: int, seed: int) -> dict[str, str]:
+    """Key -> part, of the drawings held out.
+
+    Each category is shuffled and spread over [0, 1]; the lowest come first, so each gives the same share of its own.
+    """
+    generator = np.random.default_rng([seed, 4])
+    position: dict[str, float] = {}
+    for category in sorted({stamp.category for stamp in stamps}):
+        keys = [stamp.key for stamp in stamps if stamp.category == category]
+        for rank, index in enumerate(generator.permutation(len(keys))):
+            position[keys[int(index)]] = (rank + generator.random()) / len(keys)
+    order = sorted(position, key=lambda key: position[key])
+    return {key: TEST if place < test else VALIDATION for place, key in enumerate(order[: test + validation])}
+
+
+def _add(writer: DatasetWriter, stamp: Stamp, *, part: str | None, number: int, svg: Svg, side_px: int) -> None:
+    image = _picture(stamp.drawing, svg=svg, side_px=side_px)
+    for language, (written, spoken) in stamp.names.items():
+        values: dict[str, str | File] = {"text": written, "audio": File(".ogg", spoken)}
+        if image is not None:
+            values["image"] = File(".png", image)
+        row = NewRow(
+            f"{number:04d}-{language}",
+            values,
+            target=stamp.category,
+            subject=stamp.key,
+            columns={"language": language},
+        )
+        writer.add(part or language, row)
+
+
+def _picture(path: Path, *, svg: Svg, side_px: int) -> bytes | None:
+    if path.suffix == ".svg" and svg != "draw":
+        return None
+    content = io.BytesIO(_drawn(path, side_px=side_px) if path.suffix == ".svg" else path.read_bytes())
+    try:
+        with Image.open(content) as image:
+            drawing = image.convert("RGBA")
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise ConfigError(f"{path}: not readable as an image: {error}; unpack the package again") from None
+    drawing.thumbnail((side_px, side_px))
+    page = Image.new("RGB", drawing.size, "white")
+    page.paste(drawing, mask=drawing)
+    content = io.BytesIO()
+    page.save(content, "PNG")
+    return content.getvalue()
+
+
+def _drawn(path: Path, *, side_px: int) -> bytes:
+    try:
+        resvg_py = importlib.import_module("resvg_py")
+    except ImportError:
+        raise ConfigError(
+            "svg is 'draw', which needs the package resvg-py; install it (pip install resvg-py), or take "
+            "'without-image' or 'leave-out'"
+        ) from None
+    try:
+        # without a resolution resvg takes sizes in points for zero
+        return bytes(resvg_py.svg_to_bytes(svg_path=str(path), width=2 * side_px, dpi=96.0))
+    except ValueError as error:
+        raise ConfigError(f"{path}: not drawable: {error}; take svg 'without-image'") from None
+
+
+def _quoted(text: str) -> str:
+    return "\n".join(
+        f"> {line}".rstrip() for line in (text or "(the package's copyright file was not there)").splitlines()
+    )
+
+
+def _card(labels: tuple[str, ...]) -> DataCard:
+    return DataCard(
+        title=f"Tux Paint stamps: drawing, written and spoken name in {len(LANGUAGES)} languages",
+        generated=False,
+        licence="GPL-2.0-or-later, as the package's copyright file states (quoted in README.md)",
+        citation="Tux Paint stamps, Bill Kendrick and contributors, 2002-2022, https://tuxpaint.org/stamps/",
+        source="https://packages.debian.org/tuxpaint-stamps-default",
+        content=DataSchema(
+            task="single-label",
+            labels=labels,
+            modalities={
+                "image": ModalitySchema(kind="image"),
+                "text": ModalitySchema(kind="text"),
+                "audio": ModalitySchema(kind="audio"),
+            },
+            groups=("language",),
+        ),
+    )
+
+
+_STORY = """
+Volunteers drew the stamps, named them in many languages and spoke the names. Kept are {drawings} drawings of the
+largest category folders (the label) and their {triples} names that are both written and spoken in one of nine
+languages. Each language is a site. `subject_id` is the drawing: it appears at a site once, and at several sites.
+
+- Drawings are at most {side_px} pixels a side, on white. Where a stamp is there as PNG and as SVG, the PNG was taken;
+  {only_svg} are there only as SVG: they {fate}.
+- Speech is as it came: Ogg Vorbis, mostly 44.1 kHz stereo.
+- Held out are {test} drawings for the test and {validation} for validation, each in all its languages, the same
+  share of every category. No site has a row about them.
+- Seed {seed}.
+
+The package's copyright file:
+
+{copyright}
+"""

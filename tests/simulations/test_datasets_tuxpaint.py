@@ -1,0 +1,130 @@
+"""Tux Paint: one site a language, drawings held out whole."""
+
+import io
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from shared.errors import ConfigError
+from simulations.datasets import tuxpaint_source
+from simulations.datasets.tuxpaint import build_tuxpaint
+from tests.simulations.folders import digest_of, rows_of
+
+
+@pytest.fixture(name="package")
+def _package(tmp_path: Path) -> Path:
+    """A package in small: 12 drawings in each of two categories, 2 in a third, named in French, half in Danish too."""
+    stamps = tmp_path / "package/usr/share/tuxpaint/stamps"
+    for category, count in (("animals", 12), ("food", 12), ("rare", 2)):
+        (stamps / category / "inner").mkdir(parents=True)
+        for number in range(count):
+            stem = stamps / category / "inner" / f"{category}{number}"
+            names = f"A thing.\nfr.utf8=Chose {number}.\nda.utf8= Ting \nxx.utf8=no\n"
+            stem.with_suffix(".txt").write_text(names, encoding="utf-8")
+            if number == 0:
+                stem.with_suffix(".svg").write_text("<svg/>")
+            else:
+                Image.new("LA", (300, 200 + number), (0, 128)).save(stem.with_suffix(".png"))
+            stem.with_name(f"{stem.name}_desc_fr.ogg").write_bytes(b"fr" + bytes([number]))
+            if number % 2:
+                stem.with_name(f"{stem.name}_desc_da.ogg").write_bytes(b"da" + bytes([number]))
+    (stamps / "food/inner/food1.svg").write_text("<svg/>")
+    (stamps / "food/inner/unnamed.png").write_bytes(b"never opened")
+    copyright_file = tmp_path / "package/usr/share/doc/tuxpaint-stamps-default/copyright"
+    copyright_file.parent.mkdir(parents=True)
+    copyright_file.write_text("License: GPL-2\n")
+    return tmp_path / "package"
+
+
+def _build(target: Path, package: Path | None, *, seed: int = 0) -> Path:
+    return build_tuxpaint(
+        target, source=package, categories=2, validation_drawings=4, test_drawings=6, image_side_px=50, seed=seed
+    ).folder
+
+
+def test_sites_are_languages_and_no_drawing_is_both_held_out_and_at_a_site(package: Path, tmp_path: Path) -> None:
+    folder = _build(tmp_path / "tux", package)
+    held_out = {part: rows_of(folder / "held-out" / part) for part in ("validation", "test")}
+    sites = {site.name: rows_of(site) for site in sorted((folder / "sites").iterdir())}
+
+    assert list(sites) == ["da", "fr"]
+    assert all({row["language"] for row in rows} == {site} for site, rows in sites.items())
+    drawings = {name: {row["subject_id"] for row in rows} for name, rows in held_out.items()}
+    assert {name: len(keys) for name, keys in drawings.items()} == {"validation": 4, "test": 6}
+    at_sites = {row["subject_id"] for rows in sites.values() for row in rows}
+    assert len(at_sites | drawings["validation"] | drawings["test"]) == 24
+    assert len(at_sites) == 14
+    assert sum(key.startswith("food/") for key in drawings["test"]) == 3
+    assert sum(map(len, [*sites.values(), *held_out.values()])) == 24 + 12
+    assert {row["label"] for row in sites["fr"]} == {"animals", "food"}
+
+
+def test_a_row_holds_its_own_name_voice_and_drawing(package: Path, tmp_path: Path) -> None:
+    folder = _build(tmp_path / "tux", package)
+    for site in (folder / "sites").iterdir():
+        for row in rows_of(site):
+            number = int(re.sub(r"\D", "", row["subject_id"]))
+            assert row["text"] == {"fr": f"Chose {number}.", "da": "Ting"}[site.name]
+            assert (site / row["audio_file_name"]).read_bytes() == site.name.encode() + bytes([number])
+            assert ("image_file_name" in row) == (number != 0)
+            if number:
+                with Image.open(io.BytesIO((site / row["image_file_name"]).read_bytes())) as image:
+                    assert (image.mode, max(image.size)) == ("RGB", 50)
+                    assert image.getpixel((10, 10)) == (127, 127, 127)
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(package: Path, tmp_path: Path) -> None:
+    digests = [digest_of(_build(tmp_path / str(n), package, seed=seed)) for n, seed in enumerate((0, 0, 1))]
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_svg_drawings_can_be_left_out(package: Path, tmp_path: Path) -> None:
+    built = build_tuxpaint(
+        tmp_path / "tux", source=package, svg="leave-out", categories=2, validation_drawings=2, test_drawings=2
+    )
+    assert sum(built.site_rows.values()) + built.validation_rows + built.test_rows == 22 + 12
+
+
+def test_the_readme_quotes_the_copyright_file(package: Path, tmp_path: Path) -> None:
+    text = (_build(tmp_path / "tux", package) / "README.md").read_text("utf-8")
+    assert "> License: GPL-2" in text
+    assert "2 are there only as SVG: they have no image" in text
+
+
+@pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="needs dpkg-deb, which Debian and Ubuntu have")
+def test_a_deb_gives_the_same_as_the_folder_it_unpacks_to(package: Path, tmp_path: Path) -> None:
+    control = package / "DEBIAN/control"
+    control.parent.mkdir()
+    control.write_text(
+        "Package: tuxpaint-stamps-default\nVersion: 1\nArchitecture: all\nMaintainer: a <a@b.c>\nDescription: x\n"
+    )
+    subprocess.run(
+        ["dpkg-deb", "--root-owner-group", "-b", str(package), str(tmp_path / "tux.deb")],
+        check=True,
+        capture_output=True,
+    )
+    assert digest_of(_build(tmp_path / "a", tmp_path / "tux.deb")) == digest_of(_build(tmp_path / "b", package))
+
+
+def test_without_a_source_and_without_apt_the_error_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuxpaint_source, "INSTALLED", tmp_path / "nowhere")
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(ConfigError, match=r"apt-get is not on this machine; give --from with the \.deb"):
+        _build(tmp_path / "tux", None)
+
+
+def test_a_folder_without_stamps_a_broken_deb_and_too_few_drawings_are_refused(package: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no stamps with spoken names"):
+        _build(tmp_path / "tux", tmp_path / "package/usr/share/doc")
+    (tmp_path / "x.deb").write_bytes(b"no")
+    with pytest.raises(ConfigError, match="dpkg-deb"):
+        _build(tmp_path / "tux", tmp_path / "x.deb")
+    with pytest.raises(ConfigError, match="more drawings than the 300 held out"):
+        build_tuxpaint(tmp_path / "tux", source=package)
+    assert not (tmp_path / "tux").exists()
