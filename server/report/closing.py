@@ -1,0 +1,92 @@
+"""Closing: what a run came to, as a table for the terminal.
+
+in        a RunRecord and the folder its report lies in
+out       something rich can print
+relies on numbers.py for how numbers are written
+"""
+
+from pathlib import Path
+
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from server.records import RunRecord, Scores
+from server.report.html import HTML_NAME
+from server.report.numbers import (
+    METRIC_NAMES,
+    bytes_text,
+    delta_text,
+    duration_text,
+    epsilon_text,
+    interval_text,
+    metric_text,
+)
+from server.report.summary import banners, highest_epsilon
+
+
+def closing_table(record: RunRecord, *, folder: Path) -> RenderableType:
+    """Test scores, by subset of modalities too, what privacy was spent, and where the report is."""
+    parts: list[RenderableType] = [
+        Text(banner.title, style="bold white on red" if banner.is_alarm else "bold black on yellow")
+        for banner in banners(record)
+    ]
+    parts.append(_scores_table(record))
+    facts = Table.grid(padding=(0, 2))
+    for name, value in (*_privacy_facts(record), *_cost_facts(record), ("report", str(folder / HTML_NAME))):
+        facts.add_row(name, Text(value, overflow="fold"))
+    return Group(*parts, facts)
+
+
+def _scores_table(record: RunRecord) -> Table:
+    names = ("mae", "rmse", "pearson") if record.run.data.task == "rating" else ("macro_f1", "accuracy", "macro_recall")
+    table = Table(title=f"{escape(record.run.name)}: test part, 95 % intervals", title_justify="left")
+    table.add_column("modalities")
+    table.add_column("samples", justify="right")
+    for name in names:
+        table.add_column(METRIC_NAMES[name], justify="right")
+    everything = "+".join(record.run.modalities)
+    subsets = {name: scores for name, scores in record.test.by_modalities.items() if name != everything}
+    for subset, scores in subsets.items():
+        table.add_row(subset.replace("+", " + "), f"{scores.num_samples:,}", *_cells(scores, names=names))
+    table.add_section()
+    label = "all together" if len(record.run.modalities) > 1 else everything
+    table.add_row(
+        label,
+        f"{record.test.overall.num_samples:,}",
+        *_cells(record.test.overall, names=names),
+        style="bold",
+    )
+    return table
+
+
+def _cells(scores: Scores, *, names: tuple[str, ...]) -> list[str]:
+    cells = []
+    for name in names:
+        estimate = scores.metrics.get(name)
+        interval = interval_text(estimate).replace(" to ", "–") if estimate else ""
+        cells.append("–" if estimate is None else f"{metric_text(estimate.value)} {interval}".strip())
+    return cells
+
+
+def _privacy_facts(record: RunRecord) -> list[tuple[str, str]]:
+    if record.run.privacy == "none":
+        return [("privacy", "NOT PRIVATE: no update was protected")]
+    delta = max((plan.delta for plan in record.privacy), default=record.run.privacy.delta)
+    return [("highest epsilon", f"{epsilon_text(highest_epsilon(record))} at delta {delta_text(delta)}, per record")]
+
+
+def _cost_facts(record: RunRecord) -> list[tuple[str, str]]:
+    missing: dict[str, set[str]] = {}
+    for each in record.rounds:
+        for site in each.sites:
+            if site.outcome not in {"used", "not-asked"}:
+                missing.setdefault(site.outcome, set()).add(site.site)
+    used = {site.site for each in record.rounds for site in each.sites if site.outcome == "used"}
+    told = "".join(f", {len(sites)} at times {outcome}" for outcome, sites in sorted(missing.items()))
+    return [
+        ("sites", f"{len(used)} of {len(record.sites)} contributed{told}"),
+        ("rounds", f"{len(record.rounds)} trained, kept: {record.chosen_round}"),
+        ("time, memory", f"{duration_text(record.seconds)}, {bytes_text(record.peak_memory_bytes)}"),
+    ]
