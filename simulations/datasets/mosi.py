@@ -138,8 +138,8 @@ Each row is a segment of a video in which one person speaks about a film: vector
 (numbers of features: {widths}), and whether the segment is negative or positive. `subject_id` is the video.
 
 - The features are those of Poria et al. 2017, as published. Their text network was trained on the labels of all
-  training videos, validation and sites alike: that use of the labels is outside any privacy budget, and validation scores lie
-  above test scores.
+  training videos, validation and sites alike: that use of the labels is outside any privacy budget, and
+  validation scores lie above test scores.
 - Test: the official test videos. Validation: {validation} of the {videos} training videos, drawn at random. Sites: the
   other {sites}, one each.
 - Seed {seed}.
