@@ -85,8 +85,7 @@ class AudioPreprocessor:
         window = max(2, round(options.window_ms * options.sample_rate_hz / 1000))
         # So fine that no band is without a frequency, whatever their number.
         fft = 2 ** math.ceil(math.log2(max(window, options.sample_rate_hz / 8)))
-        mel = {"n_fft": fft, "win_length": window, "hop_length": self.hop, "n_mels": options.bands, "f_min": 20.0}
-        power = _mel(options.sample_rate_hz, tuple(mel.items()))(samples)
+        power = _mel(options.sample_rate_hz, fft=fft, window=window, hop=self.hop, bands=options.bands)(samples)
         bands: Tensor = ((power + _LOG_FLOOR).log() - options.center) / options.spread
         if options.features == "log-mel":
             return bands
@@ -117,9 +116,11 @@ def _resampler(sample_rate: int, to: int) -> Callable[[Tensor], Tensor]:
 
 
 @functools.lru_cache(maxsize=8)
-def _mel(sample_rate_hz: int, options: tuple[tuple[str, float], ...]) -> Callable[[Tensor], Tensor]:
+def _mel(sample_rate_hz: int, *, fft: int, window: int, hop: int, bands: int) -> Callable[[Tensor], Tensor]:
     mel = load_torchaudio().transforms.MelSpectrogram
-    transform: Callable[[Tensor], Tensor] = mel(sample_rate=sample_rate_hz, **dict(options))
+    transform: Callable[[Tensor], Tensor] = mel(
+        sample_rate=sample_rate_hz, n_fft=fft, win_length=window, hop_length=hop, n_mels=bands, f_min=20.0
+    )
     return transform
 
 

@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from shared.config import Settings
-from shared.preprocess import RawValue, digest_of, wrong_kind
+from shared.preprocess import RawValue, digest_of, in_pieces, wrong_kind
 from shared.preprocess.features import FeaturesOptions, Scaling
 
 _SMALL = 1e-3
@@ -54,8 +54,7 @@ class SignalPreprocessor:
             raise wrong_kind(value, wanted=f"an array of [time, {self.channels}]")
         steps = torch.from_numpy(value[: self.options.length].astype(np.float32)).T / self.options.scale
         if self.options.znorm:
-            deviation = steps.std(dim=1, keepdim=True, correction=0).clamp(min=1e-6)
-            steps = (steps - steps.mean(dim=1, keepdim=True)) / deviation
+            steps = (steps - steps.mean(dim=1, keepdim=True)) / _deviation(steps)[:, None].clamp(min=1e-6)
         if self.options.clip:
             steps = steps.clamp(-self.options.clip, self.options.clip)
         return torch.nn.functional.pad(steps, (0, self.options.length - steps.shape[1])).contiguous()
@@ -87,6 +86,9 @@ class StatisticsPreprocessor(SignalPreprocessor):
 
     def finish(self, values: Float[Tensor, "B C L"]) -> Float[Tensor, "B *F"]:
         """The numbers of each window."""
+        return in_pieces(values, run=self._describe, shape=self.shape, rows=4096)
+
+    def _describe(self, values: Float[Tensor, "B C L"]) -> Float[Tensor, "B F"]:
         options = self._statistics
         return self._scaling(statistics(values, bands=options.bands, highest=options.highest))
 
@@ -105,8 +107,8 @@ def statistics(windows: Float[Tensor, "B C L"], *, bands: int, highest: float = 
     so that a quiet signal is told apart from a still one.
     """
     lowest, median, largest = windows.amin(dim=2), windows.median(dim=2).values, windows.amax(dim=2)
-    deviation, size = windows.std(dim=2, correction=0), windows.abs().mean(dim=2)
-    change = windows.diff(dim=2).std(dim=2, correction=0)
+    deviation, size = _deviation(windows), windows.abs().mean(dim=2)
+    change = _deviation(windows.diff(dim=2))
     energy = windows.square().mean(dim=2)
     time = [windows.mean(dim=2), _log(deviation), _log(size), lowest, median, largest, _log(change)]
     products = windows @ windows.transpose(1, 2) / windows.shape[2]
@@ -141,6 +143,11 @@ def _reference(channels: int, length: int, bands: int, highest: float) -> tuple[
     # Three digits: the same constants on machines whose last bits differ.
     center, spread = (numbers.median(dim=0).values, numbers.std(dim=0).clamp(min=0.01))
     return tuple(round(float(x), 3) for x in center), tuple(round(float(x), 3) for x in spread)
+
+
+def _deviation(windows: Float[Tensor, "*B L"]) -> Float[Tensor, "*B"]:
+    # Not Tensor.std, which warns of a batch without samples.
+    return (windows - windows.mean(dim=-1, keepdim=True)).square().mean(dim=-1).sqrt()
 
 
 def _log(size: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from shared.config import Settings
-from shared.model.encoders.image import ConvolutionOptions, Convolutions
+from shared.model.encoders.convolution import ConvolutionOptions, Convolutions
 from shared.model.encoders.projection import sample_norm
 from shared.model.registry import EncoderPart, EncoderPlace, encoder_registry
 from shared.preprocess.audio import AudioOptions, AudioPreprocessor, MfccOptions

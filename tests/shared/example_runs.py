@@ -1,0 +1,102 @@
+"""Small runs and made-up values of every kind, for the tests of preprocessing and model."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from shared.config import EncoderSettings, RunConfig, parse_settings
+from shared.media import Waveform
+from shared.preprocess import RawValue
+
+KINDS: dict[str, dict[str, object]] = {
+    "photo": {"kind": "image"},
+    "words": {"kind": "text"},
+    "sound": {"kind": "audio"},
+    "motion": {"kind": "signal", "channels": 3},
+    "vector": {"kind": "features", "width": 5},
+}
+SMALL: dict[str, dict[str, object]] = {
+    "cnn": {"options": {"channels": (4, 8), "groups": 2}, "preprocess": {"size": 8}},
+    "transformer": {"options": {"token_width": 8, "hidden": 8}, "preprocess": {"vocabulary": 20, "max_tokens": 6}},
+    "embedding-mean": {"options": {"token_width": 4}, "preprocess": {"vocabulary": 20, "max_tokens": 6}},
+    "mel-cnn": {"options": {"channels": (4, 4), "groups": 2, "grid": 2}, "preprocess": {"seconds": 0.2, "bands": 8}},
+    "mfcc-lstm": {"options": {"hidden": 4}, "preprocess": {"seconds": 0.2, "bands": 8, "coefficients": 4}},
+    "conv1d": {"options": {"channels": (4, 4), "groups": 2}, "preprocess": {"length": 12}},
+    "statistics": {"preprocess": {"length": 12, "bands": 2}},
+    "linear": {},
+}
+OF_KIND = {
+    "photo": ("cnn",),
+    "words": ("transformer", "embedding-mean"),
+    "sound": ("mel-cnn", "mfcc-lstm"),
+    "motion": ("conv1d", "statistics"),
+    "vector": ("linear",),
+}
+FUSIONS = ("concat", "sum", "mean", "gated", "attention", "average")
+
+
+def example_run(
+    encoders: Mapping[str, Mapping[str, object]],
+    *,
+    fusion: str = "concat",
+    fusion_options: Mapping[str, object] | None = None,
+    head: str = "linear",
+    rating: bool = False,
+    seed: int = 1,
+    width: int = 6,
+) -> RunConfig:
+    """A run with these encoders by modality; the modalities are those of KINDS."""
+    task = (
+        {"task": "rating", "rating_range": (-3, 3)} if rating else {"task": "single-label", "labels": ("a", "b", "c")}
+    )
+    model = {
+        "embedding_width": width,
+        "encoders": encoders,
+        "fusion": {"name": fusion, "options": dict(fusion_options or {})},
+        "head": {"name": head},
+    }
+    table = {
+        "name": "example",
+        "seed": seed,
+        "data": {**task, "modalities": {name: KINDS[name] for name in KINDS if name in encoders}},
+        "model": model,
+        "training": {"optimizer": "sgd", "learning_rate": 0.1, "batch_size": 4, "local_steps": 1},
+        "privacy": "none",
+        "federation": {"rounds": 1, "server_optimizer": {"name": "fedavg"}},
+    }
+    return parse_settings(RunConfig, table, place="example")
+
+
+def small(name: str) -> dict[str, object]:
+    """The encoder of this name in a size for tests."""
+    return {"name": name, **SMALL[name]}
+
+
+def encoder_settings(run: RunConfig, modality: str) -> EncoderSettings:
+    """What the run says of one modality."""
+    return run.model.encoders[modality]
+
+
+def raw_value(modality: str, *, seed: int = 0) -> RawValue:
+    """A made-up value as media.py would open it."""
+    draw = np.random.default_rng(seed)
+    if modality == "photo":
+        return Image.fromarray(draw.integers(0, 256, (9, 14, 3), dtype=np.uint8))
+    if modality == "words":
+        return " ".join(draw.choice(["sunny", "rain", "today", "again", "joy"], size=4))
+    if modality == "sound":
+        return Waveform(samples=draw.normal(0, 0.1, (2, 3000)).astype(np.float32), sample_rate_hz=11_025)
+    return draw.normal(size=(10, 3) if modality == "motion" else (5,)).astype(np.float32)
+
+
+def finished(modality: str, *, shape: tuple[int, ...], rows: int, seed: int = 0) -> Tensor:
+    """Made-up values as a preprocessor would finish them."""
+    draw = torch.Generator().manual_seed(seed)
+    if modality == "words":
+        numbers = torch.randint(1, 20, (rows, *shape), generator=draw)
+        ends = torch.randint(1, shape[0] + 1, (rows, 1), generator=draw)
+        return numbers.masked_fill(torch.arange(shape[0]) >= ends, 0)
+    return torch.randn(rows, *shape, generator=draw)
