@@ -18,7 +18,6 @@ from shared.batch import Batch
 from shared.errors import ModelError
 from shared.privacy.mechanism import clipped_sum
 
-
 ADVICE = 'Opacus has no per-sample gradient for a layer of this model; set gradient_engine = "functional"'
 
 

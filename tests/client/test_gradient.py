@@ -1,0 +1,282 @@
+"""Tests of client/gradient/ and shared/privacy/mechanism.py: every engine clips, and all give the same numbers."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from client.gradient import GradientEngine, choose_engine
+from client.gradient.choice import EngineName
+from client.gradient.functional import FunctionalEngine
+from client.gradient.hooks import HooksEngine
+from client.gradient.plain import PlainEngine
+from client.gradient.reference import ReferenceEngine
+from shared.batch import Batch
+from shared.config import (
+    DataSchema,
+    EncoderSettings,
+    FederationSettings,
+    Kind,
+    ModalitySchema,
+    ModelSettings,
+    PartSettings,
+    RunConfig,
+    TrainingSettings,
+)
+from shared.errors import ModelError, PrivacyError
+from shared.model.encoders import preprocessor
+from shared.model.multimodal import build_model
+from shared.model.registry import encoder_registry, fusion_registry
+from shared.privacy.mechanism import clipped_sum, sample_norms
+from tests.client.toy import WIDTH, Planted, Toy, planted_samples, toy_samples
+
+ENGINES: dict[str, GradientEngine] = {
+    "reference": ReferenceEngine(),
+    "hooks": HooksEngine(),
+    "functional": FunctionalEngine(microbatch_size=3),
+}
+PLANTING = ("reference", "functional")  # Opacus' hooks do not reach weights outside a layer
+TOY_NAMES = tuple(name for name, _ in Toy().named_parameters())
+NEEDS_WEIGHTS = {"minilm", "frozen-transformers", "frozen-efficientnet-lite0"}  # all of them end in a projection
+
+plain = st.floats(min_value=-10, max_value=10, width=32)
+strange = st.sampled_from([0.0, 1e-30, 1e18, -1e18, 3e38, math.nan, math.inf, -math.inf])
+gradient = st.lists(st.one_of(plain, strange), min_size=WIDTH + 1, max_size=WIDTH + 1)
+
+
+def flat(sums: dict[str, Tensor]) -> Tensor:
+    return torch.cat([sums[name].reshape(-1) for name in sorted(sums)]).double()
+
+
+@settings(max_examples=60, deadline=None)
+@pytest.mark.parametrize("name", PLANTING)
+@given(others=st.lists(gradient, max_size=4), one=gradient, clip_norm=st.sampled_from([1e-3, 0.5, 1.0, 30.0]))
+def test_one_unit_moves_the_sum_by_at_most_the_clip_norm(
+    name: str, others: list[list[float]], one: list[float], clip_norm: float
+) -> None:
+    model, names = Planted(), ("weight", "bias")
+
+    def summed(rows: list[list[float]]) -> Tensor:
+        batch = planted_samples(torch.tensor(rows, dtype=torch.float32).reshape(-1, WIDTH + 1))
+        return flat(ENGINES[name].clipped_sum(model, batch, names=names, clip_norm=clip_norm))
+
+    with_one, without = summed([*others, one]), summed(others)
+
+    assert with_one.isfinite().all()
+    # Sums of up to five vectors of length clip_norm, in float32.
+    assert float((with_one - without).norm()) <= clip_norm * (1 + 5e-6)
+
+
+@pytest.mark.parametrize("name", PLANTING)
+@pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
+def test_a_broken_gradient_contributes_exactly_zero(name: str, broken: float) -> None:
+    healthy = [0.1] * (WIDTH + 1)
+    rows = torch.tensor([healthy, [*[0.1] * WIDTH, broken], [broken] * (WIDTH + 1)])
+    sums = ENGINES[name].clipped_sum(Planted(), planted_samples(rows), names=("weight", "bias"), clip_norm=1.0)
+
+    alone = ENGINES[name].clipped_sum(Planted(), planted_samples(rows[:1]), names=("weight", "bias"), clip_norm=1.0)
+    assert all(torch.equal(sums[key], alone[key]) for key in sums)
+
+
+def test_a_huge_gradient_is_clipped_and_a_small_one_is_left_alone() -> None:
+    rows = torch.tensor([[1e15] + [0.0] * WIDTH, [0.0, 0.25] + [0.0] * (WIDTH - 1)])
+    sums = ReferenceEngine().clipped_sum(Planted(), planted_samples(rows), names=("weight", "bias"), clip_norm=0.5)
+
+    assert sums["weight"].tolist() == pytest.approx([0.5, 0.25, 0, 0, 0])
+
+
+def test_0d_parameters_share_the_norm() -> None:
+    rows = torch.tensor([[3.0, 0, 0, 0, 0, 4.0]])
+    sums = FunctionalEngine().clipped_sum(Planted(), planted_samples(rows), names=("weight", "bias"), clip_norm=1.0)
+
+    assert sums["weight"][0].item() == pytest.approx(0.6)
+    assert sums["bias"].item() == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_an_empty_batch_gives_exact_zeros(name: str) -> None:
+    model = Toy()
+    sums = ENGINES[name].clipped_sum(model, toy_samples(0), names=TOY_NAMES, clip_norm=1.0)
+
+    assert {key: value.shape for key, value in sums.items()} == {
+        key: parameter.shape for key, parameter in model.named_parameters()
+    }
+    assert all((value == 0).all() for value in sums.values())
+
+
+@pytest.mark.parametrize("name", ["hooks", "functional"])
+@pytest.mark.parametrize("clip_norm", [0.1, 1.0, math.inf])
+def test_engines_agree_on_a_model_with_absent_modalities_and_a_0d_weight(name: str, clip_norm: float) -> None:
+    model, samples = Toy(), toy_samples(11)
+    wanted = ReferenceEngine().clipped_sum(model, samples, names=TOY_NAMES, clip_norm=clip_norm)
+    sums = ENGINES[name].clipped_sum(model, samples, names=TOY_NAMES, clip_norm=clip_norm)
+
+    assert all(torch.allclose(sums[key], wanted[key], rtol=1e-5, atol=1e-6) for key in wanted)
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_only_the_named_parameters_count_towards_the_norm(name: str) -> None:
+    model, samples, names = Toy(), toy_samples(5), ("head.weight", "head.bias")
+    sums = ENGINES[name].clipped_sum(model, samples, names=names, clip_norm=0.2)
+
+    expected = torch.zeros(2)
+    rows = [samples.take(torch.tensor([row])) for row in range(5)]
+    for row in rows:
+        outputs = model(row.inputs, row.present)
+        loss = model.loss(outputs, row.targets).sum()
+        gradients = torch.autograd.grad(loss, [model.head.weight, model.head.bias])
+        norm = math.hypot(*(float(part.norm()) for part in gradients))
+        expected += torch.tensor([float(part.sum()) * min(1, 0.2 / norm) for part in gradients])
+    assert set(sums) == set(names)
+    assert torch.allclose(torch.stack([sums[key].sum() for key in names]), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_an_engine_leaves_the_model_as_it_was(name: str) -> None:
+    model = Toy()
+    model.first.requires_grad_(False)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    facts = [
+        (key, value.requires_grad, value.grad is None, set(vars(value))) for key, value in model.named_parameters()
+    ]
+    hooks = [len(module._forward_hooks) + len(module._backward_hooks) for module in model.modules()]
+    ENGINES[name].clipped_sum(model, toy_samples(4), names=("head.weight", "scale.factor"), clip_norm=1.0)
+
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    assert facts == [
+        (key, value.requires_grad, value.grad is None, set(vars(value))) for key, value in model.named_parameters()
+    ]
+    assert hooks == [len(module._forward_hooks) + len(module._backward_hooks) for module in model.modules()]
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_a_name_that_is_not_in_the_model_is_refused(name: str) -> None:
+    with pytest.raises((ModelError, KeyError)):
+        ENGINES[name].clipped_sum(Toy(), toy_samples(2), names=("no.such",), clip_norm=1.0)
+
+
+def test_hooks_refuse_a_model_they_cannot_carry() -> None:
+    rows = torch.ones(2, WIDTH + 1)
+    with pytest.raises(ModelError, match="functional"):
+        HooksEngine().clipped_sum(Planted(), planted_samples(rows), names=("weight",), clip_norm=1.0)
+
+
+def test_the_plain_engine_refuses_to_clip() -> None:
+    with pytest.raises(PrivacyError, match="does not clip"):
+        PlainEngine().clipped_sum(Toy(), toy_samples(2), names=TOY_NAMES, clip_norm=1.0)
+
+
+def test_the_plain_engine_is_the_reference_without_clipping() -> None:
+    model, samples = Toy(), toy_samples(9)
+    wanted = ReferenceEngine().clipped_sum(model, samples, names=TOY_NAMES, clip_norm=math.inf)
+    sums = PlainEngine().clipped_sum(model, samples, names=TOY_NAMES, clip_norm=math.inf)
+
+    assert all(torch.allclose(sums[key], wanted[key], rtol=1e-5, atol=1e-6) for key in wanted)
+
+
+def test_norms_of_many_numbers_lose_no_digits() -> None:
+    """A plain float32 norm of these is 0.04 % too small, and the clip that much too loose."""
+    numbers = torch.randn(1, 10_000_000, generator=torch.Generator().manual_seed(0))
+    exact = float(numbers.double().norm())
+
+    assert float(sample_norms({"all": numbers})) == pytest.approx(exact, rel=1e-6)
+
+
+def test_clipping_is_joint_over_parameters() -> None:
+    sums = clipped_sum({"a": torch.tensor([[3.0]]), "b": torch.tensor([4.0])}, clip_norm=1.0)
+
+    assert sums["a"].item() == pytest.approx(0.6)
+    assert sums["b"].item() == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize(
+    ("asked", "kind"),
+    [
+        ("auto", FunctionalEngine),
+        ("functional", FunctionalEngine),
+        ("hooks", HooksEngine),
+        ("reference", ReferenceEngine),
+    ],
+)
+def test_the_asked_engine_is_chosen(asked: EngineName, kind: type) -> None:
+    assert isinstance(choose_engine(asked, Toy()), kind)
+
+
+def test_auto_takes_hooks_for_opacus_recurrent_layers() -> None:
+    from opacus.layers import DPLSTM
+
+    assert isinstance(choose_engine("auto", nn.Sequential(DPLSTM(2, 3))), HooksEngine)
+
+
+def registry_run(encoders: list[tuple[Kind, str]], *, fusion: str, rating: bool = False) -> RunConfig:
+    schema: dict[Kind, ModalitySchema] = {
+        **{kind: ModalitySchema(kind=kind) for kind in ("image", "text", "audio")},
+        "signal": ModalitySchema(kind="signal", channels=2),
+        "features": ModalitySchema(kind="features", width=6),
+    }
+    parts = {f"part{number}": part for number, part in enumerate(encoders)}
+    return RunConfig(
+        name="engines",
+        seed=3,
+        data=DataSchema(
+            task="rating" if rating else "single-label",
+            labels=() if rating else ("a", "b", "c"),
+            rating_range=(0.0, 4.0) if rating else None,
+            modalities={name: schema[kind] for name, (kind, _) in parts.items()},
+        ),
+        model=ModelSettings(
+            embedding_width=8,
+            encoders={name: EncoderSettings(name=encoder) for name, (_, encoder) in parts.items()},
+            fusion=PartSettings(name=fusion),
+        ),
+        training=TrainingSettings(optimizer="sgd", learning_rate=0.1, batch_size=4, local_steps=1),
+        privacy="none",
+        federation=FederationSettings(rounds=1),
+    )
+
+
+def registry_batch(run: RunConfig, *, size: int) -> Batch:
+    generator = torch.Generator().manual_seed(4)
+    inputs = {}
+    for name in run.modalities:
+        shape = (size, *preprocessor(run, name).shape)
+        text = run.data.modalities[name].kind == "text"
+        inputs[name] = (
+            torch.randint(0, 50, shape, generator=generator)
+            if text
+            else torch.randn(shape, generator=generator).double()
+        )
+    present = torch.rand(size, len(run.modalities), generator=generator) < 0.6
+    present[:, 0] |= ~present.any(dim=1)
+    classes = torch.randint(3, (size,), generator=generator)
+    return Batch(inputs=inputs, present=present, targets=classes.double() if run.data.task == "rating" else classes)
+
+
+def assert_engines_agree(run: RunConfig) -> None:
+    # In float64, where a ReLU at its kink does not tip over because one engine rounds another way.
+    model, batch = build_model(run).double(), registry_batch(run, size=4)
+    names = tuple(name for name, _ in model.named_parameters())
+    wanted = ReferenceEngine().clipped_sum(model, batch, names=names, clip_norm=0.5)
+    assert float(flat(wanted).norm()) > 0.1
+    for engine in (HooksEngine(), FunctionalEngine(microbatch_size=3)):
+        sums = engine.clipped_sum(model, batch, names=names, clip_norm=0.5)
+        for key in names:
+            assert torch.allclose(sums[key], wanted[key], rtol=1e-9, atol=1e-12), (type(engine).__name__, key)
+
+
+KINDS: tuple[Kind, ...] = ("image", "text", "audio", "signal", "features")
+BUILT_IN = [(kind, name) for kind in KINDS for name in encoder_registry.names(takes=kind) if name not in NEEDS_WEIGHTS]
+
+
+@pytest.mark.parametrize(("kind", "name"), BUILT_IN)
+def test_engines_agree_on_every_encoder(kind: Kind, name: str) -> None:
+    assert_engines_agree(registry_run([(kind, name), ("features", "linear")], fusion="concat"))
+
+
+@pytest.mark.parametrize("fusion", fusion_registry.names())
+@pytest.mark.parametrize("rating", [False, True])
+def test_engines_agree_on_every_fusion_and_task(fusion: str, rating: bool) -> None:
+    assert_engines_agree(registry_run([("features", "linear"), ("features", "linear")], fusion=fusion, rating=rating))

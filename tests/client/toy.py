@@ -1,0 +1,83 @@
+"""Toy: a two-modality model small enough to differentiate by hand, and samples for it; used by the tests beside it."""
+
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from shared.batch import Samples
+
+NUM_CLASSES, WIDTH = 3, 5
+
+
+class Scale(nn.Module):
+    """One 0-d parameter, which clipping must not forget."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.tensor(1.5))
+
+    def forward(self, values: Tensor) -> Tensor:
+        return values * self.factor
+
+
+class Toy(nn.Module):
+    """Two linear encoders, absent ones masked after, a tanh, a head, a 0-d scale."""
+
+    def __init__(self, *, seed: int = 0) -> None:
+        super().__init__()
+        state = torch.random.get_rng_state()
+        torch.manual_seed(seed)
+        self.first, self.second = nn.Linear(WIDTH, 4), nn.Linear(WIDTH, 4)
+        self.head, self.scale = nn.Linear(4, NUM_CLASSES), Scale()
+        torch.random.set_rng_state(state)
+
+    def forward(self, inputs: Mapping[str, Tensor], present: Tensor) -> Tensor:
+        embeddings = torch.stack([self.first(inputs["first"]), self.second(inputs["second"])], dim=1)
+        outputs: Tensor = self.scale(self.head(embeddings.masked_fill(~present[:, :, None], 0.0).sum(dim=1).tanh()))
+        return outputs
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(outputs, targets, reduction="none")
+
+
+class Planted(nn.Module):
+    """A model whose gradient for a sample is that sample's input, whatever the weights: to plant any gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.zeros(WIDTH)), nn.Parameter(torch.tensor(0.0))
+
+    def forward(self, inputs: Mapping[str, Tensor], present: Tensor) -> Tensor:
+        planted = inputs["first"]
+        return (planted[:, :WIDTH] @ self.weight + planted[:, WIDTH] * self.bias)[:, None]
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return outputs[:, 0]
+
+
+def toy_samples(num: int, *, seed: int = 0) -> Samples:
+    """Random samples, some without one of the modalities."""
+    generator = torch.Generator().manual_seed(seed)
+    present = torch.rand(num, 2, generator=generator) < 0.7
+    present[:, 0] |= ~present.any(dim=1)
+    return Samples(
+        inputs={name: torch.randn(num, WIDTH, generator=generator) for name in ("first", "second")},
+        present=present,
+        targets=torch.randint(NUM_CLASSES, (num,), generator=generator),
+        subjects=tuple(str(row) for row in range(num)),
+        groups={},
+    )
+
+
+def planted_samples(gradients: Float[Tensor, "B P"]) -> Samples:
+    """Samples for Planted with exactly these gradients."""
+    num = len(gradients)
+    return Samples(
+        inputs={"first": gradients},
+        present=torch.ones(num, 1, dtype=torch.bool),
+        targets=torch.zeros(num, dtype=torch.int64),
+        subjects=tuple(str(row) for row in range(num)),
+        groups={},
+    )
