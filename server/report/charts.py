@@ -49,6 +49,20 @@ def privacy_charts(record: RunRecord) -> list[Chart]:
     return [_epsilon_chart(record, by_site), *_trade_chart(record, by_site)]
 
 
+def participation_chart(record: RunRecord) -> Chart:
+    """How many sites were asked, and how many of their updates were used."""
+    asked, used = (
+        [(float(each.round), float(sum(site.outcome in wanted for site in each.sites))) for each in record.rounds]
+        for wanted in ({"used", "refused", "failed", "late", "invalid"}, {"used"})
+    )
+    missing = sum(before - after for (_, before), (_, after) in zip(asked, used, strict=True))
+    series = [Series("asked", asked, style=1, is_strong=False), Series("used", used)]
+    axes = Axes(x="round", y="sites", y_from=0.0)
+    told = f"Sites asked and sites used by round: {missing:.0f} updates that were asked for are missing."
+    caption = "An update is used when it came in time and in the agreed form; the rest is in the table of sites."
+    return Chart("Sites by round", line_chart(series, axes=axes, told=told), caption)
+
+
 def epsilon_by_site(record: RunRecord) -> dict[str, list[float]]:
     """site -> epsilon after each round, 0 before its first reply; sites that never stated one are left out."""
     spent: dict[str, list[float]] = {}
@@ -120,7 +134,7 @@ def _epsilon_chart(record: RunRecord, by_site: dict[str, list[float]]) -> Chart:
     marks = []
     if record.run.privacy != "none":
         marks = [Mark(f"the run's limit: {record.run.privacy.epsilon:g}", y=record.run.privacy.epsilon)]
-    told = f"Epsilon by round: the highest of {len(by_site)} sites is {epsilon_text(highest)} after round {rounds[-1]:.0f}."
+    told = f"Epsilon by round: after round {rounds[-1]:.0f}, the highest of {len(by_site)} is {epsilon_text(highest)}."
     axes = Axes(x="round", y="epsilon spent so far", y_from=0.0)
     return Chart(
         "Epsilon by site and round", line_chart(series, axes=axes, told=told, bands=bands, marks=marks), caption
@@ -138,7 +152,8 @@ def _trade_chart(record: RunRecord, by_site: dict[str, list[float]]) -> list[Cha
     marks = []
     if chosen is not None and (scores := record.rounds[chosen].validation) is not None and name in scores.metrics:
         marks = [Mark(f"kept: round {record.chosen_round}", x=float(highest[chosen]), y=scores.metrics[name].value)]
-    told = f"{label} on the validation part is {metric_text(points[-1][1])} when the highest epsilon is {epsilon_text(points[-1][0])}."
+    reached, spent = metric_text(points[-1][1]), epsilon_text(points[-1][0])
+    told = f"{label} on the validation part is {reached} when the highest epsilon is {spent}."
     axes = Axes(
         x="highest epsilon of all sites", y=label, y_from=0.0, y_to=1.0 if name == "macro_f1" else None, whole_x=False
     )

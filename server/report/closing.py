@@ -24,13 +24,14 @@ from server.report.numbers import (
     metric_text,
 )
 from server.report.summary import banners, highest_epsilon
+from server.report.words import read_words
 
 
 def closing_table(record: RunRecord, *, folder: Path) -> RenderableType:
     """Test scores, by subset of modalities too, what privacy was spent, and where the report is."""
     parts: list[RenderableType] = [
         Text(banner.title, style="bold white on red" if banner.is_alarm else "bold black on yellow")
-        for banner in banners(record)
+        for banner in banners(record, words=read_words())
     ]
     parts.append(_scores_table(record))
     facts = Table.grid(padding=(0, 2))

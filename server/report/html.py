@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from server.records import RunRecord
 from server.report import summary, tables
-from server.report.charts import learning_charts, privacy_charts
+from server.report.charts import learning_charts, participation_chart, privacy_charts
 from server.report.words import FOLDER, read_words
 from server.settings import write_atomically
 from shared.config import read_toml
@@ -25,7 +25,7 @@ HTML_NAME, JSON_NAME = "report.html", "report.json"
 
 def write_report(record: RunRecord, folder: Path) -> Path:
     """Write both files of the report; the path of the page comes back."""
-    write_atomically(folder / JSON_NAME, record.model_dump_json(indent=1).encode())
+    write_atomically(folder / JSON_NAME, record.model_dump_json().encode())
     write_atomically(folder / HTML_NAME, render(record).encode())
     return folder / HTML_NAME
 
@@ -40,17 +40,16 @@ def render(record: RunRecord) -> str:
         # the style is ours, and a quote in it must stay a quote
         style=Markup(template["style"]),  # noqa: S704
         record=record,
-        banners=summary.banners(record),
+        banners=summary.banners(record, words=words),
         headlines=summary.headlines(record),
-        lead=summary.lead(record),
-        guarantee=summary.guarantee(record),
+        lead=summary.lead(record, words=words),
+        guarantee=summary.guarantee(record, words=words),
         guesses=summary.guesses(record),
         views=summary.views(record, words=words),
-        protected=summary.protected(record),
-        not_protected=summary.not_protected(record),
+        protected=summary.protected(record, words=words),
+        not_protected=summary.not_protected(record, words=words),
         costs=summary.costs(record),
-        learning=learning_charts(record),
-        privacy=privacy_charts(record),
+        charts=[*learning_charts(record), *privacy_charts(record), participation_chart(record)],
         metrics=tables.metric_rows(record),
         subsets=tables.subset_table(record),
         classes=tables.class_table(record),

@@ -95,7 +95,8 @@ def interval_bar(value: float, *, low: float | None, high: float | None, largest
     if low is not None and high is not None:
         whisker = Markup('<path d="M{0} 7H{1}M{0} 3V11M{1} 3V11" class="whisker"/>').format(at(low), at(high))
     return Markup(
-        '<svg class="bar" viewBox="-2 0 204 14" aria-hidden="true"><rect x="0" y="2" width="200" height="10" class="track"/>'
+        '<svg class="bar" viewBox="-2 0 204 14" aria-hidden="true">'
+        '<rect x="0" y="2" width="200" height="10" class="track"/>'
         '<rect x="0" y="2" width="{}" height="10" class="fill"/>{}</svg>'
     ).format(at(value), whisker)
 
@@ -130,7 +131,7 @@ class _Scale:
         self.x_ticks = ticks(min(xs), max(xs), most=8, whole=axes.whole_x)
         self.y_ticks = ticks(min(ys), max(ys))
         # a line that begins in round 1 begins at the edge, not a fifth of the way in
-        self.x_from, self.x_to = min(xs), max(max(xs), min(xs) + 1e-9)
+        self.x_from, self.x_to = min(xs), max(*xs, min(xs) + 1e-9)
         self.y_from, self.y_to = self.y_ticks[0], max(self.y_ticks[-1], self.y_ticks[0] + 1e-9)
 
     def x(self, value: float) -> float:
@@ -190,11 +191,12 @@ class _Scale:
     def mark(self, mark: Mark) -> Markup:
         """A dashed line at the level or place, its words where they leave the paper on no side."""
         if mark.x is None and mark.y is not None:
+            # its words stand on the left: what is spent grows from there and reaches its limit on the right
             y = self.y(mark.y)
-            beneath = y - 6 < _TOP + 8
-            return Markup('<path d="M{} {}H{}" class="mark"/><text x="{}" y="{}" class="tick end">{}</text>').format(
-                _LEFT, _number(y), WIDTH - _RIGHT, WIDTH - _RIGHT - 4, _number(y + (14 if beneath else -6)), mark.text
-            )
+            below = y - 6 < _TOP + 8
+            line = Markup('<path d="M{} {}H{}" class="mark"/>').format(_LEFT, _number(y), WIDTH - _RIGHT)
+            words = Markup('<text x="{}" y="{}" class="tick">{}</text>')
+            return line + words.format(_LEFT + 8, _number(y + (16 if below else -6)), mark.text)
         x = self.x(mark.x or 0.0)
         side, shift = ("end", -6) if x > WIDTH / 2 else ("start", 6)
         if mark.y is not None:

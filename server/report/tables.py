@@ -125,7 +125,7 @@ def group_tables(evaluation: Evaluation, *, record: RunRecord) -> list[BarTable]
         named = [(value, found[value], False) for value in order[:_MOST_VALUES]]
         left = len(order) - len(named)
         note = f"The {left} smallest groups are in report.json." if left else ""
-        tables.append(_bar_table(column, named, record=record, note=note))
+        tables.append(_bar_table(column.replace("_", " ").capitalize(), named, record=record, note=note))
     return tables
 
 
@@ -176,7 +176,7 @@ def site_rows(record: RunRecord, *, words: Words) -> list[SiteRow]:
                 outcomes=", ".join(
                     f"{outcomes[outcome]} {words.outcomes[outcome]}" for outcome in words.outcomes if outcomes[outcome]
                 ),
-                codes=tuple(f"{code} ({count}x): {words.code(code)}" for code, count in codes.most_common()),
+                codes=tuple(f"{code} ({count} ×): {words.code(code)}" for code, count in codes.most_common()),
                 epsilon=epsilon_text(plan.epsilon if plan else spent.get(site)),
                 epsilon_pld=epsilon_text(plan.epsilon_pld if plan else None),
                 delta=f"{plan.delta:.1e}".replace(".0e", "e").replace("e-0", "e-") if plan else "–",

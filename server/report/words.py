@@ -21,6 +21,9 @@ class Words(Settings):
     codes: dict[str, str]
     outcomes: dict[str, str]
     engines: dict[str, str]
+    texts: dict[str, str]
+    views: dict[str, Meaning]
+    lists: dict[str, tuple[str, ...]]
 
     def field(self, name: str) -> Meaning:
         """What a field of a reply is, and whether it depends on records."""

@@ -26,7 +26,7 @@ from shared.messages import PrivacyStatement, ReplyHeader, TrainReply, reply_fie
 MakeRecord = Callable[..., RunRecord]
 
 
-@pytest.fixture()
+@pytest.fixture
 def make_record() -> MakeRecord:
     return build_record
 
@@ -52,9 +52,16 @@ def build_record(
     """A record as a run would write it, with numbers of a plausible shape."""
     groups = groups or {}
     run = _run(
-        name, modalities=modalities, labels=labels, groups=tuple(groups), rounds=rounds, rating=rating, private=private,
-        epsilon=epsilon, seed=seed,
-    )  # fmt: skip
+        name,
+        modalities=modalities,
+        labels=labels,
+        groups=tuple(groups),
+        rounds=rounds,
+        rating=rating,
+        private=private,
+        epsilon=epsilon,
+        seed=seed,
+    )
     generator = np.random.default_rng(seed)
     history = tuple(
         RoundRecord(
@@ -81,7 +88,7 @@ def build_record(
             nominal_size=400 + 20 * index,
             accountant="rdp",
             epsilon_pld=_epsilon(index, number=rounds, run=run) * 0.93,
-        )  # fmt: skip
+        )
         for index, site in enumerate(sites)
     )
     return RunRecord(
@@ -93,7 +100,7 @@ def build_record(
             citation="Motet's built-in data.",
             source="motet data moods",
             content=run.data,
-        ),  # fmt: skip
+        ),
         engine=engine,
         reproducible_noise=reproducible_noise,
         started="2026-03-01T09:30:00+00:00",
@@ -112,9 +119,17 @@ def build_record(
 
 
 def _run(
-    name: str, *, modalities: tuple[str, ...], labels: tuple[str, ...], groups: tuple[str, ...], rounds: int,
-    rating: bool, private: bool, epsilon: float, seed: int,
-) -> RunConfig:  # fmt: skip
+    name: str,
+    *,
+    modalities: tuple[str, ...],
+    labels: tuple[str, ...],
+    groups: tuple[str, ...],
+    rounds: int,
+    rating: bool,
+    private: bool,
+    epsilon: float,
+    seed: int,
+) -> RunConfig:
     task = {"task": "rating", "rating_range": (-3.0, 3.0)} if rating else {"task": "single-label", "labels": labels}
     privacy = {"unit": "record", "trust": "nobody", "epsilon": epsilon, "delta": 1e-5, "clip_norm": 1.0}
     return RunConfig.model_validate(
@@ -156,23 +171,37 @@ def _site_round(site: str, *, index: int, number: int, run: RunConfig, modalitie
     if run.federation.rounds > 1 and index % 10 == 9 and number % 4 == 0:
         return SiteRound(site=site, outcome="not-asked")
     statement = PrivacyStatement(
-        unit="record", epsilon=_epsilon(index, number=number, run=run), delta=1e-5, clip_norm=1.0,
-        noise_multiplier=1.07 + 0.02 * index, sample_rate=0.08, steps_per_round=12, accountant="rdp",
+        unit="record",
+        epsilon=_epsilon(index, number=number, run=run),
+        delta=1e-5,
+        clip_norm=1.0,
+        noise_multiplier=1.07 + 0.02 * index,
+        sample_rate=0.08,
+        steps_per_round=12,
+        accountant="rdp",
         reproducible_noise=False,
-    )  # fmt: skip
+    )
     private = run.privacy != "none"
     header = ReplyHeader(
-        protocol_version=1, run_id="run-1", round_number=number, nominal_size=400 + 20 * index,
-        privacy=statement if private else None, num_examples=None,
-    )  # fmt: skip
+        protocol_version=1,
+        run_id="run-1",
+        round_number=number,
+        nominal_size=400 + 20 * index,
+        privacy=statement if private else None,
+        num_examples=None,
+    )
     names = [
         f"encoders.{modality}.layers.{layer}.weight" for modality in modalities[: 1 + index % 3] for layer in range(3)
     ]
     update = {name: torch.zeros(1) for name in [*names, "fusion.gates.weight", "head.weight", "head.bias"]}
     return SiteRound(
-        site=site, outcome="used", epsilon=statement.epsilon if private else None, update_bytes=192_840,
-        fields=reply_fields(TrainReply(header=header, update=update)), header=header,
-    )  # fmt: skip
+        site=site,
+        outcome="used",
+        epsilon=statement.epsilon if private else None,
+        update_bytes=192_840,
+        fields=reply_fields(TrainReply(header=header, update=update)),
+        header=header,
+    )
 
 
 def _scores(
@@ -197,7 +226,7 @@ def _scores(
             recall=_estimate(values[1, index], wide=True),
             f1=_estimate(values[2, index], wide=True),
             support=int(support[index]),
-        )  # fmt: skip
+        )
         for index, label in enumerate(run.data.labels)
     )
     return Scores(num_samples=rows, metrics=estimates, classes=classes, confusion=confusion_counts(outputs, target))
