@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 PIECE = 4096
+SMALLEST_FACTOR = 1e-30
 
 
 def sample_norms(gradients: Mapping[str, Tensor]) -> Float[Tensor, "B"]:
@@ -35,14 +36,15 @@ def clip_factors(norms: Float[Tensor, "B"], *, clip_norm: float) -> Float[Tensor
     """What to multiply each sample's gradient with, in [0, 1]: at most `clip_norm` remains, nothing of a broken one."""
     # PRIVACY: at most clip_norm of a sample remains. test_one_unit_moves_the_sum_by_at_most_the_clip_norm
     factors = (clip_norm / norms.clamp(min=1e-30)).clamp(max=1.0)
-    # PRIVACY: NaN passes every comparison, so it is named here. test_a_broken_gradient_contributes_exactly_zero
-    return torch.where(norms.isfinite(), factors, 0.0)
+    # PRIVACY: NaN passes every comparison, so it is named here; and a factor near the end of float32's range would be
+    # rounded, perhaps up. test_a_broken_gradient_contributes_exactly_zero
+    return torch.where(norms.isfinite() & (factors > SMALLEST_FACTOR), factors, 0.0)
 
 
 def clipped_sum(gradients: Mapping[str, Tensor], *, clip_norm: float) -> dict[str, Tensor]:
     """Sum over the samples of their gradients, each clipped to L2 norm `clip_norm` over all parameters jointly.
 
-    A sample whose norm is NaN, infinite or beyond float32 contributes exactly zero; no samples give exact zeros.
+    A sample whose norm is NaN, infinite or 1e30 clip norms long contributes exactly zero; no samples give exact zeros.
 
     Args:
         gradients: parameter -> [B, *shape].
