@@ -16,7 +16,8 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,9 +66,7 @@ class FolderCache:
             self._place.chmod(0o700)
             self._sweep()
         except OSError as error:
-            raise ConfigError(
-                f"{root}: cannot be used as a cache ({error.strerror}); name a folder that can be written to"
-            ) from None
+            raise _unusable(root, reason=str(error)) from None
         self._files = _read_index(self._place / "files.json")
 
     def digest_of(self, path: Path) -> bytes | None:
@@ -112,9 +111,8 @@ class FolderCache:
         table = torch.frombuffer(bytearray(b"".join(digests)), dtype=torch.uint8).reshape(len(digests), _DIGEST_BYTES)
         values = values.contiguous()
         facts = {"format": FORMAT, "key": key, "sum": _sum(table, values)}
-        aside = self._aside()
-        save_file({"digests": table, "values": values}, aside, metadata=facts)
-        self._put(aside, self._path(modality, key=key))
+        with self._written(self._path(modality, key=key)) as aside:
+            save_file({"digests": table, "values": values}, aside, metadata=facts)
 
     def drop(self, modality: str, *, key: str) -> None:
         """Removes what is stored under a key, where no row of the folder has such a value any more."""
@@ -131,10 +129,9 @@ class FolderCache:
         for name in gone:
             del self._files[name]
         if gone or self._changed:
-            aside = self._aside()
             files = {name: [*stamp, digest.hex()] for name, (stamp, digest) in self._files.items()}
-            aside.write_text(json.dumps({"format": FORMAT, "files": files}), encoding="utf-8")
-            self._put(aside, self._place / "files.json")
+            with self._written(self._place / "files.json") as aside:
+                aside.write_text(json.dumps({"format": FORMAT, "files": files}), encoding="utf-8")
         if gone or self._withdrawn:
             for path in self._place.glob("*.safetensors"):
                 if path.name not in self._kept:
@@ -146,14 +143,19 @@ class FolderCache:
     def _path(self, modality: str, *, key: str) -> Path:
         return self._place / f"{modality}-{hashlib.sha256(key.encode()).hexdigest()[:_DIGEST_BYTES]}.safetensors"
 
-    def _aside(self) -> Path:
+    @contextmanager
+    def _written(self, path: Path) -> Iterator[Path]:
+        """A new file beside `path` that takes its place once it is whole, and is gone if that fails."""
         aside = self._place / f"{uuid.uuid4().hex}.tmp"
-        aside.touch(mode=0o600, exist_ok=False)
-        return aside
-
-    def _put(self, aside: Path, path: Path) -> None:
-        aside.chmod(0o600)
-        aside.replace(path)
+        try:
+            aside.touch(mode=0o600, exist_ok=False)
+            yield aside
+            aside.chmod(0o600)
+            aside.replace(path)
+        except (OSError, safetensors.SafetensorError) as error:
+            raise _unusable(self._place, reason=str(error)) from None
+        finally:
+            aside.unlink(missing_ok=True)
 
     def _sweep(self) -> None:
         """Removes what a process that was killed left half written."""
@@ -161,6 +163,10 @@ class FolderCache:
             stamp = stamp_of(path)
             if stamp is not None and stamp[1] < (time.time() - STALE_AFTER_S) * 1e9:
                 path.unlink(missing_ok=True)
+
+
+def _unusable(place: Path, *, reason: str) -> ConfigError:
+    return ConfigError(f"{place}: cannot be used as a cache ({reason}); name a folder that can be written to")
 
 
 def _read_index(path: Path) -> dict[str, tuple[Stamp, bytes]]:

@@ -27,15 +27,16 @@ def read_file(path: Path, *, max_bytes: int = MAX_FILE_BYTES) -> tuple[bytes, St
         descriptor = os.open(path, flags)
     except OSError as error:
         raise _unreadable(error) from None
-    with os.fdopen(descriptor, "rb", buffering=0) as file:
+    try:
         status = os.fstat(descriptor)
         judge_status(status, max_bytes=max_bytes)
-        try:
-            data = file.read(status.st_size)
-            while len(data) < status.st_size and (more := file.read(status.st_size - len(data))):
-                data += more
-        except OSError as error:
-            raise _unreadable(error) from None
+        data = os.read(descriptor, status.st_size)
+        while len(data) < status.st_size and (more := os.read(descriptor, status.st_size - len(data))):
+            data += more
+    except OSError as error:
+        raise _unreadable(error) from None
+    finally:
+        os.close(descriptor)
     if len(data) < status.st_size:
         raise MediaFault(field="file", came="shortened while it was read", allowed="a file nobody is writing to")
     return data, _stamp(status)

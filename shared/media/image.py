@@ -86,7 +86,7 @@ def _judge_header(image: Image.Image) -> None:
     width, height = image.size
     if not (0 < width <= MAX_IMAGE_SIDE and 0 < height <= MAX_IMAGE_SIDE and width * height <= MAX_IMAGE_PIXELS):
         raise MediaFault(field="size", came=f"{width} x {height} declared pixels", allowed=_SIZE_ALLOWED)
-    # A telephone's JPEG may carry a second picture for a 3-D screen, which Pillow calls MPO; the first is the photograph.
+    # A telephone's JPEG may carry a second picture for 3-D screens, which Pillow calls MPO; the first one counts.
     if image.format != "MPO" and getattr(image, "is_animated", False):
         raise MediaFault(field="frames", came="more than one", allowed="one still picture")
     if image.mode not in (*_BIT_DEPTH_8, *_BIT_DEPTH_16):

@@ -1,0 +1,427 @@
+"""Dataset: rows become the tensors that their files hold, once; faults come all together and leave nothing behind."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+import shared.check
+import shared.dataset
+from shared.batch import Samples
+from shared.config import (
+    DataSchema,
+    EncoderSettings,
+    FederationSettings,
+    ModelSettings,
+    PartSettings,
+    RunConfig,
+    TrainingSettings,
+)
+from shared.dataset import load_samples
+from shared.errors import ManifestError, MediaFault, ModelError
+from shared.media import Waveform
+from shared.preprocess import RawValue
+from tests.shared.media_samples import (
+    RATING,
+    SCHEMA,
+    audio_bytes,
+    image_bytes,
+    motion_bytes,
+    npy_bytes,
+    vector_bytes,
+    whole_folder,
+    write_rows,
+)
+
+
+class Way:
+    """A preprocessor that keeps some of a value's first numbers, and counts what it did."""
+
+    def __init__(
+        self, *, digest: str = "way", shape: tuple[int, ...] = (3,), dtype: torch.dtype = torch.float32
+    ) -> None:
+        self.digest, self.shape, self.dtype = digest, shape, dtype
+        self.batches: list[int] = []
+
+    def read(self, value: RawValue) -> Tensor:
+        if isinstance(value, Image.Image):
+            numbers = np.asarray(value).ravel()
+        elif isinstance(value, Waveform):
+            numbers = value.samples.ravel()
+        elif isinstance(value, str):
+            numbers = np.array([*reversed(value.encode()), 0, 0, 0])
+        else:
+            numbers = np.asarray(value).ravel()
+        return torch.tensor(numbers[:3].astype(np.float64))
+
+    def finish(self, values: Tensor) -> Tensor:
+        assert not torch.is_grad_enabled()
+        self.batches.append(len(values))
+        return values.to(self.dtype)
+
+
+class Ways(dict[str, Way]):
+    def __init__(self, *, digest: str = "way") -> None:
+        super().__init__({name: Way(digest=digest) for name in SCHEMA.modalities})
+
+    @property
+    def num_finished(self) -> int:
+        return sum(sum(way.batches) for way in self.values())
+
+
+def run_on(schema: DataSchema = SCHEMA, *, modalities: tuple[str, ...] | None = None) -> RunConfig:
+    names = tuple(schema.modalities) if modalities is None else modalities
+    return RunConfig(
+        name="trial",
+        seed=0,
+        data=schema,
+        model=ModelSettings(
+            embedding_width=4,
+            encoders={name: EncoderSettings(name="any") for name in names},
+            fusion=PartSettings(name="mean"),
+        ),
+        training=TrainingSettings(optimizer="sgd", learning_rate=0.1, batch_size=4, local_steps=1),
+        privacy="none",
+        federation=FederationSettings(rounds=1),
+    )
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> Callable[..., Samples]:
+    def load(
+        *,
+        run: RunConfig | None = None,
+        ways: dict[str, Way] | None = None,
+        modalities: tuple[str, ...] | None = None,
+        folder: str = "site",
+    ) -> Samples:
+        return load_samples(
+            tmp_path / folder,
+            run=run_on() if run is None else run,
+            cache=tmp_path / "cache",
+            modalities=modalities,
+            preprocessors=Ways() if ways is None else ways,
+        )
+
+    return load
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    whole_folder(tmp_path / "site")
+    return tmp_path / "site"
+
+
+@pytest.fixture
+def sealed(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """From the call on, opening or decoding any media file is an error."""
+
+    def refuse(*arguments: object, **named: object) -> None:
+        raise AssertionError(f"a media file was opened: {arguments}")
+
+    def seal() -> None:
+        for place in (shared.dataset, shared.check):
+            monkeypatch.setattr(place, "read_file", refuse)
+            monkeypatch.setattr(place, "decode", refuse)
+        monkeypatch.setattr(Image, "open", refuse)
+        monkeypatch.setattr("soundfile.SoundFile", refuse)
+
+    return seal
+
+
+def rewrite(site: Path, change: Callable[[list[dict[str, object]]], object]) -> None:
+    rows = [json.loads(line) for line in (site / "metadata.jsonl").read_text().splitlines()]
+    change(rows)
+    write_rows(site, rows)
+
+
+def equal(a: Samples, b: Samples) -> bool:
+    return (
+        a.inputs.keys() == b.inputs.keys()
+        and all(torch.equal(a.inputs[name], b.inputs[name]) for name in a.inputs)
+        and torch.equal(a.present, b.present)
+        and torch.equal(a.targets, b.targets)
+        and (a.subjects, a.groups) == (b.subjects, b.groups)
+    )
+
+
+def test_samples_hold_what_the_files_hold(site: Path, load: Callable[..., Samples]) -> None:
+    samples = load()
+    assert list(samples.inputs) == ["image", "text", "audio", "motion", "vector"]
+    for i in range(6):
+        torch.testing.assert_close(samples.inputs["motion"][i], torch.tensor(np.load(site / f"npy/{i}.npy"))[0])
+        torch.testing.assert_close(samples.inputs["vector"][i], torch.tensor(np.load(site / f"npy/v{i}.npy"))[:3])
+        pixels = np.asarray(Image.open(site / f"img/{i}.png"))[0, 0]
+        assert samples.inputs["image"][i].tolist() == pixels.tolist()
+    assert samples.present.all()
+    assert samples.present.shape == (6, 5)
+    assert samples.targets.tolist() == [0, 1, 0, 1, 0, 1]
+    assert samples.targets.dtype == torch.int64
+    assert samples.subjects == ("p0", "p0", "p1", "p1", "p2", "p2")
+    assert samples.groups == {"language": ("fr", "el") * 3}
+
+
+def test_what_a_row_lacks_is_zero_and_marked_absent(site: Path, load: Callable[..., Samples]) -> None:
+    whole = load()
+
+    def take_away(rows: list[dict[str, object]]) -> None:
+        del rows[0]["image_file_name"]
+        rows[1]["text"] = ""
+        rows[2]["motion_file_name"] = None
+        del rows[3]["language"]
+
+    rewrite(site, take_away)
+    samples = load()
+    absent = [(0, "image"), (1, "text"), (2, "motion")]
+    for row in range(6):
+        for column, name in enumerate(run_on().modalities):
+            expected = torch.zeros(3) if (row, name) in absent else whole.inputs[name][row]
+            assert torch.equal(samples.inputs[name][row], expected)
+            assert samples.present[row, column] == ((row, name) not in absent)
+    assert samples.groups["language"][3] == ""
+
+
+def test_rows_without_a_modality_of_the_run_are_left_out(site: Path, load: Callable[..., Samples]) -> None:
+    rewrite(site, lambda rows: rows[4].pop("text"))
+    samples = load(run=run_on(modalities=("text",)))
+    assert list(samples.inputs) == ["text"]
+    assert samples.subjects == ("p0", "p0", "p1", "p1", "p2")
+    assert samples.present.shape == (5, 1)
+
+
+def test_a_site_loads_only_the_modalities_it_may_have(
+    site: Path, load: Callable[..., Samples], sealed: Callable[[], None]
+) -> None:
+    sealed()
+    samples = load(modalities=("text", "other"))
+    assert list(samples.inputs) == ["text"]
+    assert samples.present.tolist() == [[False, True, False, False, False]] * 6
+
+
+def test_a_modality_that_no_row_has_is_zeros_of_the_right_type(site: Path, load: Callable[..., Samples]) -> None:
+    rewrite(site, lambda rows: [row.pop("image_file_name") for row in rows])
+    ways = Ways()
+    ways["image"] = Way(shape=(3,), dtype=torch.int64)
+    samples = load(ways=ways)
+    assert samples.inputs["image"].dtype == torch.int64
+    assert torch.equal(samples.inputs["image"], torch.zeros(6, 3, dtype=torch.int64))
+    assert not samples.present[:, 0].any()
+
+
+def test_no_usable_rows_give_no_samples(site: Path, load: Callable[..., Samples]) -> None:
+    rewrite(site, lambda rows: [row.pop("audio_file_name") for row in rows])
+    samples = load(run=run_on(modalities=("audio",)))
+    assert len(samples) == 0
+    assert samples.inputs["audio"].shape == (0, 3)
+    assert samples.present.shape == (0, 1)
+
+
+def test_rows_without_subjects_are_each_their_own(tmp_path: Path, load: Callable[..., Samples]) -> None:
+    write_rows(tmp_path / "site", [{"text": "a", "rating": 1}, {"text": "a", "rating": -0.5}])
+    samples = load(run=run_on(RATING), ways={"text": Way()})
+    assert samples.subjects == ("1", "2")
+    assert samples.targets.tolist() == [1.0, -0.5]
+    assert samples.targets.dtype == torch.float32
+    assert samples.groups == {"language": ("", "")}
+
+
+# --- the cache -------------------------------------------------------------------------------------------------------
+
+
+def test_a_second_run_opens_no_media_file(site: Path, load: Callable[..., Samples], sealed: Callable[[], None]) -> None:
+    first = load()
+    sealed()
+    ways = Ways()
+    assert equal(load(ways=ways), first)
+    assert ways.num_finished == 0
+
+
+def test_values_are_finished_64_at_a_time(tmp_path: Path, load: Callable[..., Samples]) -> None:
+    write_rows(tmp_path / "site", [{"text": f"number {i}", "rating": 0} for i in range(150)])
+    ways = {"text": Way()}
+    load(run=run_on(RATING), ways=ways)
+    assert ways["text"].batches == [64, 64, 22]
+
+
+def test_equal_texts_are_prepared_once(tmp_path: Path, load: Callable[..., Samples]) -> None:
+    write_rows(tmp_path / "site", [{"text": ("yes", "no")[i % 2], "rating": 0} for i in range(10)])
+    ways = {"text": Way()}
+    samples = load(run=run_on(RATING), ways=ways)
+    assert sum(ways["text"].batches) == 2
+    assert torch.equal(samples.inputs["text"][0], samples.inputs["text"][8])
+    assert not torch.equal(samples.inputs["text"][0], samples.inputs["text"][1])
+
+
+def test_only_what_is_new_or_changed_is_prepared(site: Path, load: Callable[..., Samples]) -> None:
+    load()
+    (site / "npy/2.npy").write_bytes(motion_bytes(seed=99, steps=11))
+    (site / "npy/new.npy").write_bytes(motion_bytes(seed=100))
+    rewrite(site, lambda rows: rows.append({"motion_file_name": "npy/new.npy", "label": "joy", "subject_id": "p9"}))
+    ways = Ways()
+    samples = load(ways=ways)
+    assert {name: sum(way.batches) for name, way in ways.items() if way.batches} == {"motion": 2}
+    for row, name in ((2, "2"), (6, "new"), (0, "0")):
+        torch.testing.assert_close(samples.inputs["motion"][row], torch.tensor(np.load(site / f"npy/{name}.npy"))[0])
+
+
+def test_a_file_changed_in_place_is_read_again(site: Path, load: Callable[..., Samples]) -> None:
+    before, path = load(), site / "npy/1.npy"
+    stamp = path.stat()
+    path.write_bytes(motion_bytes(seed=99))
+    assert path.stat().st_size == stamp.st_size
+    os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns + 1))
+    after = load()
+    assert not torch.equal(after.inputs["motion"][1], before.inputs["motion"][1])
+    torch.testing.assert_close(after.inputs["motion"][1], torch.tensor(np.load(path))[0])
+
+
+def test_other_preprocessing_or_another_form_never_meets_old_values(site: Path, load: Callable[..., Samples]) -> None:
+    load()
+    ways = Ways(digest="another")
+    load(ways=ways)
+    assert ways.num_finished == 30
+    narrower = SCHEMA.model_copy(
+        update={
+            "modalities": SCHEMA.modalities | {"vector": SCHEMA.modalities["vector"].model_copy(update={"width": 3})}
+        }
+    )
+    with pytest.raises(ManifestError, match=r"vector\.shape is \[4\]; allowed: \[3\]"):
+        load(run=run_on(narrower))
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[:-1], lambda data: data[:-1] + bytes([data[-1] ^ 1]), lambda data: b""]
+)
+def test_a_damaged_cache_is_made_again(
+    site: Path, load: Callable[..., Samples], damage: Callable[[bytes], bytes]
+) -> None:
+    first = load()
+    for path in (site.parent / "cache").glob("*/*"):
+        path.write_bytes(damage(path.read_bytes()))
+    ways = Ways()
+    assert equal(load(ways=ways), first)
+    assert ways.num_finished == 30
+    again = Ways()
+    assert equal(load(ways=again), first)
+    assert again.num_finished == 0
+
+
+def test_withdrawn_rows_leave_the_cache(site: Path, load: Callable[..., Samples]) -> None:
+    """Under every preprocessing, not only that of the next run."""
+    load(ways=Ways(digest="older"))
+    before = load()
+    gone = {name: before.inputs[name][5].numpy().tobytes() for name in before.inputs}
+
+    def holders() -> list[str]:
+        files = [path.read_bytes() for path in (site.parent / "cache").glob("*/*") if path.is_file()]
+        return [name for name, value in gone.items() if any(value in file for file in files)]
+
+    assert sorted(holders()) == sorted(gone)
+    rewrite(site, lambda rows: rows.pop())
+    assert len(load()) == 5
+    assert holders() == []
+
+
+def test_two_folders_with_one_cache_do_not_mix(site: Path, load: Callable[..., Samples]) -> None:
+    first = load()
+    whole_folder(site.parent / "other", num_rows=3)
+    assert len(load(folder="other")) == 3
+    ways = Ways()
+    assert equal(load(ways=ways), first)
+    assert ways.num_finished == 0
+
+
+# --- faults ----------------------------------------------------------------------------------------------------------
+
+
+def break_everything(site: Path) -> None:
+    (site / "img/0.png").write_bytes(image_bytes(seed=0)[:60])
+    (site / "img/1.png").write_bytes(image_bytes(seed=2))
+    (site / "wav/1.wav").write_bytes(audio_bytes(rate=2000))
+    (site / "npy/3.npy").write_bytes(npy_bytes(np.full((4, 3), np.nan)))
+    (site / "npy/v4.npy").write_bytes(vector_bytes(width=9))
+    (site / "wav/5.wav").unlink()
+    rewrite(site, lambda rows: rows[2].update(label="anger"))
+
+
+EXPECTED = (
+    "site/metadata.jsonl: 7 faults in 6 rows, nothing was loaded",
+    "line 1, img/0.png: image.content is truncated or damaged",
+    "line 2, wav/1.wav: audio.sample_rate_hz is 2000; allowed: 4000 to 192000",
+    "line 3: label is 'anger'; allowed: 'joy', 'calm'",
+    "line 4, npy/3.npy: motion.values is nan at [0, 0]; allowed: finite numbers",
+    "line 5, npy/v4.npy: vector.shape is [9]; allowed: [4]",
+    "line 6: audio_file_name is 'wav/5.wav', which is missing",
+)
+
+
+def test_all_faults_of_a_folder_come_in_one_error(site: Path, load: Callable[..., Samples]) -> None:
+    break_everything(site)
+    (site / "img/3.png").write_bytes(image_bytes(seed=4))
+    with pytest.raises(ManifestError) as caught:
+        load()
+    for expected in EXPECTED:
+        assert expected in str(caught.value)
+    assert (
+        "line 5, img/4.png: image.content is the same, byte for byte, as that of line 4; allowed: each recording once"
+        in str(caught.value)
+    )
+
+
+def test_faults_are_the_same_with_a_warm_cache_and_leave_it_as_it_was(site: Path, load: Callable[..., Samples]) -> None:
+    first = load()
+    kept = {path: path.read_bytes() for path in (site / "img").iterdir()}
+    cached = {path: path.read_bytes() for path in (site.parent / "cache").glob("*/*")}
+    (site / "img/1.png").write_bytes(kept[site / "img/2.png"])
+    (site / "img/3.png").write_bytes(b"broken")
+    with pytest.raises(ManifestError) as caught:
+        load()
+    assert [fault.place for fault in caught.value.faults] == ["line 3, img/2.png", "line 4, img/3.png"]
+    assert {path: path.read_bytes() for path in (site.parent / "cache").glob("*/*")} == cached
+    for path, data in kept.items():
+        path.write_bytes(data)
+    assert equal(load(), first)
+
+
+def test_equal_vectors_and_texts_are_no_duplicates(site: Path, load: Callable[..., Samples]) -> None:
+    (site / "npy/v1.npy").write_bytes((site / "npy/v0.npy").read_bytes())
+    rewrite(site, lambda rows: rows[1].update(text=rows[0]["text"]))
+    samples = load()
+    assert torch.equal(samples.inputs["vector"][0], samples.inputs["vector"][1])
+
+
+def test_a_value_that_preprocessing_makes_nan_is_named(site: Path, load: Callable[..., Samples]) -> None:
+    class Dividing(Way):
+        def finish(self, values: Tensor) -> Tensor:
+            values = super().finish(values)
+            values[2] = values[2] / 0
+            return values
+
+    ways: dict[str, Way] = Ways()
+    ways["motion"] = Dividing()
+    with pytest.raises(ManifestError, match=r"line 3: motion after preprocessing is NaN or infinite"):
+        load(ways=ways)
+
+
+def test_a_fault_that_a_preprocessor_finds_is_named_like_any_other(site: Path, load: Callable[..., Samples]) -> None:
+    class Particular(Way):
+        def read(self, value: RawValue) -> Tensor:
+            raise MediaFault(field="loudness", came="0", allowed="more")
+
+    ways: dict[str, Way] = Ways()
+    ways["audio"] = Particular()
+    with pytest.raises(ManifestError, match=r"line 1, wav/0\.wav: audio\.loudness is 0; allowed: more"):
+        load(ways=ways)
+
+
+def test_a_preprocessor_that_breaks_its_own_word_is_named(site: Path, load: Callable[..., Samples]) -> None:
+    ways: dict[str, Way] = Ways()
+    ways["image"] = Way(shape=(4,))
+    with pytest.raises(ModelError, match=r"preprocessor of image made \[6, 3\] of 6 values; allowed: \[6, 4\]"):
+        load(ways=ways)
