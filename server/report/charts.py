@@ -57,7 +57,7 @@ def participation_chart(record: RunRecord) -> Chart:
     )
     missing = sum(before - after for (_, before), (_, after) in zip(asked, used, strict=True))
     series = [Series("asked", asked, style=1, is_strong=False), Series("used", used)]
-    axes = Axes(x="round", y="sites", y_from=0.0)
+    axes = Axes(x="round", y="sites", y_from=0.0, whole_y=True)
     told = f"Sites asked and sites used by round: {missing:.0f} updates that were asked for are missing."
     caption = "An update is used when it came in time and in the agreed form; the rest is in the table of sites."
     return Chart("Sites by round", line_chart(series, axes=axes, told=told), caption)

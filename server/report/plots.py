@@ -62,6 +62,7 @@ class Axes:
     y_from: float | None = None
     y_to: float | None = None
     whole_x: bool = True
+    whole_y: bool = False
 
 
 def line_chart(
@@ -95,7 +96,7 @@ def interval_bar(value: float, *, low: float | None, high: float | None, largest
     if low is not None and high is not None:
         whisker = Markup('<path d="M{0} 7H{1}M{0} 3V11M{1} 3V11" class="whisker"/>').format(at(low), at(high))
     return Markup(
-        '<svg class="bar" viewBox="-2 0 204 14" aria-hidden="true">'
+        '<svg class="bar" viewBox="-1 0 202 14" preserveAspectRatio="none" aria-hidden="true">'
         '<rect x="0" y="2" width="200" height="10" class="track"/>'
         '<rect x="0" y="2" width="{}" height="10" class="fill"/>{}</svg>'
     ).format(at(value), whisker)
@@ -129,7 +130,7 @@ class _Scale:
         xs, ys = xs or [0.0, 1.0], ys or [0.0, 1.0]
         self.axes = axes
         self.x_ticks = ticks(min(xs), max(xs), most=8, whole=axes.whole_x)
-        self.y_ticks = ticks(min(ys), max(ys))
+        self.y_ticks = ticks(min(ys), max(ys), whole=axes.whole_y)
         # a line that begins in round 1 begins at the edge, not a fifth of the way in
         self.x_from, self.x_to = min(xs), max(*xs, min(xs) + 1e-9)
         self.y_from, self.y_to = self.y_ticks[0], max(self.y_ticks[-1], self.y_ticks[0] + 1e-9)
@@ -197,23 +198,17 @@ class _Scale:
             line = Markup('<path d="M{} {}H{}" class="mark"/>').format(_LEFT, _number(y), WIDTH - _RIGHT)
             words = Markup('<text x="{}" y="{}" class="tick">{}</text>')
             return line + words.format(_LEFT + 8, _number(y + (16 if below else -6)), mark.text)
+        # words stand on the axis, where a line of scores seldom is
         x = self.x(mark.x or 0.0)
         side, shift = ("end", -6) if x > WIDTH / 2 else ("start", 6)
-        if mark.y is not None:
-            y = self.y(mark.y)
-            return Markup(
-                '<circle cx="{}" cy="{}" r="6" class="ring"/><text x="{}" y="{}" class="tick {}">{}</text>'
-            ).format(
-                _number(x),
-                _number(y),
-                _number(x + 2 * shift),
-                _number(min(y + 22, HEIGHT - _BOTTOM - 6)),
-                side,
-                mark.text,
-            )
-        return Markup('<path d="M{0} {1}V{2}" class="mark"/><text x="{3}" y="{4}" class="tick {5}">{6}</text>').format(
-            _number(x), _TOP, HEIGHT - _BOTTOM, _number(x + shift), HEIGHT - _BOTTOM - 8, side, mark.text
+        top = _TOP if mark.y is None else self.y(mark.y) + 6
+        line = Markup('<path d="M{0} {1}V{2}" class="mark"/><text x="{3}" y="{4}" class="tick {5}">{6}</text>').format(
+            _number(x), _number(top), HEIGHT - _BOTTOM, _number(x + shift), HEIGHT - _BOTTOM - 8, side, mark.text
         )
+        if mark.y is None:
+            return line
+        ring = Markup('<circle cx="{}" cy="{}" r="6" class="ring"/>').format(_number(x), _number(self.y(mark.y)))
+        return line + ring
 
     def _path(self, points: Points) -> str:
         return "M" + "L".join(f"{_number(self.x(x))} {_number(self.y(y))}" for x, y in points) if points else ""

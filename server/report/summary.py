@@ -41,6 +41,7 @@ class Headline:
     label: str
     value: str
     beneath: str
+    is_alarm: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,10 +76,12 @@ def headlines(record: RunRecord) -> list[Headline]:
         if name in metrics
     ]
     if record.run.privacy == "none":
-        return [*found, Headline("Privacy", "none", "not private")]
+        return [*found, Headline("Privacy", "none", "see the notice on top", is_alarm=True)]
     epsilon = highest_epsilon(record)
     delta = f"delta {delta_text(max((plan.delta for plan in record.privacy), default=record.run.privacy.delta))}"
-    return [*found, Headline("Highest epsilon of any site", epsilon_text(epsilon), delta)]
+    beneath = "but the noise is not secret" if record.reproducible_noise else delta
+    label = "Highest epsilon of any site"
+    return [*found, Headline(label, epsilon_text(epsilon), beneath, is_alarm=record.reproducible_noise)]
 
 
 def highest_epsilon(record: RunRecord) -> float | None:
@@ -129,7 +132,7 @@ def guarantee(record: RunRecord, *, words: Words) -> list[str]:
         independent = epsilon_text(max(plan.epsilon_pld or 0.0 for plan in second))
         accountants = listed(sorted({plan.accountant.upper() for plan in second}))
         found.append(texts["second_opinion"].format(accountant=accountants, epsilon=independent))
-    return found
+    return [texts["would_be"], *found] if record.reproducible_noise else found
 
 
 def guesses(record: RunRecord) -> list[tuple[str, str]]:
@@ -144,9 +147,10 @@ def guesses(record: RunRecord) -> list[tuple[str, str]]:
 
 def views(record: RunRecord, *, words: Words) -> list[View]:
     """Who could see what while the run went on, and after it."""
-    private = record.run.privacy != "none"
+    private = _protects(record)
     said = {
         "update": "protected update" if private else "unprotected update",
+        "yet": "" if private else words.texts["yet"],
         "mixed": "the average of all sites' protected updates" if private else "the average of all sites' updates",
     }
     found = [View(who, sees.format(**said), not_sees.format(**said)) for who, (sees, not_sees) in words.views.items()]

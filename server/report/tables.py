@@ -8,14 +8,25 @@ relies on words.toml for what fields, codes and outcomes mean
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from markupsafe import Markup
 
 from server.records import Estimate, Evaluation, RunRecord, Scores
 from server.report.charts import epsilon_by_site, headline_metric
-from server.report.numbers import METRIC_NAMES, bytes_text, epsilon_text, estimate_text, interval_text, metric_text
+from server.report.numbers import (
+    METRIC_NAMES,
+    bytes_text,
+    count_text,
+    epsilon_text,
+    estimate_text,
+    interval_text,
+    metric_text,
+)
 from server.report.plots import interval_bar
 from server.report.words import Words
+
+Exposure = Literal["none", "protected", "exposed"]
 
 _MOST_CONFUSED = 30
 """classes up to which the confusion matrix is drawn"""
@@ -92,7 +103,7 @@ class FieldRow:
     meaning: str
     depends: str
     values: str
-    is_private: bool
+    exposure: Exposure
 
 
 def metric_rows(record: RunRecord) -> list[MetricRow]:
@@ -195,7 +206,7 @@ def field_rows(record: RunRecord, *, words: Words) -> list[FieldRow]:
     """Everything that any reply held; the arrays of one part of the model stand in one row."""
     values = _header_values(record)
     names = {name for each in record.rounds for site in each.sites for name in site.fields}
-    is_protected = record.run.privacy != "none"
+    is_protected = record.run.privacy != "none" and not record.reproducible_noise
     parts: Counter[str] = Counter()
     rows = []
     for name in sorted(names, key=lambda name: (name.startswith("update."), name.startswith("privacy."), name)):
@@ -203,10 +214,12 @@ def field_rows(record: RunRecord, *, words: Words) -> list[FieldRow]:
             parts[_model_part(name)] += 1
             continue
         meaning, depends = words.field(name)
-        rows.append(FieldRow(name, meaning, depends, values.get(name, ""), not depends.startswith("No")))
-    meaning, depends = words.updates["protected" if is_protected else "unprotected"]
+        exposure: Exposure = "none" if depends.startswith("No") else "exposed"
+        rows.append(FieldRow(name, meaning, depends, values.get(name, ""), exposure))
+    sent: Exposure = "protected" if is_protected else "exposed"
+    meaning, depends = words.updates[sent]
     for part, count in parts.items():
-        rows.append(FieldRow(part, meaning, depends, f"{count} array{'' if count == 1 else 's'}", True))
+        rows.append(FieldRow(part, meaning, depends, count_text(count, "array"), sent))
     return rows
 
 
@@ -226,7 +239,13 @@ def _header_values(record: RunRecord) -> dict[str, str]:
                 held |= {f"privacy.{name}": value for name, value in held.pop("privacy", {}).items()}
                 for name, value in held.items():
                     seen.setdefault(name, set()).add(value)
-    return {name: _range(values) for name, values in seen.items()}
+    # the number a reader relies on is rounded up here too
+    stated = {epsilon_text(value) for value in seen.get("privacy.epsilon", set()) if isinstance(value, float)}
+    ranges = {name: _range(values) for name, values in seen.items()}
+    if stated:
+        lowest, highest = min(stated, key=float), max(stated, key=float)
+        ranges["privacy.epsilon"] = highest if lowest == highest else f"{lowest} to {highest}"
+    return ranges
 
 
 def _range(values: set[str | int | float | bool]) -> str:
@@ -240,7 +259,7 @@ def _range(values: set[str | int | float | bool]) -> str:
 def _plain(value: str | int | float | bool) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}".replace("e-0", "e-") if isinstance(value, float) else str(value)
 
 
 def _bar_table(first: str, named: Sequence[tuple[str, Scores, bool]], *, record: RunRecord, note: str = "") -> BarTable:
