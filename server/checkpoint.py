@@ -5,12 +5,13 @@ out       RUN/checkpoints/ (safetensors and state.json) and RUN/metrics.jsonl; t
 relies on settings.write_atomically; state.json names the tensor file that belongs to it
 """
 
-import json
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import safetensors.torch
-from pydantic import Field
+from pydantic import Field, ValidationError
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -50,8 +51,7 @@ def save_progress(progress: Progress, *, folder: Path, run_digest: str) -> None:
     """Write the checkpoint of the round just finished, then forget the one before."""
     checkpoints = folder / "checkpoints"
     checkpoints.mkdir(parents=True, exist_ok=True)
-    lines = "".join(record.model_dump_json() + "\n" for record in progress.history)
-    write_atomically(folder / METRICS_FILE, lines.encode())
+    _append(progress.history[-1:], path=folder / METRICS_FILE)
     tensors = checkpoints / f"round-{progress.round_number:06d}.safetensors"
     write_atomically(tensors, safetensors.torch.save(_flatten(progress)))
     state = _State(
@@ -86,10 +86,7 @@ def load_progress(*, folder: Path, run_digest: str) -> Progress | None:
         flat = safetensors.torch.load(tensors.read_bytes())
     except (OSError, SafetensorError) as error:
         raise RunError(f"{tensors}: not readable ({error}); restore it from a backup or start a new run") from None
-    records = [
-        RoundRecord.model_validate(json.loads(line))
-        for line in (folder / METRICS_FILE).read_text(encoding="utf-8").splitlines()
-    ]
+    history = _history(folder / METRICS_FILE, rounds=state.round_number)
     return Progress(
         weights=_part(flat, "weights"),
         round_number=state.round_number,
@@ -98,13 +95,38 @@ def load_progress(*, folder: Path, run_digest: str) -> Progress | None:
         best_weights=_part(flat, "best"),
         moments=_part(flat, "moments"),
         second_moments=_part(flat, "second_moments"),
-        history=[record for record in records if record.round <= state.round_number],
+        history=history,
     )
 
 
 def save_model(weights: Weights, *, path: Path, run_digest: str) -> None:
     """The chosen model as one safetensors file, with the digest of the settings it belongs to."""
     write_atomically(path, safetensors.torch.save(weights, metadata={"format": "pt", "run_digest": run_digest}))
+
+
+def _append(records: Sequence[RoundRecord], *, path: Path) -> None:
+    """Add lines and see them on the disk; state.json, written after, says how many of them count."""
+    with path.open("ab") as file:
+        file.write("".join(record.model_dump_json() + "\n" for record in records).encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _history(path: Path, *, rounds: int) -> list[RoundRecord]:
+    """The records of so many rounds; lines of a round that was cut short are taken out of the file."""
+    lines = path.read_text(encoding="utf-8").splitlines()[:rounds] if path.is_file() else []
+    try:
+        records = [RoundRecord.model_validate_json(line) for line in lines]
+    except ValidationError as error:
+        raise RunError(
+            f"{path}: a line is damaged ({error.error_count()} faults); restore it or start a new run"
+        ) from None
+    if [record.round for record in records] != list(range(1, rounds + 1)):
+        raise RunError(
+            f"{path}: holds {len(records)} rounds in order where {rounds} were done; restore it or start a new run"
+        )
+    write_atomically(path, "".join(line + "\n" for line in lines).encode())
+    return records
 
 
 def _flatten(progress: Progress) -> dict[str, Tensor]:

@@ -72,7 +72,7 @@ class SiteRound(Settings):
     """upper bound on all this site has released about its data set so far; None where it never protected anything"""
     update_bytes: int = 0
     fields: tuple[str, ...] = ()
-    """names of everything the reply held, arrays and numbers"""
+    """names of everything the reply held, arrays and numbers; empty where the same as in the site's last used round"""
     header: ReplyHeader | None = None
     """every number the reply held, as it came"""
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -49,6 +49,7 @@ class Failure:
 Reply = TrainReply | Refusal | Failure
 
 
+@runtime_checkable
 class Transport(Protocol):
     """What carries messages to sites, by the names they gave themselves."""
 
@@ -195,6 +196,7 @@ def _one_round(
         progress.weights = new
         progress.moments, progress.second_moments = optimizer.moments, optimizer.second_moments
     progress.round_number = number
+    known = {site.site: site.fields for record in progress.history for site in record.sites if site.fields}
     scores = None
     if number % run.evaluation.every_rounds == 0 or number == run.federation.rounds:
         scores = _scores(model, progress.weights, samples=validation, run=run)
@@ -202,7 +204,7 @@ def _one_round(
     return RoundRecord(
         round=number,
         seconds=time.monotonic() - began,
-        sites=tuple(_site_round(site.site, judged.get(site.site)) for site in plan.sites),
+        sites=tuple(_site_round(site.site, judged.get(site.site), known=known.get(site.site)) for site in plan.sites),
         validation=scores,
         update_norm=norm,
     )
@@ -231,7 +233,7 @@ def _weights(used: Mapping[str, TrainReply], *, run: RunConfig) -> dict[str, flo
     }
 
 
-def _site_round(site: str, reply: Reply | None) -> SiteRound:
+def _site_round(site: str, reply: Reply | None, *, known: tuple[str, ...] | None) -> SiteRound:
     if reply is None:
         return SiteRound(site=site, outcome="not-asked")
     if isinstance(reply, TrainReply):
@@ -241,7 +243,7 @@ def _site_round(site: str, reply: Reply | None) -> SiteRound:
             outcome="used",
             epsilon=privacy.epsilon if privacy else None,
             update_bytes=sum(value.numel() * value.element_size() for value in reply.update.values()),
-            fields=reply_fields(reply),
+            fields=() if reply_fields(reply) == known else reply_fields(reply),
             header=reply.header,
         )
     outcome: Outcome = "refused" if isinstance(reply, Refusal) else reply.outcome

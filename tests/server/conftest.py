@@ -1,260 +1,119 @@
-"""Records of runs that never were: what report, comparison and event tests are made from."""
+"""A run small enough for plain function calls: two modalities of features, linear encoders, no media."""
 
-import math
-from collections.abc import Callable
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
-from server.evaluation import modality_subsets
-from server.metrics import class_metrics, classification_metrics, confusion_counts, rating_metrics
-from server.records import (
-    ClassScores,
-    Estimate,
-    Evaluation,
-    Outcome,
-    RoundRecord,
-    RunRecord,
-    Scores,
-    SitePrivacy,
-    SiteRound,
-)
-from shared.config import DataCard, RunConfig
-from shared.messages import PrivacyStatement, ReplyHeader, TrainReply, reply_fields
+from server.rounds import Reply
+from server.settings import ServerSettings
+from shared.batch import Samples
+from shared.config import RunConfig
+from shared.messages import PROTOCOL_VERSION, Hello, ReplyHeader, Shapes, TrainReply, TrainRequest
+from shared.model.multimodal import build_model
+from shared.model.parameters import trainable_names
 
-MakeRecord = Callable[..., RunRecord]
+
+def small_run(**federation: object) -> RunConfig:
+    """Two feature modalities, three classes."""
+    return RunConfig.model_validate(
+        {
+            "name": "small",
+            "seed": 1,
+            "data": {
+                "task": "single-label",
+                "labels": ["a", "b", "c"],
+                "modalities": {"left": {"kind": "features", "width": 4}, "right": {"kind": "features", "width": 4}},
+            },
+            "model": {
+                "embedding_width": 4,
+                "encoders": {"left": {"name": "linear"}, "right": {"name": "linear"}},
+                "fusion": {"name": "concat"},
+            },
+            "training": {"optimizer": "sgd", "learning_rate": 0.1, "sample_rate": 1.0, "local_steps": 1},
+            "privacy": "none",
+            "federation": {"rounds": 4, **federation},
+        }
+    )
+
+
+def small_samples(run: RunConfig, *, rows: int = 30, seed: int = 0) -> Samples:
+    """Rows whose class shows in both modalities."""
+    draws = torch.Generator().manual_seed(seed)
+    targets = torch.arange(rows) % 3
+    shown = torch.nn.functional.one_hot(targets, 4).float()
+    inputs = {name: shown + 0.3 * torch.randn(rows, 4, generator=draws) for name in run.modalities}
+    return Samples(
+        inputs=inputs,
+        present=torch.ones(rows, len(run.modalities), dtype=torch.bool),
+        targets=targets,
+        subjects=tuple(str(row) for row in range(rows)),
+        groups={},
+    )
+
+
+def small_settings(run: RunConfig, *, folder: Path) -> ServerSettings:
+    """Settings of a server whose data is handed to it by the test."""
+    return ServerSettings(
+        run=run, run_id="r", held_out=folder, cache=folder, card=None, engine="calls", num_sites=2, started="2026-01-01"
+    )
+
+
+@dataclass
+class CallTransport:
+    """Sites that are function calls: each takes one plain gradient step on samples of its own."""
+
+    run: RunConfig
+    sites: Mapping[str, tuple[str, ...]]
+    twisted: dict[tuple[str, int], Reply] = field(default_factory=dict)
+    """(site, round) -> what it says instead"""
+    asked: list[tuple[str, int, int]] = field(default_factory=list)
+    """(site, round, attempt) of every request"""
+
+    def hello(self, *, expected: int, min_sites: int, timeout_s: float) -> list[Hello]:
+        """Everybody is there."""
+        return [Hello(protocol_version=PROTOCOL_VERSION, site=s, modalities=m) for s, m in self.sites.items()]
+
+    def train(
+        self, requests: Mapping[str, TrainRequest], *, shapes: Mapping[str, Shapes], timeout_s: float
+    ) -> dict[str, Reply]:
+        """One step each, or the twisted answer."""
+        return {site: self._answer(site, request) for site, request in requests.items()}
+
+    def _answer(self, site: str, request: TrainRequest) -> Reply:
+        header = request.header
+        self.asked.append((site, header.round_number, header.attempt))
+        twisted = self.twisted.get((site, header.round_number))
+        return twisted if twisted is not None else self.honest(site, request)
+
+    def honest(self, site: str, request: TrainRequest) -> TrainReply:
+        """What an honest site answers."""
+        model = build_model(self.run)
+        names = trainable_names(model, self.sites[site])
+        parameters = dict(model.named_parameters())
+        with torch.no_grad():
+            for name in names:
+                parameters[name].copy_(request.weights[name])
+        samples = small_samples(self.run, seed=len(site))
+        inputs = {name: values for name, values in samples.inputs.items() if name in self.sites[site]}
+        loss = model.loss(model(inputs, samples.present), samples.targets).mean()
+        gradients = torch.autograd.grad(loss, [parameters[name] for name in names])
+        update = {name: -0.5 * gradient for name, gradient in zip(names, gradients, strict=True)}
+        return TrainReply(
+            header=ReplyHeader(
+                protocol_version=PROTOCOL_VERSION,
+                run_id=request.header.run_id,
+                round_number=request.header.round_number,
+                nominal_size=30,
+                privacy=None,
+            ),
+            update=update,
+        )
 
 
 @pytest.fixture
-def make_record() -> MakeRecord:
-    return build_record
-
-
-def build_record(
-    *,
-    name: str = "moods",
-    title: str = "Moods",
-    generated: bool = True,
-    sites: tuple[str, ...] = ("site-1", "site-2", "site-3", "site-4", "site-5", "site-6"),
-    modalities: tuple[str, ...] = ("image", "text", "audio"),
-    labels: tuple[str, ...] = ("calm", "cheerful", "cross", "sad"),
-    groups: dict[str, tuple[str, ...]] | None = None,
-    rounds: int = 40,
-    rating: bool = False,
-    private: bool = True,
-    reproducible_noise: bool = False,
-    epsilon: float = 8.0,
-    reached: float = 0.85,
-    seed: int = 0,
-    engine: str = "local",
-) -> RunRecord:
-    """A record as a run would write it, with numbers of a plausible shape."""
-    groups = groups or {}
-    run = _run(
-        name,
-        modalities=modalities,
-        labels=labels,
-        groups=tuple(groups),
-        rounds=rounds,
-        rating=rating,
-        private=private,
-        epsilon=epsilon,
-        seed=seed,
-    )
-    generator = np.random.default_rng(seed)
-    history = tuple(
-        RoundRecord(
-            round=number,
-            seconds=1.5,
-            sites=tuple(
-                _site_round(site, index=index, number=number, run=run, modalities=modalities)
-                for index, site in enumerate(sites)
-            ),
-            validation=_scores(run, skill=reached * (1 - math.exp(-4 * number / rounds)), generator=generator),
-            update_norm=1.0 / number,
-        )
-        for number in range(1, rounds + 1)
-    )
-    plans = tuple(
-        SitePrivacy(
-            site=site,
-            unit="record",
-            epsilon=_epsilon(index, number=rounds, run=run),
-            delta=1e-5,
-            noise_multiplier=1.07 + 0.02 * index,
-            sample_rate=0.08,
-            steps=rounds * 12,
-            nominal_size=400 + 20 * index,
-            accountant="rdp",
-            epsilon_pld=_epsilon(index, number=rounds, run=run) * 0.93,
-        )
-        for index, site in enumerate(sites)
-    )
-    return RunRecord(
-        run=run,
-        card=DataCard(
-            title=title,
-            generated=generated,
-            licence="CC0-1.0",
-            citation="Motet's built-in data.",
-            source="motet data moods",
-            content=run.data,
-        ),
-        engine=engine,
-        reproducible_noise=reproducible_noise,
-        started="2026-03-01T09:30:00+00:00",
-        seconds=151.2,
-        peak_memory_bytes=812_000_000,
-        versions={"python": "3.11.7", "motet": "0.1.0", "torch": "2.13.0", "opacus": "1.6.0", "flwr": "1.41.0"},
-        stopped="completed",
-        chosen_round=max(1, rounds - 2),
-        rounds=history,
-        privacy=plans if private else (),
-        test=_evaluation("test", run=run, skill=reached, groups=groups, generator=generator),
-        validation=_evaluation("validation", run=run, skill=reached, groups=groups, generator=generator),
-        num_parameters=48_210,
-        sites=sites,
-    )
-
-
-def _run(
-    name: str,
-    *,
-    modalities: tuple[str, ...],
-    labels: tuple[str, ...],
-    groups: tuple[str, ...],
-    rounds: int,
-    rating: bool,
-    private: bool,
-    epsilon: float,
-    seed: int,
-) -> RunConfig:
-    task = {"task": "rating", "rating_range": (-3.0, 3.0)} if rating else {"task": "single-label", "labels": labels}
-    privacy = {"unit": "record", "trust": "nobody", "epsilon": epsilon, "delta": 1e-5, "clip_norm": 1.0}
-    return RunConfig.model_validate(
-        {
-            "name": name,
-            "seed": seed,
-            "data": {
-                **task,
-                "modalities": {modality: {"kind": "features", "width": 8} for modality in modalities},
-                "groups": groups,
-            },
-            "model": {
-                "embedding_width": 32,
-                "encoders": {modality: {"name": "linear"} for modality in modalities},
-                "fusion": {"name": "gated"},
-            },
-            "training": {"optimizer": "momentum", "learning_rate": 0.5, "batch_size": 32, "local_epochs": 1},
-            "privacy": privacy if private else "none",
-            "federation": {"rounds": rounds},
-        }
-    )
-
-
-def _epsilon(index: int, *, number: int, run: RunConfig) -> float:
-    limit = run.privacy.epsilon if run.privacy != "none" else 0.0
-    return limit * (1 - 0.03 * (index % 7)) * math.sqrt(number / run.federation.rounds)
-
-
-def _site_round(site: str, *, index: int, number: int, run: RunConfig, modalities: tuple[str, ...]) -> SiteRound:
-    troubles: dict[tuple[int, int], tuple[Outcome, str]] = {
-        (1, 3): ("late", "run-failed"),
-        (3, 5): ("failed", "internal"),
-        (3, 6): ("refused", "refused"),
-        (4, 2): ("invalid", "message-invalid"),
-    }
-    if (index, number) in troubles:
-        outcome, code = troubles[index, number]
-        return SiteRound(site=site, outcome=outcome, code=code)
-    if run.federation.rounds > 1 and index % 10 == 9 and number % 4 == 0:
-        return SiteRound(site=site, outcome="not-asked")
-    statement = PrivacyStatement(
-        unit="record",
-        epsilon=_epsilon(index, number=number, run=run),
-        delta=1e-5,
-        clip_norm=1.0,
-        noise_multiplier=1.07 + 0.02 * index,
-        sample_rate=0.08,
-        steps_per_round=12,
-        accountant="rdp",
-        reproducible_noise=False,
-    )
-    private = run.privacy != "none"
-    header = ReplyHeader(
-        protocol_version=1,
-        run_id="run-1",
-        round_number=number,
-        nominal_size=400 + 20 * index,
-        privacy=statement if private else None,
-        num_examples=None,
-    )
-    names = [
-        f"encoders.{modality}.layers.{layer}.weight" for modality in modalities[: 1 + index % 3] for layer in range(3)
-    ]
-    update = {name: torch.zeros(1) for name in [*names, "fusion.gates.weight", "head.weight", "head.bias"]}
-    return SiteRound(
-        site=site,
-        outcome="used",
-        epsilon=statement.epsilon if private else None,
-        update_bytes=192_840,
-        fields=reply_fields(TrainReply(header=header, update=update)),
-        header=header,
-    )
-
-
-def _scores(
-    run: RunConfig, *, skill: float, generator: np.random.Generator, rows: int = 300, wide: bool = False
-) -> Scores:
-    noise = torch.from_numpy(generator.normal(size=(rows, max(1, len(run.data.labels))))).float()
-    if run.data.task == "rating":
-        truth = torch.from_numpy(generator.normal(size=rows)).float()
-        metrics = rating_metrics(truth[:, None] * skill + noise * 0.5, truth)
-    else:
-        target = torch.from_numpy(generator.integers(0, len(run.data.labels), rows))
-        outputs = torch.nn.functional.one_hot(target, len(run.data.labels)) * 2.6 * skill + noise
-        metrics = classification_metrics(outputs, target, calibration=False)
-    estimates = {name: _estimate(value, wide=wide) for name, value in metrics.items()}
-    if run.data.task == "rating" or not wide:
-        return Scores(num_samples=rows, metrics=estimates)
-    values, support = class_metrics(outputs, target)
-    classes = tuple(
-        ClassScores(
-            label=label,
-            precision=_estimate(values[0, index], wide=True),
-            recall=_estimate(values[1, index], wide=True),
-            f1=_estimate(values[2, index], wide=True),
-            support=int(support[index]),
-        )
-        for index, label in enumerate(run.data.labels)
-    )
-    return Scores(num_samples=rows, metrics=estimates, classes=classes, confusion=confusion_counts(outputs, target))
-
-
-def _estimate(value: float, *, wide: bool) -> Estimate:
-    return Estimate(value=value, low=value - 0.03, high=min(value + 0.025, 1.0)) if wide else Estimate(value=value)
-
-
-def _evaluation(
-    part: str, *, run: RunConfig, skill: float, groups: dict[str, tuple[str, ...]], generator: np.random.Generator
-) -> Evaluation:
-    def scores(share: float, rows: int) -> Scores:
-        return _scores(run, skill=skill * share, generator=generator, rows=rows, wide=True)
-
-    overall = scores(1.0, 600)
-    subsets = list(modality_subsets(run.modalities))
-    return Evaluation.model_validate(
-        {
-            "part": part,
-            "overall": overall,
-            "by_modalities": {
-                "+".join(subset): overall if subset == run.modalities else scores(0.5 + 0.15 * len(subset), 560)
-                for subset in subsets
-            },
-            "by_group": {
-                column: {value: scores(1 - 0.05 * index, 60 + 7 * index) for index, value in enumerate(values)}
-                for column, values in groups.items()
-            },
-        }
-    )
+def run() -> RunConfig:
+    """The small run."""
+    return small_run()
