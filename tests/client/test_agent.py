@@ -1,0 +1,196 @@
+"""The agent: what an owner permits, what it costs, and that nothing else leaves."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from client import agent
+from client.agent import answer_hello, answer_train
+from client.ledger import Ledger
+from shared.config import RunConfig
+from shared.messages import PROTOCOL_VERSION, Hello, Refusal, ReplyHeader, RequestHeader, Shapes, TrainReply
+from shared.privacy.accountant import MechanismUse, spent_epsilon
+from tests.tiny import tiny_config, write_folder
+
+
+@pytest.fixture(autouse=True)
+def _cold() -> None:
+    agent._loaded_samples.cache_clear()
+    agent._built_model.cache_clear()
+
+
+def site_file(
+    folder: Path, *, modalities: tuple[str, ...] = ("left", "right"), rows: int = 40, **privacy: object
+) -> Path:
+    """A site with data, and its owner's settings."""
+    if not (folder / "data").exists():
+        write_folder(folder / "data", rows=rows, modalities=modalities, seed=5)
+    values = {"name": "north", "data": "data", "data_set": "north-2026", "nominal_size": 40, "modalities": list(modalities),
+              "ledger": "ledger.sqlite", "cache": "cache"}  # fmt: skip
+    owner = {"epsilon": 8.0, "delta": 1e-3, **privacy}
+    lines = [f"{key} = {json.dumps(value)}" for key, value in values.items()]
+    lines += ["[privacy]", *(f"{key} = {json.dumps(value)}" for key, value in owner.items())]
+    (folder / "site.toml").write_text("\n".join(lines), encoding="utf-8")
+    return folder / "site.toml"
+
+
+def ask(
+    path: Path, run: RunConfig, *, number: int = 1, run_id: str = "r", planned: int | None = None
+) -> TrainReply | Refusal:
+    header = RequestHeader(
+        protocol_version=PROTOCOL_VERSION, run=run, run_id=run_id, round_number=number,
+        planned_rounds=planned or run.federation.rounds,
+    )  # fmt: skip
+    return answer_train(header, zeros, site_file=path)
+
+
+def zeros(shapes: Shapes) -> dict[str, Tensor]:
+    return {name: torch.zeros(shape) for name, shape in shapes.items()}
+
+
+def used(reply: TrainReply | Refusal) -> TrainReply:
+    assert isinstance(reply, TrainReply), reply
+    return reply
+
+
+def test_a_hello_says_what_the_owner_published_and_nothing_else(tmp_path: Path) -> None:
+    hello = answer_hello(site_file(tmp_path, modalities=("left",)))
+    assert hello == Hello(protocol_version=PROTOCOL_VERSION, site="north", modalities=("left",))
+
+
+def test_cost_is_on_disk_before_data_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, seen = site_file(tmp_path), []
+
+    def load(*_: object, **__: object) -> None:
+        # another connection, as after a crash: what it sees is on the disk
+        seen.append(Ledger(tmp_path / "ledger.sqlite").uses("north-2026"))
+        raise RuntimeError("the process dies here")
+
+    monkeypatch.setattr(agent, "load_samples", load)
+    assert ask(path, tiny_config(private=True)) == Refusal("internal")
+    assert [len(uses) for uses in seen] == [1]
+    assert Ledger(tmp_path / "ledger.sqlite").spent("north-2026", delta=1e-3, accountant="rdp") > 0
+
+
+def test_a_request_past_the_cap_is_refused_before_anything_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, run = site_file(tmp_path, epsilon=1.0), tiny_config(private=True)
+    for number in (1, 2, 3):
+        used(ask(path, run, number=number))
+    agent._loaded_samples.cache_clear()
+    monkeypatch.setattr(agent, "load_samples", lambda *_, **__: pytest.fail("data was read"))
+    assert ask(path, run, run_id="again") == Refusal("refused")
+    assert ask(path, run, number=4) == Refusal("refused")
+
+
+def test_a_whole_run_costs_what_was_asked_and_an_independent_accountant_agrees(tmp_path: Path) -> None:
+    path, run = site_file(tmp_path, epsilon=20.0), tiny_config(private=True)
+    statements = [used(ask(path, run, number=number)).header.privacy for number in (1, 2, 3)]
+    assert all(statement is not None for statement in statements)
+    said = [statement for statement in statements if statement is not None]
+    assert len({each.noise_multiplier for each in said}) == 1
+    assert said[0].epsilon < said[1].epsilon < said[2].epsilon <= 8.0
+    assert said[2].epsilon > 7.9
+    for rounds, each in enumerate(said, start=1):
+        use = MechanismUse(each.noise_multiplier, each.sample_rate, each.steps_per_round * rounds)
+        assert each.epsilon == pytest.approx(spent_epsilon([use], delta=each.delta, accountant="rdp"), rel=1e-9)
+        assert spent_epsilon([use], delta=each.delta, accountant="pld") <= each.epsilon
+
+
+def test_a_second_run_adds_to_the_first(tmp_path: Path) -> None:
+    path, run = site_file(tmp_path, epsilon=20.0), tiny_config(private=True)
+    first = used(ask(path, run)).header.privacy
+    second = used(ask(path, run, run_id="s")).header.privacy
+    assert first is not None
+    assert second is not None
+    assert second.epsilon > first.epsilon
+
+
+def test_the_same_round_twice_is_refused(tmp_path: Path) -> None:
+    path, run = site_file(tmp_path), tiny_config(private=True)
+    used(ask(path, run))
+    assert ask(path, run) == Refusal("refused")
+
+
+def test_a_non_private_run_needs_the_owners_leave_by_name(tmp_path: Path) -> None:
+    run = tiny_config(private=False)
+    assert ask(site_file(tmp_path), run) == Refusal("refused")
+    assert used(ask(site_file(tmp_path, allow_non_private=True), run)).header.privacy is None
+    # and then no epsilon bounds this data set any more
+    assert ask(site_file(tmp_path), tiny_config(private=True), run_id="later") == Refusal("refused")
+
+
+@pytest.mark.parametrize("share", [False, True])
+def test_the_number_of_examples_leaves_only_when_the_owner_says_so(share: bool, tmp_path: Path) -> None:
+    reply = used(ask(site_file(tmp_path, share_num_examples=share), tiny_config(private=True)))
+    assert reply.header.num_examples == (40 if share else None)
+
+
+def test_a_reply_holds_the_allow_list_and_the_trained_parameters_only(tmp_path: Path) -> None:
+    reply = used(ask(site_file(tmp_path, modalities=("left",)), tiny_config(private=True)))
+    assert set(reply.header.model_dump()) == set(ReplyHeader.model_fields)
+    assert not any("right" in name for name in reply.update)
+    assert any("left" in name for name in reply.update)
+
+
+def test_no_number_of_a_reply_moves_when_records_do(tmp_path: Path) -> None:
+    """All that may differ between neighbouring data sets is the protected update."""
+    (tmp_path / "more").mkdir()
+    (tmp_path / "fewer").mkdir()
+    replies = [
+        used(ask(site_file(tmp_path / which, rows=rows), tiny_config(private=True))).header
+        for which, rows in (("more", 41), ("fewer", 17))
+    ]
+    assert replies[0] == replies[1]
+
+
+@pytest.mark.parametrize("reproducible", [False, True])
+def test_noise_differs_between_equal_runs(reproducible: bool, tmp_path: Path) -> None:
+    """Unless the owner of a simulation asked for noise that a seed gives back."""
+    updates = []
+    for which in ("first", "second"):
+        (tmp_path / which).mkdir()
+        updates.append(
+            used(ask(site_file(tmp_path / which, reproducible_noise=reproducible), tiny_config(private=True))).update
+        )
+    assert all(torch.equal(updates[0][name], updates[1][name]) == reproducible for name in updates[0])
+
+
+def broken_manifest(folder: Path) -> None:
+    (folder / "data" / "metadata.jsonl").write_text('{"label": "SECRET-LABEL-17"}\n', encoding="utf-8")
+
+
+def gone(folder: Path) -> None:
+    (folder / "site.toml").unlink()
+
+
+@pytest.mark.parametrize(("harm", "code"), [(broken_manifest, "manifest-invalid"), (gone, "settings-invalid")])
+def test_the_server_learns_a_code_and_no_word_of_what_went_wrong(
+    harm: Callable[[Path], None], code: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = site_file(tmp_path)
+    harm(tmp_path)
+    assert ask(path, tiny_config(private=True)) == Refusal(code)
+    assert str(tmp_path) in caplog.text
+
+
+def test_settings_changed_in_the_middle_of_a_run_are_refused(tmp_path: Path) -> None:
+    path = site_file(tmp_path, epsilon=50.0)
+    used(ask(path, tiny_config(private=True)))
+    greedy = tiny_config(
+        private=True, training={"optimizer": "sgd", "learning_rate": 0.5, "sample_rate": 1.0, "local_steps": 9}
+    )
+    assert ask(path, greedy, number=2) == Refusal("refused")
+
+
+def test_a_site_without_any_modality_of_the_run_refuses(tmp_path: Path) -> None:
+    run = tiny_config(
+        private=True,
+        model={"embedding_width": 4, "encoders": {"right": {"name": "linear"}}, "fusion": {"name": "concat"}},
+    )
+    assert ask(site_file(tmp_path, modalities=("left",)), run) == Refusal("refused")

@@ -1,0 +1,485 @@
+"""Tests of client/private_training.py: noise, denominator, steps, and what privacy leaves of ordinary training."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor, nn
+
+from client.private_training import (
+    PrivacyPlan,
+    hide_modalities,
+    learning_rate,
+    make_plan,
+    train_round,
+)
+from client.sampling import poisson_batch, reproducible_generator, secret_generator
+from shared.batch import Samples
+from shared.config import PrivacySettings, TrainingSettings
+from shared.errors import BudgetError
+from shared.privacy.accountant import MechanismUse, spent_epsilon
+from tests.client.toy import WIDTH, Planted, Toy, planted_samples, toy_samples
+
+NAMES = tuple(name for name, _ in Toy().named_parameters())
+PLANTED_NAMES = ("weight", "bias")
+PRIVACY = PrivacySettings(unit="record", trust="nobody", epsilon=8, delta=1e-5, clip_norm=0.7, accountant="pld")
+Optimizer = Literal["sgd", "momentum", "adam"]
+
+
+def settings(optimizer: Optimizer = "sgd", **changes: object) -> TrainingSettings:
+    table: dict[str, object] = {"optimizer": optimizer, "learning_rate": 1.0, "sample_rate": 0.5, "local_steps": 1}
+    return TrainingSettings.model_validate({**table, **changes})
+
+
+def plan_of(**changes: float) -> PrivacyPlan:
+    table: dict[str, float] = {
+        "clip_norm": 0.7,
+        "noise_multiplier": 1.3,
+        "sample_rate": 0.5,
+        "expected_batch_size": 10.0,
+        "steps_per_round": 1,
+        **changes,
+    }
+    return PrivacyPlan(
+        unit="record",
+        epsilon=1.0,
+        delta=1e-5,
+        planned_rounds=1,
+        accountant="pld",
+        clip_norm=table["clip_norm"],
+        noise_multiplier=table["noise_multiplier"],
+        sample_rate=table["sample_rate"],
+        expected_batch_size=table["expected_batch_size"],
+        steps_per_round=int(table["steps_per_round"]),
+    )
+
+
+def trained(
+    model: nn.Module,
+    samples: Samples,
+    *,
+    training: TrainingSettings,
+    plan: PrivacyPlan | None,
+    names: tuple[str, ...] = NAMES,
+    nominal_size: int = 20,
+    round_number: int = 1,
+    rounds: int = 1,
+    modality_dropout: float = 0.0,
+    noise: torch.Generator | None = None,
+    sampling: torch.Generator | None = None,
+) -> dict[str, Tensor]:
+    return train_round(
+        model,
+        samples,
+        names=names,
+        training=training,
+        plan=plan,
+        nominal_size=nominal_size,
+        round_number=round_number,
+        rounds=rounds,
+        modality_dropout=modality_dropout,
+        noise=noise or reproducible_generator(1, purpose="noise"),
+        sampling=sampling or reproducible_generator(1, purpose="sampling"),
+    )
+
+
+def flat(change: dict[str, Tensor]) -> Tensor:
+    return torch.cat([change[name].reshape(-1) for name in sorted(change)])
+
+
+class Wide(Planted):
+    """No gradient whatever, and many weights: all that leaves is noise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(20_000))
+
+    def forward(self, inputs: object, present: Tensor) -> Tensor:
+        return (present.float().sum(dim=1) * 0 * self.weight.sum())[:, None]
+
+
+def variance_is_plausible(noise: Tensor, std: float, *, false_alarm: float) -> bool:
+    share = float(stats.chi2.cdf(float((noise.double() / std).square().sum()), noise.numel()))
+    return false_alarm / 2 < share < 1 - false_alarm / 2
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum"])
+def test_noise_has_the_promised_scale(optimizer: Optimizer) -> None:
+    """On the noise of a real round; fails by chance for two seeds in a million, catches a scale 5 % off either way."""
+    clip_norm, multiplier, expected = 0.7, 1.3, 12.0
+    plan = plan_of(clip_norm=clip_norm, noise_multiplier=multiplier, expected_batch_size=expected)
+    change = trained(
+        Wide(),
+        toy_samples(20),
+        training=settings(optimizer),
+        plan=plan,
+        names=("weight",),
+        noise=secret_generator(),
+        sampling=secret_generator(),
+    )["weight"]
+    std = clip_norm * multiplier / expected
+
+    assert variance_is_plausible(change, std, false_alarm=1e-6)
+    assert not variance_is_plausible(change, std * 1.05, false_alarm=1e-6)
+    assert not variance_is_plausible(change, std / 1.05, false_alarm=1e-6)
+    assert stats.kstest((change.double() / std).numpy(), "norm").pvalue > 1e-6
+
+
+def test_each_step_has_fresh_noise() -> None:
+    """Four equal noises would have four times the deviation of one, not twice; fails by chance twice in a million."""
+    plan = plan_of(steps_per_round=4)
+    change = trained(Wide(), toy_samples(20), training=settings(), plan=plan, names=("weight",))["weight"]
+
+    assert variance_is_plausible(change, 2 * 0.7 * 1.3 / 10.0, false_alarm=1e-6)
+
+
+def test_empty_batches_are_noised_and_counted() -> None:
+    """At a site without a single record every step is a sum of noise; fails by chance twice in a million."""
+    plan = plan_of(steps_per_round=4)
+    change = trained(Wide(), toy_samples(0), training=settings(), plan=plan, names=("weight",))["weight"]
+
+    assert variance_is_plausible(change, 2 * 0.7 * 1.3 / 10.0, false_alarm=1e-6)
+
+
+def test_denominator_is_public() -> None:
+    """One more record moves the change by its own clipped gradient over the expected size, and nothing else."""
+    gradients = torch.zeros(21, WIDTH + 1)
+    gradients[:, 0] = 0.1
+    plan = plan_of(sample_rate=1.0, expected_batch_size=20.0, noise_multiplier=0.4)
+
+    def change(rows: int) -> Tensor:
+        samples = planted_samples(gradients[:rows])
+        training = settings(sample_rate=1.0)
+        return flat(trained(Planted(), samples, training=training, plan=plan, names=PLANTED_NAMES))
+
+    moved = change(21) - change(20)
+
+    assert float(moved.abs().sum()) == pytest.approx(0.1 / 20.0, rel=1e-4)
+
+
+def test_the_plan_does_not_depend_on_the_rows() -> None:
+    plan = make_plan(
+        training=settings(batch_size=16, sample_rate=None),
+        privacy=PRIVACY,
+        nominal_size=160,
+        planned_rounds=5,
+        site_epsilon=9.0,
+        site_delta=1e-5,
+    )
+
+    assert plan.sample_rate == pytest.approx(0.1)
+    assert plan.expected_batch_size == pytest.approx(16)
+
+
+def test_one_record_moves_a_round_by_at_most_the_clip_norm_over_the_denominator() -> None:
+    """Through the whole of train_round, with a record of huge, NaN or infinite gradient added."""
+    plan = plan_of(sample_rate=1.0, expected_batch_size=8.0, noise_multiplier=0.4)
+    others = torch.randn(8, WIDTH + 1, generator=torch.Generator().manual_seed(2))
+    for value in (0.0, 0.3, 1e20, 3e38, math.nan, math.inf):
+        one = torch.full((1, WIDTH + 1), value)
+        with_one, without = (
+            flat(
+                trained(
+                    Planted(),
+                    planted_samples(rows),
+                    training=settings(sample_rate=1.0),
+                    plan=plan,
+                    names=PLANTED_NAMES,
+                    nominal_size=8,
+                )
+            )
+            for rows in (torch.cat([others, one]), others)
+        )
+
+        assert float((with_one - without).double().norm()) <= 0.7 / 8 * (1 + 1e-5)
+
+
+def torch_optimizer(name: Optimizer, model: nn.Module, *, weight_decay: float = 0.0) -> torch.optim.Optimizer:
+    if name == "adam":
+        return torch.optim.Adam(model.parameters(), lr=0.1, weight_decay=weight_decay)
+    momentum = 0.9 if name == "momentum" else 0.0
+    return torch.optim.SGD(model.parameters(), lr=0.1, momentum=momentum, weight_decay=weight_decay)
+
+
+def ordinary_training(model: nn.Module, samples: Samples, *, optimizer: torch.optim.Optimizer, steps: int) -> None:
+    for _ in range(steps):
+        optimizer.zero_grad()
+        outputs = model(samples.inputs, samples.present)
+        model.loss(outputs, samples.targets).mean().backward()  # type: ignore[operator]
+        optimizer.step()
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam"])
+@pytest.mark.parametrize("plan", [None, "no-noise"])
+def test_without_noise_and_clipping_a_round_is_ordinary_training(optimizer: Optimizer, plan: str | None) -> None:
+    samples, model, twin = toy_samples(12), Toy().double(), Toy().double()
+    samples = replace(samples, inputs={name: values.double() for name, values in samples.inputs.items()})
+    training = settings(optimizer, learning_rate=0.1, sample_rate=1.0, local_steps=6, weight_decay=0.01)
+    neutral = plan_of(clip_norm=1e9, noise_multiplier=0.0, sample_rate=1.0, expected_batch_size=12.0, steps_per_round=6)
+    change = trained(model, samples, training=training, plan=neutral if plan else None, nominal_size=12, names=NAMES)
+
+    inner = torch_optimizer(optimizer, twin, weight_decay=0.01)
+    ordinary_training(twin, samples, optimizer=inner, steps=6)
+    start = dict(Toy().double().named_parameters())
+    for name, parameter in twin.named_parameters():
+        assert torch.allclose(start[name] + change[name], parameter, rtol=1e-10, atol=1e-12), name
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam"])
+def test_a_round_equals_opacus_own_engine_on_the_same_draws(optimizer: Optimizer) -> None:
+    """Opacus' DPOptimizer with its own hooks and clipping, given our batches and our noise generator."""
+    from opacus.grad_sample import GradSampleModule
+    from opacus.optimizers import DPOptimizer
+
+    samples, steps = toy_samples(20), 5
+    training = settings(optimizer, learning_rate=0.1, local_steps=steps)
+    plan = plan_of(steps_per_round=steps)
+    change = trained(Toy(), samples, training=training, plan=plan)
+
+    twin = Toy()
+    wrapped = GradSampleModule(twin, loss_reduction="sum")
+    inner = torch_optimizer(optimizer, twin)
+    theirs = DPOptimizer(
+        inner,
+        noise_multiplier=1.3,
+        max_grad_norm=0.7,
+        expected_batch_size=10,
+        generator=reproducible_generator(1, purpose="noise"),
+    )
+    sampling = reproducible_generator(1, purpose="sampling")
+    torch.randint(2**62, (), generator=sampling)  # the draw that seeds dropout
+    for _ in range(steps):
+        batch = samples.take(poisson_batch(20, sample_rate=0.5, generator=sampling))
+        theirs.zero_grad()
+        outputs = wrapped(batch.inputs, batch.present)
+        with pytest.warns(UserWarning, match="Full backward hook"):
+            twin.loss(outputs, batch.targets).sum().backward()  # type: ignore[no-untyped-call]
+        theirs.step()
+    start = dict(Toy().named_parameters())
+    # Opacus divides by the norm plus 1e-6; Adam's first steps magnify what little differs.
+    for name, parameter in twin.named_parameters():
+        assert torch.allclose(start[name] + change[name], parameter, rtol=1e-4, atol=1e-5), name
+
+
+def test_proximal_term_comes_after_the_noise() -> None:
+    """With a pull a thousand times the clip norm, one record still moves a round no further than without."""
+    others = torch.randn(8, WIDTH + 1, generator=torch.Generator().manual_seed(2))
+    one = torch.full((1, WIDTH + 1), 5.0)
+    plan = plan_of(sample_rate=1.0, expected_batch_size=8.0, steps_per_round=2)
+
+    def change(rows: Tensor, mu: float) -> Tensor:
+        training = settings(learning_rate=1e-3, sample_rate=1.0, local_steps=2, proximal_mu=mu)
+        return flat(trained(Planted(), planted_samples(rows), training=training, plan=plan, names=PLANTED_NAMES))
+
+    free, pulled = change(others, 0.0), change(others, 100.0)
+    moved = change(torch.cat([others, one]), 100.0) - pulled
+
+    first_and_second = (1 - 1e-3 * 100.0) + 1  # the first step's share is pulled back once
+    assert float(moved.double().norm()) <= first_and_second * 1e-3 * 0.7 / 8 * (1 + 1e-4)
+    assert float(pulled.norm()) < float(free.norm())
+
+
+def test_proximal_term_is_that_of_fedprox() -> None:
+    """Against autograd on the loss plus mu/2 times the squared way from the start."""
+    samples, model, twin, mu = toy_samples(12), Toy(), Toy(), 0.8
+    training = settings(learning_rate=0.1, sample_rate=1.0, local_steps=5, proximal_mu=mu)
+    change = trained(model, samples, training=training, plan=None, nominal_size=12)
+
+    start = {name: value.detach().clone() for name, value in twin.named_parameters()}
+    optimizer = torch.optim.SGD(twin.parameters(), lr=0.1)
+    for _ in range(5):
+        optimizer.zero_grad()
+        loss = twin.loss(twin(samples.inputs, samples.present), samples.targets).mean()
+        way = sum((value - start[name]).square().sum() for name, value in twin.named_parameters())
+        (loss + mu / 2 * way).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    for name, value in twin.named_parameters():
+        assert torch.allclose(change[name], value - start[name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("plan", [None, plan_of(steps_per_round=3)])
+def test_the_model_and_the_global_generator_come_back_as_they_were(plan: PrivacyPlan | None) -> None:
+    model, samples = Toy(), toy_samples(20)
+    model.eval()
+    model.head.train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    generator, modes = torch.random.get_rng_state(), [module.training for module in model.modules()]
+    change = trained(model, samples, training=settings("adam", local_steps=3), plan=plan)
+
+    assert all(float(value.abs().sum()) > 0 for value in change.values())
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert modes == [module.training for module in model.modules()]
+    assert torch.equal(generator, torch.random.get_rng_state())
+    assert all(parameter.grad is None and not vars(parameter) for parameter in model.parameters())
+
+
+def test_only_the_named_parameters_change() -> None:
+    names = ("head.weight", "head.bias")
+    change = trained(Toy(), toy_samples(20), training=settings(), plan=plan_of(), names=names)
+
+    assert tuple(change) == names
+
+
+def test_the_change_depends_on_nothing_but_its_generators() -> None:
+    def change(noise: int, sampling: int) -> Tensor:
+        torch.rand(1)  # the global generator moves on between the calls
+        return flat(
+            trained(
+                Toy(),
+                toy_samples(20),
+                training=settings(local_steps=3),
+                plan=plan_of(steps_per_round=3),
+                noise=reproducible_generator(noise, purpose="noise"),
+                sampling=reproducible_generator(sampling, purpose="sampling"),
+            )
+        )
+
+    assert torch.equal(change(1, 1), change(1, 1))
+    assert not torch.equal(change(1, 1), change(2, 1))
+    assert not torch.equal(change(1, 1), change(1, 2))
+
+
+def test_optimizer_state_does_not_outlive_a_round() -> None:
+    model, samples = Toy(), toy_samples(12)
+    training = settings("adam", learning_rate=0.1, sample_rate=1.0)
+    first, second = (flat(trained(model, samples, training=training, plan=None)) for _ in range(2))
+
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", [1 / 3, 2 / 3, 1, 1, 1, 1]),
+        ("linear", [1 / 3, 2 / 3, 1, 3 / 4, 2 / 4, 1 / 4]),
+        ("cosine", [1 / 3, 2 / 3, 1, (1 + math.sqrt(0.5)) / 2, 1 / 2, (1 - math.sqrt(0.5)) / 2]),
+    ],
+)
+def test_the_learning_rate_warms_up_and_falls_by_its_schedule(schedule: str, expected: list[float]) -> None:
+    training = settings(schedule=schedule, warmup_rounds=2)
+
+    assert [learning_rate(training, round_number=number, rounds=6) for number in range(1, 7)] == pytest.approx(expected)
+
+
+def test_the_schedule_reaches_the_step() -> None:
+    changes = [
+        flat(
+            trained(
+                Toy(), toy_samples(20), training=settings(schedule="linear"), plan=plan_of(), round_number=n, rounds=4
+            )
+        )
+        for n in (1, 3)
+    ]
+
+    assert torch.allclose(changes[1], changes[0] / 2, rtol=1e-3, atol=1e-6)
+
+
+def test_modality_dropout_hides_only_what_is_there_and_never_the_last() -> None:
+    samples = toy_samples(3000, seed=9)
+    kept = hide_modalities(samples, chance=0.4, generator=reproducible_generator(2, purpose="test")).present
+
+    assert not (kept & ~samples.present).any()
+    assert kept.any(dim=1).all()
+    single = samples.present.sum(dim=1) == 1
+    assert torch.equal(kept[single], samples.present[single])
+    both = kept[~single]
+    # Of two, both stay with chance .36, and which one is hidden is even: fails by chance twice in a million.
+    assert 1e-6 < stats.binom.cdf(int(both.all(dim=1).sum()), len(both), 0.36) < 1 - 1e-6
+    lost = both[~both.all(dim=1)]
+    assert 1e-6 < stats.binom.cdf(int(lost[:, 0].sum()), len(lost), 0.5) < 1 - 1e-6
+
+
+def test_modality_dropout_keeps_empty_batches_and_rows_without_any_modality() -> None:
+    samples = toy_samples(6)
+    nothing = replace(samples, present=torch.zeros(6, 2, dtype=torch.bool))
+    generator = reproducible_generator(2, purpose="test")
+
+    assert not hide_modalities(nothing, chance=0.9, generator=generator).present.any()
+    assert len(hide_modalities(toy_samples(0), chance=0.9, generator=generator)) == 0
+
+
+def test_modality_dropout_leaves_one_clipped_gradient_a_sample() -> None:
+    plan = plan_of(sample_rate=1.0, expected_batch_size=1.0, noise_multiplier=0.0)
+    for row in range(6):
+        samples = toy_samples(6).subset(torch.tensor([row]))
+        large = replace(samples, inputs={name: 1e6 * values for name, values in samples.inputs.items()})
+        change = trained(Toy(), large, training=settings(sample_rate=1.0), plan=plan, modality_dropout=0.5)
+
+        assert float(flat(change).double().norm()) <= 0.7 * (1 + 1e-5)
+
+
+def planned(**changes: object) -> PrivacyPlan:
+    table: dict[str, object] = {
+        "training": settings(local_steps=4, sample_rate=0.1),
+        "privacy": PRIVACY,
+        "nominal_size": 100,
+        "planned_rounds": 10,
+        "site_epsilon": 20.0,
+        "site_delta": 1e-3,
+        **changes,
+    }
+    make: Callable[..., PrivacyPlan] = make_plan
+    return make(**table)
+
+
+def test_the_stricter_budget_wins() -> None:
+    run, site, delta = planned(), planned(site_epsilon=2.0), planned(site_delta=1e-7)
+
+    assert 7.9 < run.epsilon <= 8
+    assert 1.9 < site.epsilon <= 2
+    assert run.delta == 1e-5
+    assert delta.delta == 1e-7
+    assert delta.noise_multiplier > run.noise_multiplier
+
+
+def test_the_plan_covers_all_rounds_and_spends_no_more() -> None:
+    plan = planned()
+    spent = spent_epsilon([plan.uses(1)] * 10, delta=1e-5, accountant="pld")
+
+    assert plan.uses(10) == MechanismUse(plan.noise_multiplier, 0.1, 40)
+    assert 7.9 < spent <= 8
+    assert spent_epsilon([plan.uses(11)], delta=1e-5, accountant="pld") > 8
+
+
+def test_what_was_spent_before_leaves_less() -> None:
+    before = planned(planned_rounds=10).uses(10)
+    plan = planned(before=(before,), site_epsilon=10.0, site_delta=1e-5)
+
+    assert 9.9 < spent_epsilon([before, plan.uses(10)], delta=1e-5, accountant="pld") <= 10
+    assert plan.epsilon < 8
+
+
+def test_a_run_is_held_to_its_own_epsilon_however_much_the_site_has_left() -> None:
+    plan = planned(before=(MechanismUse(50.0, 0.1, 1),), site_epsilon=500.0)
+
+    assert 7.9 < plan.epsilon <= 8
+
+
+def test_nothing_left_is_refused() -> None:
+    with pytest.raises(BudgetError):
+        planned(before=(MechanismUse(1.0, 0.5, 100),), site_epsilon=8.0)
+    with pytest.raises(BudgetError):
+        planned(before=(MechanismUse(0.0, 1.0, 1),), site_epsilon=8.0)
+
+
+def test_secret_runs_differ() -> None:
+    changes = [
+        flat(
+            trained(
+                Toy(),
+                toy_samples(20),
+                training=settings(),
+                plan=plan_of(),
+                noise=secret_generator(),
+                sampling=secret_generator(),
+            )
+        )
+        for _ in range(2)
+    ]
+
+    assert np.abs((changes[0] - changes[1]).numpy()).max() > 1e-3
