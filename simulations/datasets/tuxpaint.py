@@ -5,6 +5,7 @@ out       one site a language; some drawings are held out in all languages
 relies on writer.py for the folder
 """
 
+import hashlib
 import importlib
 import io
 from collections import Counter
@@ -13,12 +14,14 @@ from typing import Literal
 
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from shared.config import DataCard, DataSchema, ModalitySchema
 from shared.errors import ConfigError
 from simulations.datasets.tuxpaint_source import LANGUAGES, Stamp, copyright_of, read_stamps, stamps_folder
 from simulations.datasets.writer import TEST, VALIDATION, BuiltDataset, DatasetWriter, File, NewRow, built, writing
 
+_RIGHTS = "Tux Paint stamps, Bill Kendrick and contributors, GPL-2.0-or-later, https://tuxpaint.org/stamps/"
 Svg = Literal["without-image", "draw", "leave-out"]
 
 
@@ -59,8 +62,9 @@ def build_tuxpaint(
             )
         parts = _held_out(stamps, validation=validation_drawings, test=test_drawings, seed=seed)
         with writing(target, card=_card(labels)) as writer:
+            adder = _Adder(writer, svg=svg, side_px=image_side_px)
             for number, stamp in enumerate(stamps):
-                _add(writer, stamp, part=parts.get(stamp.key), number=number, svg=svg, side_px=image_side_px)
+                adder.add(stamp, part=parts.get(stamp.key), number=number)
             only_svg = sum(stamp.drawing.suffix == ".svg" for stamp in stamps)
             writer.finish(
                 how_it_was_made=_STORY.format(
@@ -71,6 +75,8 @@ def build_tuxpaint(
                     validation=validation_drawings,
                     test=test_drawings,
                     side_px=image_side_px,
+                    repeated=adder.repeated,
+                    known=f"{_known_names(stamps, parts):.0%}",
                     seed=seed,
                     copyright=_quoted(copyright_of(folder)),
                 )
@@ -93,23 +99,53 @@ def _held_out(stamps: list[Stamp], *, validation: int, test: int, seed: int) -> 
     return {key: TEST if place < test else VALIDATION for place, key in enumerate(order[: test + validation])}
 
 
-def _add(writer: DatasetWriter, stamp: Stamp, *, part: str | None, number: int, svg: Svg, side_px: int) -> None:
-    image = _picture(stamp.drawing, svg=svg, side_px=side_px)
-    for language, (written, spoken) in stamp.names.items():
-        values: dict[str, str | File] = {"text": written, "audio": File(".ogg", spoken)}
-        if image is not None:
-            values["image"] = File(".png", image)
-        row = NewRow(
-            f"{number:04d}-{language}",
-            values,
-            target=stamp.category,
-            subject=stamp.key,
-            columns={"language": language},
-        )
-        writer.add(part or language, row)
+class _Adder:
+    """Puts the rows of one stamp after another into their parts, each recording once a part."""
+
+    def __init__(self, writer: DatasetWriter, *, svg: Svg, side_px: int) -> None:
+        self.repeated = 0
+        """rows without audio because a row before them has the very same recording"""
+        self._writer, self._svg, self._side_px = writer, svg, side_px
+        self._heard: set[tuple[str, bytes]] = set()
+
+    def add(self, stamp: Stamp, *, part: str | None, number: int) -> None:
+        """Add a row for each language of the stamp, to `part` or to the language's site."""
+        drawing = _picture(stamp.drawing, svg=self._svg, side_px=self._side_px)
+        for language, (written, spoken) in stamp.names.items():
+            values: dict[str, str | File] = {"text": written}
+            place = part or language
+            heard = (place, hashlib.sha256(spoken.read_bytes()).digest())
+            if heard in self._heard:
+                self.repeated += 1
+            else:
+                self._heard.add(heard)
+                values["audio"] = File(".ogg", spoken)
+            if drawing is not None:
+                values["image"] = File(".png", _png(drawing, stamp=stamp, language=language))
+            row = NewRow(
+                f"{number:04d}-{language}",
+                values,
+                target=stamp.category,
+                subject=stamp.key,
+                columns={"language": language},
+            )
+            self._writer.add(place, row)
 
 
-def _picture(path: Path, *, svg: Svg, side_px: int) -> bytes | None:
+def _png(drawing: Image.Image, *, stamp: Stamp, language: str) -> bytes:
+    about, content = PngInfo(), io.BytesIO()
+    for key, text in (
+        ("Title", stamp.names[language][0]),
+        ("Language", language),
+        ("Source", stamp.key),
+        ("Copyright", _RIGHTS),
+    ):
+        about.add_itxt(key, text)
+    drawing.save(content, "PNG", pnginfo=about)
+    return content.getvalue()
+
+
+def _picture(path: Path, *, svg: Svg, side_px: int) -> Image.Image | None:
     if path.suffix == ".svg" and svg != "draw":
         return None
     content = io.BytesIO(_drawn(path, side_px=side_px) if path.suffix == ".svg" else path.read_bytes())
@@ -121,9 +157,14 @@ def _picture(path: Path, *, svg: Svg, side_px: int) -> bytes | None:
     drawing.thumbnail((side_px, side_px))
     page = Image.new("RGB", drawing.size, "white")
     page.paste(drawing, mask=drawing)
-    content = io.BytesIO()
-    page.save(content, "PNG")
-    return content.getvalue()
+    return page
+
+
+def _known_names(stamps: list[Stamp], parts: dict[str, str]) -> float:
+    """Share of the test rows whose written name some other drawing at a site has too."""
+    at_sites = {(k, v[0]) for stamp in stamps if stamp.key not in parts for k, v in stamp.names.items()}
+    test = [(k, v[0]) for stamp in stamps if parts.get(stamp.key) == TEST for k, v in stamp.names.items()]
+    return sum(name in at_sites for name in test) / max(1, len(test))
 
 
 def _drawn(path: Path, *, side_px: int) -> bytes:
@@ -174,9 +215,12 @@ languages. Each language is a site. `subject_id` is the drawing: it appears at a
 
 - Drawings are at most {side_px} pixels a side, on white. Where a stamp is there as PNG and as SVG, the PNG was taken;
   {only_svg} are there only as SVG: they {fate}.
-- Speech is as it came: Ogg Vorbis, mostly 44.1 kHz stereo.
+  Each PNG carries its name, language and licence as text, so one drawing has other bytes in each language.
+- Speech is as it came: Ogg Vorbis, mostly 44.1 kHz stereo. Where the package has one recording for several drawings
+  of a part, the first of them has it, and {repeated} rows have none.
 - Held out are {test} drawings for the test and {validation} for validation, each in all its languages, the same
-  share of every category. No site has a row about them.
+  share of every category. No site has a row about them, but names are not
+  unique: {known} of the test rows have a written name that another drawing at the site has too.
 - Seed {seed}.
 
 The package's copyright file:

@@ -29,9 +29,9 @@ def _package(tmp_path: Path) -> Path:
                 stem.with_suffix(".svg").write_text("<svg/>")
             else:
                 Image.new("LA", (300, 200 + number), (0, 128)).save(stem.with_suffix(".png"))
-            stem.with_name(f"{stem.name}_desc_fr.ogg").write_bytes(b"fr" + bytes([number]))
+            stem.with_name(f"{stem.name}_desc_fr.ogg").write_bytes(f"fr {category}{number}".encode())
             if number % 2:
-                stem.with_name(f"{stem.name}_desc_da.ogg").write_bytes(b"da" + bytes([number]))
+                stem.with_name(f"{stem.name}_desc_da.ogg").write_bytes(f"da {category}{number}".encode())
     (stamps / "food/inner/food1.svg").write_text("<svg/>")
     (stamps / "food/inner/unnamed.png").write_bytes(b"never opened")
     copyright_file = tmp_path / "package/usr/share/doc/tuxpaint-stamps-default/copyright"
@@ -69,7 +69,7 @@ def test_a_row_holds_its_own_name_voice_and_drawing(package: Path, tmp_path: Pat
         for row in rows_of(site):
             number = int(re.sub(r"\D", "", row["subject_id"]))
             assert row["text"] == {"fr": f"Chose {number}.", "da": "Ting"}[site.name]
-            assert (site / row["audio_file_name"]).read_bytes() == site.name.encode() + bytes([number])
+            assert (site / row["audio_file_name"]).read_bytes() == f"{site.name} {row['label']}{number}".encode()
             assert ("image_file_name" in row) == (number != 0)
             if number:
                 with Image.open(io.BytesIO((site / row["image_file_name"]).read_bytes())) as image:
@@ -80,6 +80,21 @@ def test_a_row_holds_its_own_name_voice_and_drawing(package: Path, tmp_path: Pat
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(package: Path, tmp_path: Path) -> None:
     digests = [digest_of(_build(tmp_path / str(n), package, seed=seed)) for n, seed in enumerate((0, 0, 1))]
     assert digests[0] == digests[1] != digests[2]
+
+
+def test_a_recording_of_two_drawings_is_at_a_site_once_and_every_picture_has_bytes_of_its_own(
+    package: Path, tmp_path: Path
+) -> None:
+    inner = package / "usr/share/tuxpaint/stamps/food/inner"
+    for number in range(1, 12):
+        (inner / f"food{number}_desc_fr.ogg").write_bytes(b"the same")
+    folder = _build(tmp_path / "tux", package)
+    for part in (folder / "sites/fr", folder / "sites/da", folder / "held-out/test"):
+        for kind in ("audio", "image"):
+            contents = [path.read_bytes() for path in (part / kind).iterdir()]
+            assert len(contents) == len(set(contents)), (part, kind)
+    rows = [row for row in rows_of(folder / "sites/fr") if row["subject_id"].startswith("food")]
+    assert sum("audio_file_name" in row for row in rows if not row["subject_id"].endswith("food0")) == 1
 
 
 def test_svg_drawings_can_be_left_out(package: Path, tmp_path: Path) -> None:
