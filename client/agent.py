@@ -22,7 +22,7 @@ from client.site import SiteConfig, read_site
 from shared.batch import Samples
 from shared.config import RunConfig
 from shared.dataset import load_samples
-from shared.errors import MotetError, PermissionRefused, WireError
+from shared.errors import BudgetError, MotetError, PermissionRefused, WireError
 from shared.messages import (
     PROTOCOL_VERSION,
     Hello,
@@ -152,6 +152,11 @@ def _plan(header: RequestHeader, *, site: SiteConfig, ledger: Ledger) -> Privacy
         before=() if mine else ledger.uses(site.data_set),
     )
     if not mine:
+        if plan.noise_multiplier > plan.expected_batch_size and ledger.uses(site.data_set):
+            raise BudgetError(
+                f"data set {site.data_set!r}: so little of its epsilon {site.privacy.epsilon:g} is left "
+                f"that {header.planned_rounds} rounds would need noise {plan.noise_multiplier:.3g} times what a record can say"
+            )
         return plan
     if (mine[0].sample_rate, mine[0].steps) != (plan.sample_rate, plan.steps_per_round):
         raise PermissionRefused("the run's sampling or steps differ from its first round's; start another run")

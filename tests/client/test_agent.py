@@ -84,8 +84,10 @@ def test_a_request_past_the_cap_is_refused_before_anything_is_read(
         used(ask(path, run, number=number))
     agent._loaded_samples.cache_clear()
     monkeypatch.setattr(agent, "load_samples", lambda *_, **__: pytest.fail("data was read"))
+    # what is left would buy nothing but noise; and the run itself has had its three rounds
     assert ask(path, run, run_id="again") == Refusal("refused")
     assert ask(path, run, number=4) == Refusal("refused")
+    assert len(Ledger(tmp_path / "ledger.sqlite").uses("north-2026")) == 3
 
 
 def test_a_whole_run_costs_what_was_asked_and_an_independent_accountant_agrees(tmp_path: Path) -> None:
