@@ -13,7 +13,7 @@ from jaxtyping import Int
 
 from shared.errors import ConfigError
 
-Rows = Int[np.ndarray, "n"]
+Rows = Int[np.ndarray, "_"]
 _MOST_DRAWS = 5_000
 
 

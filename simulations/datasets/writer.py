@@ -188,8 +188,13 @@ def built(target: Path, *, writer: DatasetWriter) -> BuiltDataset:
     )
 
 
+def is_file_name(name: str) -> bool:
+    """Whether a word can name a site's folder or a row's files: no separator, no leading dot, 64 characters at most."""
+    return re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name) is not None
+
+
 def _file_name(name: str, *, what: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
+    if not is_file_name(name):
         raise ConfigError(
             f"{what} {name!r} cannot name a file; allowed: a letter or digit, then up to 63 of letters, digits, . _ -"
         )
