@@ -4,7 +4,7 @@ in        a data folder
 out       FolderSummary and the table of it that `motet check` prints; or one ManifestError with every fault
 relies on manifest.py and media/: every file is decoded, none is kept
 
-# PRIVACY: counts of labels and subjects are private. Nothing here is ever sent, logged or written.
+Counts of labels and subjects are private: nothing here is ever sent, logged or written to a file.
 """
 
 import hashlib

@@ -32,7 +32,7 @@ class Findings:
         """Notes one fault; `line` 0 stands for the manifest as a whole."""
         place = self.manifest.name if line == WHOLE_MANIFEST else f"{self.unit} {line}"
         if file is not None:
-            place += f", {file}"
+            place += f", {file if file.isprintable() else shown(file)}"
         self._found.append((line, Fault(place=place, field=field, came=came, allowed=allowed)))
 
     @property

@@ -217,7 +217,7 @@ class _RowReader:
         first = self._first_use.setdefault(str(path), (line, column))
         if first != (line, column):
             came = f"{shown(name)}, used before ({self._findings.unit} {first[0]}, {first[1]})"
-            # One person's record twice would be protected as if it were two people's.
+            # PRIVACY: a record twice would be protected as if it were two. test_the_same_file_twice_is_refused
             self._findings.add(line, field=column, came=came, allowed="each file once")
             return None
         return path

@@ -77,7 +77,7 @@ def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
     if len(cells) < len(pairs):
         names = [name for name, _ in pairs]
         twice = sorted({name for name in names if names.count(name) > 1})
-        raise _RowError(twice[0][:80], "given twice in this row", "each column once")
+        raise _RowError(shown(twice[0]), "given twice in this row", "each column once")
     return cells
 
 

@@ -37,10 +37,8 @@ def content_name(data: bytes) -> str:
 
 
 def same_content(first_line: int, *, unit: str) -> MediaFault:
-    """The fault of a recording that lies in the folder under two names.
-
-    One person's record twice would be protected as if it were two people's.
-    """
+    """The fault of a recording that lies in the folder under two names."""
+    # PRIVACY: a record twice would be protected as if it were two. test_all_faults_of_a_folder_come_in_one_error
     return MediaFault(
         field="content", came=f"the same, byte for byte, as that of {unit} {first_line}", allowed="each recording once"
     )

@@ -2,7 +2,9 @@
 
 import json
 import os
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -326,6 +328,30 @@ def test_withdrawn_rows_leave_the_cache(site: Path, load: Callable[..., Samples]
     rewrite(site, lambda rows: rows.pop())
     assert len(load()) == 5
     assert holders() == []
+
+
+def test_several_at_once_share_a_cold_cache(site: Path, load: Callable[..., Samples]) -> None:
+    run = run_on(modalities=("text", "motion", "vector"))
+    start = threading.Barrier(6)
+
+    def wait_and_load(_: int) -> Samples:
+        start.wait()
+        return load(run=run)
+
+    with ThreadPoolExecutor(6) as pool:
+        results = list(pool.map(wait_and_load, range(6)))
+    ways = Ways()
+    last = load(run=run, ways=ways)
+    assert ways.num_finished == 0
+    assert all(equal(result, last) for result in results)
+
+
+def test_the_preprocessors_of_the_run_are_used_when_none_are_given(site: Path, tmp_path: Path) -> None:
+    run = run_on(modalities=("vector",))
+    encoders = {"vector": EncoderSettings(name="linear")}
+    run = run.model_copy(update={"model": run.model.model_copy(update={"encoders": encoders})})
+    samples = load_samples(site, run=run, cache=tmp_path / "cache")
+    assert samples.inputs["vector"].shape == (6, 4)
 
 
 def test_two_folders_with_one_cache_do_not_mix(site: Path, load: Callable[..., Samples]) -> None:
