@@ -11,6 +11,7 @@ from shared.errors import ModelError
 from shared.model.encoders import preprocessor
 from shared.model.multimodal import MultimodalModel, build_model
 from shared.model.parameters import modality_of
+from shared.model.registry import Fusion
 from tests.shared.example_runs import FUSIONS, OF_KIND, example_run, finished, small
 
 PAIRS = [
@@ -99,6 +100,28 @@ def test_what_stands_in_an_absent_input_does_not_matter_and_it_may_be_left_out(f
     assert torch.equal(model(garbage, present), expected)
     assert torch.equal(model(left_out, present), expected)
     assert torch.equal(model(left_out, torch.ones_like(present)), expected)
+
+
+class CarelessFusion(Fusion):
+    """What a user might write: it forgets that a modality can be absent."""
+
+    def forward(self, embeddings: Tensor, present: Tensor) -> Tensor:
+        return embeddings.sum(dim=1)
+
+
+def test_even_a_fusion_that_forgets_about_absent_modalities_is_given_zeros() -> None:
+    model, inputs, present, targets = model_and_inputs({"photo": "cnn", "vector": "linear"}, fusion="sum")
+    present[:, 1] = False
+    expected = model(inputs, present)
+    model.fusion = CarelessFusion()
+
+    outputs = model(inputs, present)
+    torch.autograd.backward(model.loss(outputs, targets).sum())
+
+    assert torch.equal(outputs, expected)
+    assert all(
+        value.grad is not None and value.grad.count_nonzero() == 0 for value in model.encoders["vector"].parameters()
+    )
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
