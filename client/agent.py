@@ -155,7 +155,7 @@ def _plan(header: RequestHeader, *, site: SiteConfig, ledger: Ledger) -> Privacy
         if plan.noise_multiplier > plan.expected_batch_size and ledger.uses(site.data_set):
             raise BudgetError(
                 f"data set {site.data_set!r}: so little of its epsilon {site.privacy.epsilon:g} is left "
-                f"that {header.planned_rounds} rounds would need {plan.noise_multiplier:.3g} times the noise of one record"
+                f"that {header.planned_rounds} rounds would need a noise multiplier of {plan.noise_multiplier:.3g}"
             )
         return plan
     if (mine[0].sample_rate, mine[0].steps) != (plan.sample_rate, plan.steps_per_round):

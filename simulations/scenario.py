@@ -6,7 +6,6 @@ relies on shared/config.py for what a run may ask
 """
 
 import hashlib
-import json
 import os
 import tomllib
 from collections.abc import Sequence
@@ -30,6 +29,7 @@ class SourceSettings(Settings):
 
     path: Path | None = Field(default=None, description="a data set's folder: sites/ and held-out/ in it")
     builder: str | None = Field(default=None, description="as in `motet data BUILDER`")
+    seed: int = Field(default=0, ge=0, description="of the builder")
     options: dict[str, Option] = Field(default={}, description="of the builder")
 
     @model_validator(mode="after")
@@ -112,10 +112,10 @@ def _data_set(settings: SourceSettings, *, beside: Path, home: Path) -> Path:
     from simulations.datasets.registry import build
 
     name = str(settings.builder)
-    options = json.dumps(settings.options, sort_keys=True)
+    options = settings.model_dump_json(include={"seed", "options"})
     folder = home / "data" / f"{name}-{hashlib.sha256(options.encode()).hexdigest()[:12]}"
     if not folder.is_dir():
-        build(name, folder, options=settings.options)
+        build(name, folder, seed=settings.seed, options=settings.options)
     return folder
 
 
