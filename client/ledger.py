@@ -75,7 +75,10 @@ class Ledger:
             LedgerError: the file is no ledger, is damaged, is newer than this program, or cannot be written.
         """
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise LedgerError(f"{path}: its folder cannot be made: {error}; give another path in site.toml") from None
         with self._transaction() as connection:
             self._prepare(connection)
 
