@@ -77,13 +77,16 @@ def duration_text(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def bytes_text(count: float) -> str:
+def bytes_text(count: int) -> str:
     """`812 B`, `3.4 kB`, `1.2 GB`, in powers of a thousand."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 999.5:
-            return f"{count:.0f} {unit}" if unit == "B" or count >= 99.95 else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
+    if count < 1000:
+        return f"{count} B"
+    size = float(count)
+    for unit in ("kB", "MB", "GB"):
+        size /= 1000
+        if size < 999.5:
+            return f"{size:.0f} {unit}" if size >= 99.95 else f"{size:.1f} {unit}"
+    return f"{size / 1000:.1f} TB"
 
 
 def count_text(count: int, noun: str, plural: str | None = None) -> str:

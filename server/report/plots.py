@@ -201,7 +201,7 @@ class _Scale:
         # words stand on the axis, where a line of scores seldom is
         x = self.x(mark.x or 0.0)
         side, shift = ("end", -6) if x > WIDTH / 2 else ("start", 6)
-        top = _TOP if mark.y is None else self.y(mark.y) + 6
+        top = float(_TOP) if mark.y is None else self.y(mark.y) + 6
         line = Markup('<path d="M{0} {1}V{2}" class="mark"/><text x="{3}" y="{4}" class="tick {5}">{6}</text>').format(
             _number(x), _number(top), HEIGHT - _BOTTOM, _number(x + shift), HEIGHT - _BOTTOM - 8, side, mark.text
         )

@@ -24,6 +24,8 @@ from server.report.numbers import (
 )
 from server.report.words import Words
 
+_SCALE = (0.1, 0.5, 1.0, 2.0, 4.0, 8.0)
+
 
 @dataclass(frozen=True)
 class Banner:
@@ -141,7 +143,7 @@ def guesses(record: RunRecord) -> list[tuple[str, str]]:
     if record.run.privacy == "none" or highest is None:
         return []
     delta = max((plan.delta for plan in record.privacy), default=record.run.privacy.delta)
-    rows = [(f"{epsilon:g}", _percent(best_guess(epsilon, delta=delta))) for epsilon in (0.1, 0.5, 1, 2, 4, 8)]
+    rows = [(f"{epsilon:g}", _percent(best_guess(epsilon, delta=delta))) for epsilon in _SCALE]
     return [*rows, (f"this run: {epsilon_text(highest)}", _percent(best_guess(highest, delta=delta)))]
 
 

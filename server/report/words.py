@@ -30,8 +30,9 @@ class Words(Settings):
         return self.fields.get(name, self.updates["unknown"])
 
     def code(self, code: str) -> str:
-        """What a wire-safe code says."""
-        return self.codes.get(code, "a code that this version of Motet does not know")
+        """What a wire-safe code says; Flower's own codes are `flower-` and a number."""
+        known = "flower" if code.startswith("flower-") else code
+        return self.codes.get(known, "a code that this version of Motet does not know")
 
 
 def read_words() -> Words:

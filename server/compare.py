@@ -1,0 +1,143 @@
+"""Compare: the reports of several runs side by side.
+
+in        run folders
+out       a table for the terminal: one column a run, one row a number or a setting that differs
+relies on report.json in every folder
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from server.records import RunRecord
+from server.report.html import JSON_NAME, flat_settings
+from server.report.numbers import (
+    METRIC_NAMES,
+    bytes_text,
+    count_text,
+    delta_text,
+    duration_text,
+    epsilon_text,
+    estimate_text,
+)
+from server.report.summary import highest_epsilon
+from shared.config import parse_settings_json
+from shared.errors import ConfigError, RunError
+
+
+def compare_runs(folders: Sequence[Path]) -> Table:
+    """What each run reached and cost, and in which settings they differ.
+
+    Raises:
+        RunError: no folder, or folders without a readable report; all of them are named.
+    """
+    records = _read_all(folders)
+    table = Table(title="Test part, 95 % intervals", title_justify="left")
+    table.add_column("")
+    for folder, record in zip(folders, records, strict=True):
+        table.add_column(_heading(folder, record=record), overflow="fold")
+    shown = [record.test.overall.metrics for record in records]
+    for name, label in METRIC_NAMES.items():
+        if any(name in metrics for metrics in shown):
+            table.add_row(label, *(estimate_text(metrics.get(name)) for metrics in shown))
+    subsets = [record.test.by_modalities for record in records]
+    for subset in dict.fromkeys(name for found in subsets for name in found):
+        cells = [
+            estimate_text(found[subset].metrics.get(_headline(record))) if subset in found else "–"
+            for found, record in zip(subsets, records, strict=True)
+        ]
+        table.add_row(f"  only {escape(subset.replace('+', ' + '))}", *cells)
+    table.add_section()
+    for label, cell in _FACTS.items():
+        table.add_row(label, *(Text(cell(record)) for record in records))
+    differences = _differing_settings(records)
+    if differences:
+        table.add_section()
+    for setting, values in differences:
+        table.add_row(escape(setting), *(Text(value) for value in values))
+    return table
+
+
+def read_record(folder: Path) -> RunRecord:
+    """The record of a finished run.
+
+    Raises:
+        RunError: there is none, or it cannot be read.
+    """
+    path = folder / JSON_NAME
+    if not path.is_file():
+        raise RunError(
+            f"{folder}: no {JSON_NAME} in it; give the folder of a run that has ended, "
+            f"or end it with: motet simulate --resume {folder}"
+        )
+    try:
+        return parse_settings_json(RunRecord, path.read_text(encoding="utf-8"), place=str(path))
+    except (ConfigError, UnicodeDecodeError, OSError) as error:
+        raise RunError(
+            f"{path}: not a report that this version can read ({error}); open it with the version that wrote it"
+        ) from None
+
+
+def _read_all(folders: Sequence[Path]) -> list[RunRecord]:
+    if not folders:
+        raise RunError("no run is named; give one or more run folders: motet compare RUN RUN")
+    records, faults = [], []
+    for folder in folders:
+        try:
+            records.append(read_record(folder))
+        except RunError as error:
+            faults.append(str(error))
+    if faults:
+        raise RunError("\n".join(faults))
+    return records
+
+
+def _heading(folder: Path, *, record: RunRecord) -> Text:
+    heading = Text(folder.resolve().name)
+    if record.run.privacy == "none":
+        heading.append("\nNOT PRIVATE", style="bold red")
+    elif record.reproducible_noise:
+        heading.append("\nREPRODUCIBLE NOISE", style="bold red")
+    if record.card is not None and record.card.generated:
+        heading.append("\nGENERATED DATA", style="yellow")
+    return heading
+
+
+def _headline(record: RunRecord) -> str:
+    return "mae" if record.run.data.task == "rating" else "macro_f1"
+
+
+def _privacy(record: RunRecord) -> str:
+    if record.run.privacy == "none":
+        return "none"
+    delta = max((plan.delta for plan in record.privacy), default=record.run.privacy.delta)
+    return f"{epsilon_text(highest_epsilon(record))} at delta {delta_text(delta)}"
+
+
+def _sites(record: RunRecord) -> str:
+    used = {site.site for each in record.rounds for site in each.sites if site.outcome == "used"}
+    return f"{len(used)} of {count_text(len(record.sites), 'site')}"
+
+
+_FACTS: dict[str, Callable[[RunRecord], str]] = {
+    "Highest epsilon": _privacy,
+    "Data": lambda record: record.card.title if record.card else "–",
+    "Test samples": lambda record: f"{record.test.overall.num_samples:,}",
+    "Contributed": _sites,
+    "Rounds (kept)": lambda record: f"{len(record.rounds)} ({record.chosen_round})",
+    "Parameters": lambda record: f"{record.num_parameters:,}",
+    "Time": lambda record: duration_text(record.seconds),
+    "Memory": lambda record: bytes_text(record.peak_memory_bytes),
+    "Engine": lambda record: record.engine,
+}
+
+
+def _differing_settings(records: Sequence[RunRecord]) -> list[tuple[str, list[str]]]:
+    """Settings that are not the same in all runs, with each run's value or a dash."""
+    settings = [dict(flat_settings(record.run)) for record in records]
+    names = dict.fromkeys(name for each in settings for name in each)
+    rows = [(name, [each.get(name, "–") for each in settings]) for name in names]
+    return [(name, values) for name, values in rows if len(set(values)) > 1]
