@@ -5,7 +5,10 @@ out       a Flower message with what agent.py let out
 relies on the node's own settings for the site file; no path is ever taken from a message
 """
 
+import functools
+import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from flwr.app import Context, Message
@@ -21,10 +24,28 @@ SITE_KEY = "site"
 SIMULATED_SITES_VARIABLE = "MOTET_SIMULATED_SITES"
 """simulations only: a file with one site file a line, picked by the node's partition-id"""
 
+log = logging.getLogger("motet.site")
 app = ClientApp()
+Handler = Callable[[Message, Context], Message]
+
+
+def _never_raising(handler: Handler) -> Handler:
+    """A handler whose failures are refusals: nothing but a code leaves, whatever went wrong."""
+
+    @functools.wraps(handler)
+    def guarded(message: Message, context: Context) -> Message:
+        try:
+            return handler(message, context)
+        except Exception:
+            # PRIVACY: Flower sends an exception's text to the server. test_a_failing_client_app_sends_only_a_code
+            log.exception("client app failed")
+            return Message(encode_reply(Refusal("internal")), reply_to=message)
+
+    return guarded
 
 
 @app.query()
+@_never_raising
 def hello(message: Message, context: Context) -> Message:
     """Who this site is and which modalities it has, as its owner published them."""
     site_file = _site_file(context)
@@ -34,6 +55,7 @@ def hello(message: Message, context: Context) -> Message:
 
 
 @app.train()
+@_never_raising
 def train(message: Message, context: Context) -> Message:
     """One round of protected training."""
     records, site_file = message.content, _site_file(context)
