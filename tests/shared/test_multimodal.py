@@ -197,7 +197,7 @@ def test_ratings_come_in_the_unit_of_the_data_and_their_loss_does_not_depend_on_
 
 
 def test_linear_encoders_summed_are_logistic_regression_on_all_features() -> None:
-    table = {"motion": small("statistics"), "vector": small("linear")}
+    table = {"motion": {**small("statistics"), "options": {"normalise_input": False}}, "vector": small("linear")}
     run = example_run(table, fusion="sum", head="identity", width=3)
     model = build_model(run)
     inputs = {key: finished(key, shape=preprocessor(run, key).shape, rows=4) for key in run.modalities}

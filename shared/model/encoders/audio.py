@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from shared.config import Settings
 from shared.model.encoders.convolution import ConvolutionOptions, Convolutions
-from shared.model.encoders.projection import Projection, ProjectionOptions, sample_norm
+from shared.model.encoders.projection import FixedVectorOptions, Projection, sample_norm
 from shared.model.registry import EncoderPart, EncoderPlace, encoder_registry
 from shared.preprocess.audio import AudioOptions, AudioPreprocessor, AudioStatisticsPreprocessor, MfccOptions
 
@@ -96,8 +96,8 @@ def mel_cnn(place: EncoderPlace, options: MelConvolutionOptions) -> EncoderPart:
     return EncoderPart(preprocessor=sounds, module=lambda: MelCnn(width=place.width, options=options))
 
 
-@encoder_registry.register("mel-statistics", options=ProjectionOptions, takes="audio")
-def mel_statistics(place: EncoderPlace, options: ProjectionOptions) -> EncoderPart:
+@encoder_registry.register("mel-statistics", options=FixedVectorOptions, takes="audio")
+def mel_statistics(place: EncoderPlace, options: FixedVectorOptions) -> EncoderPart:
     """Fixed numbers for each mel band, and one trained layer."""
     sounds = AudioStatisticsPreprocessor(place.preprocess(AudioOptions))
     return EncoderPart(

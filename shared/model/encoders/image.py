@@ -8,7 +8,7 @@ relies on GroupNorm, which looks at one sample at a time
 from pydantic import Field
 
 from shared.model.encoders.convolution import ConvolutionOptions, Convolutions
-from shared.model.encoders.projection import FrozenOptions, Projection
+from shared.model.encoders.projection import FixedVectorOptions, Projection
 from shared.model.registry import EncoderPart, EncoderPlace, encoder_registry
 from shared.preprocess.frozen import FrozenImageOptions, FrozenImagePreprocessor
 from shared.preprocess.image import ImageOptions, ImagePreprocessor
@@ -32,8 +32,8 @@ def cnn(place: EncoderPlace, options: CnnOptions) -> EncoderPart:
     )
 
 
-@encoder_registry.register("frozen-efficientnet-lite0", options=FrozenOptions, takes="image")
-def frozen_efficientnet(place: EncoderPlace, options: FrozenOptions) -> EncoderPart:
+@encoder_registry.register("frozen-efficientnet-lite0", options=FixedVectorOptions, takes="image")
+def frozen_efficientnet(place: EncoderPlace, options: FixedVectorOptions) -> EncoderPart:
     """EfficientNet-Lite0 as it was trained on ImageNet, and one trained layer."""
     pictures = FrozenImagePreprocessor(place.preprocess(FrozenImageOptions), checkpoint=efficientnet_checkpoint())
     return EncoderPart(

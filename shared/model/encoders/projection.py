@@ -23,8 +23,12 @@ class ProjectionOptions(Settings):
     normalise: bool = Field(default=False, description="the embedding to mean 0 and deviation 1, by itself")
 
 
-class FrozenOptions(ProjectionOptions):
-    """How a frozen network's vector becomes an embedding."""
+class FixedVectorOptions(ProjectionOptions):
+    """How a vector that nobody trains becomes an embedding: a frozen network's, or statistics.
+
+    Normalised by default: rows of equal length have gradients of like size, of which clipping takes little away, and
+    what all rows share does not drown what tells them apart.
+    """
 
     normalise_input: bool = Field(default=True, description="the vector to mean 0 and deviation 1 first, by itself")
 

@@ -8,7 +8,7 @@ relies on GroupNorm and Linears, whose per-sample gradients are exact
 from pydantic import Field
 
 from shared.model.encoders.convolution import ConvolutionOptions, Convolutions
-from shared.model.encoders.projection import Projection, ProjectionOptions
+from shared.model.encoders.projection import FixedVectorOptions, Projection, ProjectionOptions
 from shared.model.registry import EncoderPart, EncoderPlace, encoder_registry
 from shared.preprocess.features import FeaturesOptions, FeaturesPreprocessor
 from shared.preprocess.signal import SignalOptions, SignalPreprocessor, StatisticsOptions, StatisticsPreprocessor
@@ -31,8 +31,8 @@ def conv1d(place: EncoderPlace, options: Conv1dOptions) -> EncoderPart:
     )
 
 
-@encoder_registry.register("statistics", options=ProjectionOptions, takes="signal")
-def signal_statistics(place: EncoderPlace, options: ProjectionOptions) -> EncoderPart:
+@encoder_registry.register("statistics", options=FixedVectorOptions, takes="signal")
+def signal_statistics(place: EncoderPlace, options: FixedVectorOptions) -> EncoderPart:
     """Fixed numbers in time and frequency, and one trained layer."""
     windows = StatisticsPreprocessor(place.preprocess(StatisticsOptions), channels=place.schema.channels or 1)
     return EncoderPart(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from shared.config import Settings
 from shared.errors import ModelError
 from shared.model.attention import TransformerBlock, masked_mean
-from shared.model.encoders.projection import FrozenOptions, Projection, sample_norm
+from shared.model.encoders.projection import FixedVectorOptions, Projection, sample_norm
 from shared.model.registry import EncoderPart, EncoderPlace, encoder_registry
 from shared.preprocess.frozen import FrozenTextOptions, FrozenTextPreprocessor
 from shared.preprocess.pretrained import local_checkpoint, minilm_checkpoint
@@ -117,7 +117,7 @@ def embedding_mean(place: EncoderPlace, options: EmbeddingMeanOptions) -> Encode
     )
 
 
-class CheckpointOptions(FrozenOptions):
+class CheckpointOptions(FixedVectorOptions):
     """Where the frozen network lies, and how its vector becomes an embedding."""
 
     path: str = Field(default="", description="folder that save_pretrained wrote; must be given")
@@ -143,8 +143,8 @@ def frozen_transformers(place: EncoderPlace, options: CheckpointOptions) -> Enco
     )
 
 
-@encoder_registry.register("minilm", options=FrozenOptions, takes="text")
-def minilm(place: EncoderPlace, options: FrozenOptions) -> EncoderPart:
+@encoder_registry.register("minilm", options=FixedVectorOptions, takes="text")
+def minilm(place: EncoderPlace, options: FixedVectorOptions) -> EncoderPart:
     """all-MiniLM-L6-v2 from its package, frozen, and one trained layer."""
     texts = FrozenTextPreprocessor(place.preprocess(FrozenTextOptions), checkpoint=minilm_checkpoint())
     return EncoderPart(
