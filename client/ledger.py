@@ -134,17 +134,9 @@ class Ledger:
                     f"{self.path}: data set {data_set!r} would have spent epsilon {total:.4g} at delta {delta:g}; "
                     f"its owner allows {cap_epsilon:.4g}"
                 )
-            row = connection.execute(
-                "INSERT INTO reservations (data_set, unit, mechanism, noise_multiplier, sample_rate, steps, run_id, "
-                "round, attempt, created_utc) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (
-                    *(data_set, unit, "gaussian" if use else "none"),
-                    *(asked.noise_multiplier, asked.sample_rate, asked.steps),
-                    *(run_id, round_number, attempt, _now()),
-                ),
-            ).lastrowid
-        if row is None:
-            raise LedgerError(f"{self.path}: the row was not written; nothing may be released")
+            row = self._insert(
+                connection, (data_set, unit, "gaussian" if use else "none"), asked, (run_id, round_number, attempt)
+            )
         return Reservation(row, data_set, run_id, round_number, attempt, asked, total)
 
     def release(self, reservation: Reservation) -> None:
@@ -186,6 +178,22 @@ class Ledger:
             (data_set, run_id),
         )
         return tuple(MechanismUse(*row) for row in rows)
+
+    def _insert(
+        self,
+        connection: sqlite3.Connection,
+        what: tuple[str, Unit, str],
+        use: MechanismUse,
+        which: tuple[str, int, int],
+    ) -> int:
+        row = connection.execute(
+            "INSERT INTO reservations (data_set, unit, mechanism, noise_multiplier, sample_rate, steps, run_id, "
+            "round, attempt, created_utc) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (*what, use.noise_multiplier, use.sample_rate, use.steps, *which, _now()),
+        ).lastrowid
+        if row is None:
+            raise LedgerError(f"{self.path}: the row was not written; nothing may be released")
+        return row
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:

@@ -129,13 +129,7 @@ def train_round(
     trained = {name: parameters[name] for name in names}
     start = {name: parameter.detach().clone() for name, parameter in trained.items()}
     rate = plan.sample_rate if plan else training.sampling(nominal_size)
-    steps = plan.steps_per_round if plan else training.steps(nominal_size)
-    clip_norm = plan.clip_norm if plan else math.inf
-    engine: GradientEngine = (
-        choose_engine(training.gradient_engine, model, microbatch_size=training.microbatch_size)
-        if plan
-        else PlainEngine()
-    )
+    engine = _engine(model, training=training, private=plan is not None)
     with _as_given(model, trained, start), _own_randomness(sampling, next(iter(trained.values())).device):
         optimizer = _optimizer(
             list(trained.values()),
@@ -150,12 +144,12 @@ def train_round(
             # sum is still at most clip_norm. test_proximal_term_comes_after_the_noise
             optimizer.attach_step_hook(_pull(trained, start, mu=training.proximal_mu))
         # PRIVACY: as many steps as were charged, whatever was drawn. test_empty_batches_are_noised_and_counted
-        for _ in range(steps):
+        for _ in range(plan.steps_per_round if plan else training.steps(nominal_size)):
             batch = samples.take(poisson_batch(len(samples), sample_rate=rate, generator=sampling))
             if modality_dropout:
                 batch = hide_modalities(batch, chance=modality_dropout, generator=sampling)
             optimizer.zero_grad()
-            sums = engine.clipped_sum(model, batch, names=names, clip_norm=clip_norm)
+            sums = engine.clipped_sum(model, batch, names=names, clip_norm=plan.clip_norm if plan else math.inf)
             for name, parameter in trained.items():
                 parameter.grad = sums[name]
             optimizer.step()
@@ -183,6 +177,12 @@ def hide_modalities(batch: Batch, *, chance: float, generator: torch.Generator) 
     rescued = torch.zeros_like(kept).scatter(1, luckiest, value=True)
     kept = torch.where(kept.any(dim=1, keepdim=True), kept, rescued & batch.present)
     return Batch(inputs=batch.inputs, present=kept, targets=batch.targets)
+
+
+def _engine(model: nn.Module, *, training: TrainingSettings, private: bool) -> GradientEngine:
+    if not private:
+        return PlainEngine()
+    return choose_engine(training.gradient_engine, model, microbatch_size=training.microbatch_size)
 
 
 def _optimizer(

@@ -1,9 +1,7 @@
 """Tests of client/private_training.py: noise, denominator, steps, and what privacy leaves of ordinary training."""
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Literal
 
 import numpy as np
 import pytest
@@ -15,48 +13,24 @@ from client.private_training import (
     PrivacyPlan,
     hide_modalities,
     learning_rate,
-    make_plan,
     train_round,
 )
 from client.sampling import poisson_batch, reproducible_generator, secret_generator
 from shared.batch import Samples
-from shared.config import PrivacySettings, TrainingSettings
-from shared.errors import BudgetError
-from shared.privacy.accountant import MechanismUse, spent_epsilon
-from tests.client.toy import WIDTH, Planted, Toy, planted_samples, toy_samples
+from shared.config import TrainingSettings
+from tests.client.toy import (
+    WIDTH,
+    Optimizer,
+    Planted,
+    Toy,
+    plan_of,
+    planted_samples,
+    toy_samples,
+    training_settings,
+)
 
 NAMES = tuple(name for name, _ in Toy().named_parameters())
 PLANTED_NAMES = ("weight", "bias")
-PRIVACY = PrivacySettings(unit="record", trust="nobody", epsilon=8, delta=1e-5, clip_norm=0.7, accountant="pld")
-Optimizer = Literal["sgd", "momentum", "adam"]
-
-
-def settings(optimizer: Optimizer = "sgd", **changes: object) -> TrainingSettings:
-    table: dict[str, object] = {"optimizer": optimizer, "learning_rate": 1.0, "sample_rate": 0.5, "local_steps": 1}
-    return TrainingSettings.model_validate({**table, **changes})
-
-
-def plan_of(**changes: float) -> PrivacyPlan:
-    table: dict[str, float] = {
-        "clip_norm": 0.7,
-        "noise_multiplier": 1.3,
-        "sample_rate": 0.5,
-        "expected_batch_size": 10.0,
-        "steps_per_round": 1,
-        **changes,
-    }
-    return PrivacyPlan(
-        unit="record",
-        epsilon=1.0,
-        delta=1e-5,
-        planned_rounds=1,
-        accountant="pld",
-        clip_norm=table["clip_norm"],
-        noise_multiplier=table["noise_multiplier"],
-        sample_rate=table["sample_rate"],
-        expected_batch_size=table["expected_batch_size"],
-        steps_per_round=int(table["steps_per_round"]),
-    )
 
 
 def trained(
@@ -116,7 +90,7 @@ def test_noise_has_the_promised_scale(optimizer: Optimizer) -> None:
     change = trained(
         Wide(),
         toy_samples(20),
-        training=settings(optimizer),
+        training=training_settings(optimizer),
         plan=plan,
         names=("weight",),
         noise=secret_generator(),
@@ -133,7 +107,7 @@ def test_noise_has_the_promised_scale(optimizer: Optimizer) -> None:
 def test_each_step_has_fresh_noise() -> None:
     """Four equal noises would have four times the deviation of one, not twice; fails by chance twice in a million."""
     plan = plan_of(steps_per_round=4)
-    change = trained(Wide(), toy_samples(20), training=settings(), plan=plan, names=("weight",))["weight"]
+    change = trained(Wide(), toy_samples(20), training=training_settings(), plan=plan, names=("weight",))["weight"]
 
     assert variance_is_plausible(change, 2 * 0.7 * 1.3 / 10.0, false_alarm=1e-6)
 
@@ -141,7 +115,7 @@ def test_each_step_has_fresh_noise() -> None:
 def test_empty_batches_are_noised_and_counted() -> None:
     """At a site without a single record every step is a sum of noise; fails by chance twice in a million."""
     plan = plan_of(steps_per_round=4)
-    change = trained(Wide(), toy_samples(0), training=settings(), plan=plan, names=("weight",))["weight"]
+    change = trained(Wide(), toy_samples(0), training=training_settings(), plan=plan, names=("weight",))["weight"]
 
     assert variance_is_plausible(change, 2 * 0.7 * 1.3 / 10.0, false_alarm=1e-6)
 
@@ -154,26 +128,12 @@ def test_denominator_is_public() -> None:
 
     def change(rows: int) -> Tensor:
         samples = planted_samples(gradients[:rows])
-        training = settings(sample_rate=1.0)
+        training = training_settings(sample_rate=1.0)
         return flat(trained(Planted(), samples, training=training, plan=plan, names=PLANTED_NAMES))
 
     moved = change(21) - change(20)
 
     assert float(moved.abs().sum()) == pytest.approx(0.1 / 20.0, rel=1e-4)
-
-
-def test_the_plan_does_not_depend_on_the_rows() -> None:
-    plan = make_plan(
-        training=settings(batch_size=16, sample_rate=None),
-        privacy=PRIVACY,
-        nominal_size=160,
-        planned_rounds=5,
-        site_epsilon=9.0,
-        site_delta=1e-5,
-    )
-
-    assert plan.sample_rate == pytest.approx(0.1)
-    assert plan.expected_batch_size == pytest.approx(16)
 
 
 def test_one_record_moves_a_round_by_at_most_the_clip_norm_over_the_denominator() -> None:
@@ -187,7 +147,7 @@ def test_one_record_moves_a_round_by_at_most_the_clip_norm_over_the_denominator(
                 trained(
                     Planted(),
                     planted_samples(rows),
-                    training=settings(sample_rate=1.0),
+                    training=training_settings(sample_rate=1.0),
                     plan=plan,
                     names=PLANTED_NAMES,
                     nominal_size=8,
@@ -219,7 +179,7 @@ def ordinary_training(model: nn.Module, samples: Samples, *, optimizer: torch.op
 def test_without_noise_and_clipping_a_round_is_ordinary_training(optimizer: Optimizer, plan: str | None) -> None:
     samples, model, twin = toy_samples(12), Toy().double(), Toy().double()
     samples = replace(samples, inputs={name: values.double() for name, values in samples.inputs.items()})
-    training = settings(optimizer, learning_rate=0.1, sample_rate=1.0, local_steps=6, weight_decay=0.01)
+    training = training_settings(optimizer, learning_rate=0.1, sample_rate=1.0, local_steps=6, weight_decay=0.01)
     neutral = plan_of(clip_norm=1e9, noise_multiplier=0.0, sample_rate=1.0, expected_batch_size=12.0, steps_per_round=6)
     change = trained(model, samples, training=training, plan=neutral if plan else None, nominal_size=12, names=NAMES)
 
@@ -237,7 +197,7 @@ def test_a_round_equals_opacus_own_engine_on_the_same_draws(optimizer: Optimizer
     from opacus.optimizers import DPOptimizer
 
     samples, steps = toy_samples(20), 5
-    training = settings(optimizer, learning_rate=0.1, local_steps=steps)
+    training = training_settings(optimizer, learning_rate=0.1, local_steps=steps)
     plan = plan_of(steps_per_round=steps)
     change = trained(Toy(), samples, training=training, plan=plan)
 
@@ -273,7 +233,7 @@ def test_proximal_term_comes_after_the_noise() -> None:
     plan = plan_of(sample_rate=1.0, expected_batch_size=8.0, steps_per_round=2)
 
     def change(rows: Tensor, mu: float) -> Tensor:
-        training = settings(learning_rate=1e-3, sample_rate=1.0, local_steps=2, proximal_mu=mu)
+        training = training_settings(learning_rate=1e-3, sample_rate=1.0, local_steps=2, proximal_mu=mu)
         return flat(trained(Planted(), planted_samples(rows), training=training, plan=plan, names=PLANTED_NAMES))
 
     free, pulled = change(others, 0.0), change(others, 100.0)
@@ -287,7 +247,7 @@ def test_proximal_term_comes_after_the_noise() -> None:
 def test_proximal_term_is_that_of_fedprox() -> None:
     """Against autograd on the loss plus mu/2 times the squared way from the start."""
     samples, model, twin, mu = toy_samples(12), Toy(), Toy(), 0.8
-    training = settings(learning_rate=0.1, sample_rate=1.0, local_steps=5, proximal_mu=mu)
+    training = training_settings(learning_rate=0.1, sample_rate=1.0, local_steps=5, proximal_mu=mu)
     change = trained(model, samples, training=training, plan=None, nominal_size=12)
 
     start = {name: value.detach().clone() for name, value in twin.named_parameters()}
@@ -309,7 +269,7 @@ def test_the_model_and_the_global_generator_come_back_as_they_were(plan: Privacy
     model.head.train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     generator, modes = torch.random.get_rng_state(), [module.training for module in model.modules()]
-    change = trained(model, samples, training=settings("adam", local_steps=3), plan=plan)
+    change = trained(model, samples, training=training_settings("adam", local_steps=3), plan=plan)
 
     assert all(float(value.abs().sum()) > 0 for value in change.values())
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
@@ -320,7 +280,7 @@ def test_the_model_and_the_global_generator_come_back_as_they_were(plan: Privacy
 
 def test_only_the_named_parameters_change() -> None:
     names = ("head.weight", "head.bias")
-    change = trained(Toy(), toy_samples(20), training=settings(), plan=plan_of(), names=names)
+    change = trained(Toy(), toy_samples(20), training=training_settings(), plan=plan_of(), names=names)
 
     assert tuple(change) == names
 
@@ -332,7 +292,7 @@ def test_the_change_depends_on_nothing_but_its_generators() -> None:
             trained(
                 Toy(),
                 toy_samples(20),
-                training=settings(local_steps=3),
+                training=training_settings(local_steps=3),
                 plan=plan_of(steps_per_round=3),
                 noise=reproducible_generator(noise, purpose="noise"),
                 sampling=reproducible_generator(sampling, purpose="sampling"),
@@ -346,7 +306,7 @@ def test_the_change_depends_on_nothing_but_its_generators() -> None:
 
 def test_optimizer_state_does_not_outlive_a_round() -> None:
     model, samples = Toy(), toy_samples(12)
-    training = settings("adam", learning_rate=0.1, sample_rate=1.0)
+    training = training_settings("adam", learning_rate=0.1, sample_rate=1.0)
     first, second = (flat(trained(model, samples, training=training, plan=None)) for _ in range(2))
 
     assert torch.equal(first, second)
@@ -361,7 +321,7 @@ def test_optimizer_state_does_not_outlive_a_round() -> None:
     ],
 )
 def test_the_learning_rate_warms_up_and_falls_by_its_schedule(schedule: str, expected: list[float]) -> None:
-    training = settings(schedule=schedule, warmup_rounds=2)
+    training = training_settings(schedule=schedule, warmup_rounds=2)
 
     assert [learning_rate(training, round_number=number, rounds=6) for number in range(1, 7)] == pytest.approx(expected)
 
@@ -370,7 +330,12 @@ def test_the_schedule_reaches_the_step() -> None:
     changes = [
         flat(
             trained(
-                Toy(), toy_samples(20), training=settings(schedule="linear"), plan=plan_of(), round_number=n, rounds=4
+                Toy(),
+                toy_samples(20),
+                training=training_settings(schedule="linear"),
+                plan=plan_of(),
+                round_number=n,
+                rounds=4,
             )
         )
         for n in (1, 3)
@@ -408,63 +373,9 @@ def test_modality_dropout_leaves_one_clipped_gradient_a_sample() -> None:
     for row in range(6):
         samples = toy_samples(6).subset(torch.tensor([row]))
         large = replace(samples, inputs={name: 1e6 * values for name, values in samples.inputs.items()})
-        change = trained(Toy(), large, training=settings(sample_rate=1.0), plan=plan, modality_dropout=0.5)
+        change = trained(Toy(), large, training=training_settings(sample_rate=1.0), plan=plan, modality_dropout=0.5)
 
         assert float(flat(change).double().norm()) <= 0.7 * (1 + 1e-5)
-
-
-def planned(**changes: object) -> PrivacyPlan:
-    table: dict[str, object] = {
-        "training": settings(local_steps=4, sample_rate=0.1),
-        "privacy": PRIVACY,
-        "nominal_size": 100,
-        "planned_rounds": 10,
-        "site_epsilon": 20.0,
-        "site_delta": 1e-3,
-        **changes,
-    }
-    make: Callable[..., PrivacyPlan] = make_plan
-    return make(**table)
-
-
-def test_the_stricter_budget_wins() -> None:
-    run, site, delta = planned(), planned(site_epsilon=2.0), planned(site_delta=1e-7)
-
-    assert 7.9 < run.epsilon <= 8
-    assert 1.9 < site.epsilon <= 2
-    assert run.delta == 1e-5
-    assert delta.delta == 1e-7
-    assert delta.noise_multiplier > run.noise_multiplier
-
-
-def test_the_plan_covers_all_rounds_and_spends_no_more() -> None:
-    plan = planned()
-    spent = spent_epsilon([plan.uses(1)] * 10, delta=1e-5, accountant="pld")
-
-    assert plan.uses(10) == MechanismUse(plan.noise_multiplier, 0.1, 40)
-    assert 7.9 < spent <= 8
-    assert spent_epsilon([plan.uses(11)], delta=1e-5, accountant="pld") > 8
-
-
-def test_what_was_spent_before_leaves_less() -> None:
-    before = planned(planned_rounds=10).uses(10)
-    plan = planned(before=(before,), site_epsilon=10.0, site_delta=1e-5)
-
-    assert 9.9 < spent_epsilon([before, plan.uses(10)], delta=1e-5, accountant="pld") <= 10
-    assert plan.epsilon < 8
-
-
-def test_a_run_is_held_to_its_own_epsilon_however_much_the_site_has_left() -> None:
-    plan = planned(before=(MechanismUse(50.0, 0.1, 1),), site_epsilon=500.0)
-
-    assert 7.9 < plan.epsilon <= 8
-
-
-def test_nothing_left_is_refused() -> None:
-    with pytest.raises(BudgetError):
-        planned(before=(MechanismUse(1.0, 0.5, 100),), site_epsilon=8.0)
-    with pytest.raises(BudgetError):
-        planned(before=(MechanismUse(0.0, 1.0, 1),), site_epsilon=8.0)
 
 
 def test_secret_runs_differ() -> None:
@@ -473,7 +384,7 @@ def test_secret_runs_differ() -> None:
             trained(
                 Toy(),
                 toy_samples(20),
-                training=settings(),
+                training=training_settings(),
                 plan=plan_of(),
                 noise=secret_generator(),
                 sampling=secret_generator(),

@@ -1,14 +1,18 @@
 """Toy: a two-modality model small enough to differentiate by hand, and samples for it; used by the tests beside it."""
 
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from client.private_training import PrivacyPlan
 from shared.batch import Samples
+from shared.config import TrainingSettings
 
 NUM_CLASSES, WIDTH = 3, 5
+Optimizer = Literal["sgd", "momentum", "adam"]
 
 
 class Scale(nn.Module):
@@ -80,4 +84,32 @@ def planted_samples(gradients: Float[Tensor, "B P"]) -> Samples:
         targets=torch.zeros(num, dtype=torch.int64),
         subjects=tuple(str(row) for row in range(num)),
         groups={},
+    )
+
+
+def training_settings(optimizer: Optimizer = "sgd", **changes: object) -> TrainingSettings:
+    table: dict[str, object] = {"optimizer": optimizer, "learning_rate": 1.0, "sample_rate": 0.5, "local_steps": 1}
+    return TrainingSettings.model_validate({**table, **changes})
+
+
+def plan_of(**changes: float) -> PrivacyPlan:
+    table: dict[str, float] = {
+        "clip_norm": 0.7,
+        "noise_multiplier": 1.3,
+        "sample_rate": 0.5,
+        "expected_batch_size": 10.0,
+        "steps_per_round": 1,
+        **changes,
+    }
+    return PrivacyPlan(
+        unit="record",
+        epsilon=1.0,
+        delta=1e-5,
+        planned_rounds=1,
+        accountant="pld",
+        clip_norm=table["clip_norm"],
+        noise_multiplier=table["noise_multiplier"],
+        sample_rate=table["sample_rate"],
+        expected_batch_size=table["expected_batch_size"],
+        steps_per_round=int(table["steps_per_round"]),
     )
