@@ -143,7 +143,7 @@ def moods(
     rows: Annotated[int, typer.Option(help="Average rows of a site.")] = 400,
 ) -> None:
     """Generated: drawn faces, sentences and voice-like sounds of made-up people, labelled with a mood."""
-    _built("moods", out=out, seed=seed, options={"sites": sites, "rows": rows})
+    _built("moods", out=out, seed=seed, options={"sites": sites, "rows_per_site": rows})
 
 
 @data_app.command()

@@ -1,0 +1,212 @@
+"""From a scenario file to a report, as `motet simulate` does it."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from flwr.app import Message
+from typer.testing import CliRunner
+
+from client import agent
+from motet import app
+from server.records import RunRecord
+from server.settings import read_settings
+from shared.errors import ConfigError, MotetError, RunError
+from shared.messages import ReplyHeader
+from shared.wire import ARRAYS, HEADER
+from simulations.engine.local import LocalGrid
+from simulations.scenario import read_scenario
+from simulations.simulate import prepare_run, run_simulation
+from tests.tiny import tiny_run, write_data_set
+
+
+@pytest.fixture(autouse=True)
+def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("MOTET_HOME", str(tmp_path / "home"))
+    yield
+    agent._loaded_samples.cache_clear()
+
+
+def scenario_file(folder: Path, *, private: bool, owners: str = "", **changes: object) -> Path:
+    """A scenario over the tiny data set; its run as inline JSON, which TOML's dotted keys can take."""
+    if not (folder / "data").exists():
+        write_data_set(folder / "data")
+    lines = ['about = "test"', "[source]", 'path = "data"', owners, *toml("run", tiny_run(private=private, **changes))]
+    path = folder / "scenario.toml"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
+def toml(name: str, table: dict[str, object]) -> list[str]:
+    lines = [
+        f"[{name}]",
+        *(f"{key} = {json.dumps(value)}" for key, value in table.items() if not isinstance(value, dict)),
+    ]
+    for key, value in table.items():
+        if isinstance(value, dict):
+            lines += toml(f"{name}.{key}", value)
+    return lines
+
+
+def simulate(folder: Path, out: str = "run", *, private: bool = True, owners: str = "", **changes: object) -> RunRecord:
+    path = scenario_file(folder, private=private, owners=owners, **changes)
+    settings, data_set = read_scenario(path, home=folder / "home")
+    prepare_run(settings, data_set=data_set, folder=folder / out, engine="local")
+    run_simulation(folder / out)
+    return record_of(folder / out)
+
+
+def record_of(run: Path) -> RunRecord:
+    return RunRecord.model_validate_json((run / "report.json").read_text(encoding="utf-8"))
+
+
+def model_of(run: Path) -> dict[str, torch.Tensor]:
+    return safetensors.torch.load((run / "model.safetensors").read_bytes())
+
+
+REPRODUCIBLE = "[owners]\nreproducible_noise = true"
+
+
+def test_a_run_leaves_a_report_a_model_and_a_line_for_every_round(tmp_path: Path) -> None:
+    record = simulate(tmp_path)
+    run = tmp_path / "run"
+    assert len(record.rounds) == 3
+    assert {site.outcome for each in record.rounds for site in each.sites} == {"used"}
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == 3
+    assert "Tiny" in (run / "report.html").read_text()
+    assert model_of(run).keys() == {name for name in model_of(run) if not name.startswith("best/")}
+    assert list((run / "tensorboard").glob("events*"))
+
+
+def test_every_reply_of_a_run_holds_the_allow_list_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Message] = []
+    deliver = LocalGrid._deliver
+
+    def watched(grid: LocalGrid, message: Message) -> Message:
+        reply = deliver(grid, message)
+        seen.append(reply)
+        return reply
+
+    monkeypatch.setattr(LocalGrid, "_deliver", watched)
+    simulate(tmp_path)
+    trains = [reply for reply in seen if reply.metadata.message_type == "train"]
+    assert len(trains) == 9
+    for reply in trains:
+        assert set(reply.content) == {HEADER, ARRAYS}
+        assert set(reply.content.config_records[HEADER]) == {"json"}
+        header = json.loads(str(reply.content.config_records[HEADER]["json"]))
+        assert set(header) == set(ReplyHeader.model_fields)
+        assert header["num_examples"] is None
+        assert all(name.startswith(("encoders.", "fusion.", "head.")) for name in reply.content.array_records[ARRAYS])
+
+
+def test_epsilon_after_every_round_is_in_the_metrics_and_bounded_by_what_was_asked(tmp_path: Path) -> None:
+    record = simulate(tmp_path)
+    for site in record.sites:
+        said = [each.epsilon for rounds in record.rounds for each in rounds.sites if each.site == site]
+        numbers = [epsilon for epsilon in said if epsilon is not None]
+        assert numbers == sorted(numbers)
+        assert 7.5 < numbers[-1] <= 8.0
+    for site in record.privacy:
+        assert site.epsilon_pld is not None
+        assert site.epsilon_pld <= site.epsilon * 1.001
+
+
+def test_a_stopped_run_is_resumed_to_the_same_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for private in (False, True):
+        folder = tmp_path / str(private)
+        folder.mkdir()
+        simulate(folder, "whole", private=private, owners=REPRODUCIBLE)
+        path = scenario_file(folder, private=private, owners=REPRODUCIBLE)
+        settings, data_set = read_scenario(path, home=folder / "home")
+        prepare_run(settings, data_set=data_set, folder=folder / "parts", engine="local")
+        with monkeypatch.context() as patch:
+            from server.progress import ProgressLine
+
+            def stop(line: ProgressLine, record: object) -> None:
+                raise KeyboardInterrupt
+
+            patch.setattr(ProgressLine, "tell", stop)
+            with pytest.raises(KeyboardInterrupt):
+                run_simulation(folder / "parts")
+        run_simulation(folder / "parts")
+        whole, parts = model_of(folder / "whole"), model_of(folder / "parts")
+        assert whole.keys() == parts.keys()
+        assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_a_second_run_of_a_scenario_opens_no_media_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = simulate(tmp_path, "first", private=False)
+    agent._loaded_samples.cache_clear()
+
+    def opened(*_: object, **__: object) -> None:
+        pytest.fail("a media file was opened")
+
+    monkeypatch.setattr("shared.dataset.read_file", opened)
+    monkeypatch.setattr("shared.dataset.decode", opened)
+    second = simulate(tmp_path, "second", private=False)
+    assert first.test == second.test
+
+
+def test_the_model_in_the_folder_is_the_one_the_report_speaks_of(tmp_path: Path) -> None:
+    from server.evaluation import score
+    from server.heldout import load_held_out
+    from server.rounds import load_weights
+    from shared.model.multimodal import build_model
+
+    record = simulate(tmp_path)
+    settings = read_settings(tmp_path / "run")
+    model = build_model(settings.run)
+    load_weights(model, model_of(tmp_path / "run"))
+    again = score(model, load_held_out(settings).test, run=settings.run)
+    assert again.metrics["macro_f1"].value == pytest.approx(record.test.overall.metrics["macro_f1"].value)
+
+
+def test_a_run_folder_in_use_and_a_folder_that_is_none_are_refused(tmp_path: Path) -> None:
+    simulate(tmp_path)
+    settings, data_set = read_scenario(tmp_path / "scenario.toml", home=tmp_path / "home")
+    with pytest.raises(RunError, match="--resume"):
+        prepare_run(settings, data_set=data_set, folder=tmp_path / "run", engine="local")
+    with pytest.raises(RunError, match="no run folder"):
+        run_simulation(tmp_path / "data")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("run.privacy.epsilon=-1", "run.privacy"),
+        ("run.federation.rouns=3", "rouns"),
+        ("run.model.encoders.smell.name='nose'", "smell"),
+        ("nonsense", "KEY.KEY=VALUE"),
+        ("source.path=nowhere", "no data set"),
+    ],
+)
+def test_a_setting_that_is_not_allowed_is_named(change: str, said: str, tmp_path: Path) -> None:
+    path = scenario_file(tmp_path, private=True)
+    with pytest.raises(ConfigError, match=said):
+        read_scenario(path, changes=[change], home=tmp_path / "home")
+
+
+def test_the_command_line_shows_an_error_of_ours_without_a_traceback(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["simulate", str(tmp_path / "missing.toml")])
+    assert isinstance(result.exception, MotetError)
+    assert "no such scenario" in str(result.exception)
+
+
+def test_the_command_line_goes_from_a_scenario_to_a_report(tmp_path: Path) -> None:
+    path = scenario_file(tmp_path, private=True)
+    result = CliRunner().invoke(
+        app, ["simulate", str(path), "--out", str(tmp_path / "out"), "--set", "run.federation.rounds=1"]
+    )
+    assert result.exit_code == 0, result.output
+    assert "report.html" in result.output
+    assert len(record_of(tmp_path / "out").rounds) == 1
+    check = CliRunner().invoke(app, ["check", str(tmp_path / "data")])
+    assert check.exit_code == 0, check.output
+    compared = CliRunner().invoke(app, ["compare", str(tmp_path / "out"), str(tmp_path / "out")])
+    assert compared.exit_code == 0, compared.output
