@@ -1,6 +1,5 @@
-"""Dataset: rows become the tensors that their files hold, once; faults come all together and leave nothing behind."""
+"""Dataset: rows become the tensors that their files hold, once, and the cache spares every second look."""
 
-import json
 import os
 import threading
 from collections.abc import Callable
@@ -11,113 +10,23 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
 
 import shared.check
 import shared.dataset
 from shared.batch import Samples
 from shared.config import (
-    DataSchema,
     EncoderSettings,
-    FederationSettings,
-    ModelSettings,
-    PartSettings,
-    RunConfig,
-    TrainingSettings,
 )
 from shared.dataset import load_samples
-from shared.errors import ManifestError, MediaFault, ModelError
-from shared.media import Waveform
-from shared.preprocess import RawValue
+from shared.errors import ManifestError
+from tests.shared.dataset_samples import Way, Ways, equal, rewrite, run_on
 from tests.shared.media_samples import (
     RATING,
     SCHEMA,
-    audio_bytes,
-    image_bytes,
     motion_bytes,
-    npy_bytes,
-    vector_bytes,
     whole_folder,
     write_rows,
 )
-
-
-class Way:
-    """A preprocessor that keeps some of a value's first numbers, and counts what it did."""
-
-    def __init__(
-        self, *, digest: str = "way", shape: tuple[int, ...] = (3,), dtype: torch.dtype = torch.float32
-    ) -> None:
-        self.digest, self.shape, self.dtype = digest, shape, dtype
-        self.batches: list[int] = []
-
-    def read(self, value: RawValue) -> Tensor:
-        if isinstance(value, Image.Image):
-            numbers = np.asarray(value).ravel()
-        elif isinstance(value, Waveform):
-            numbers = value.samples.ravel()
-        elif isinstance(value, str):
-            numbers = np.array([*reversed(value.encode()), 0, 0, 0])
-        else:
-            numbers = np.asarray(value).ravel()
-        return torch.tensor(numbers[:3].astype(np.float64))
-
-    def finish(self, values: Tensor) -> Tensor:
-        assert not torch.is_grad_enabled()
-        self.batches.append(len(values))
-        return values.to(self.dtype)
-
-
-class Ways(dict[str, Way]):
-    def __init__(self, *, digest: str = "way") -> None:
-        super().__init__({name: Way(digest=digest) for name in SCHEMA.modalities})
-
-    @property
-    def num_finished(self) -> int:
-        return sum(sum(way.batches) for way in self.values())
-
-
-def run_on(schema: DataSchema = SCHEMA, *, modalities: tuple[str, ...] | None = None) -> RunConfig:
-    names = tuple(schema.modalities) if modalities is None else modalities
-    return RunConfig(
-        name="trial",
-        seed=0,
-        data=schema,
-        model=ModelSettings(
-            embedding_width=4,
-            encoders={name: EncoderSettings(name="any") for name in names},
-            fusion=PartSettings(name="mean"),
-        ),
-        training=TrainingSettings(optimizer="sgd", learning_rate=0.1, batch_size=4, local_steps=1),
-        privacy="none",
-        federation=FederationSettings(rounds=1),
-    )
-
-
-@pytest.fixture
-def load(tmp_path: Path) -> Callable[..., Samples]:
-    def load(
-        *,
-        run: RunConfig | None = None,
-        ways: dict[str, Way] | None = None,
-        modalities: tuple[str, ...] | None = None,
-        folder: str = "site",
-    ) -> Samples:
-        return load_samples(
-            tmp_path / folder,
-            run=run_on() if run is None else run,
-            cache=tmp_path / "cache",
-            modalities=modalities,
-            preprocessors=Ways() if ways is None else ways,
-        )
-
-    return load
-
-
-@pytest.fixture
-def site(tmp_path: Path) -> Path:
-    whole_folder(tmp_path / "site")
-    return tmp_path / "site"
 
 
 @pytest.fixture
@@ -135,22 +44,6 @@ def sealed(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
         monkeypatch.setattr("soundfile.SoundFile", refuse)
 
     return seal
-
-
-def rewrite(site: Path, change: Callable[[list[dict[str, object]]], object]) -> None:
-    rows = [json.loads(line) for line in (site / "metadata.jsonl").read_text().splitlines()]
-    change(rows)
-    write_rows(site, rows)
-
-
-def equal(a: Samples, b: Samples) -> bool:
-    return (
-        a.inputs.keys() == b.inputs.keys()
-        and all(torch.equal(a.inputs[name], b.inputs[name]) for name in a.inputs)
-        and torch.equal(a.present, b.present)
-        and torch.equal(a.targets, b.targets)
-        and (a.subjects, a.groups) == (b.subjects, b.groups)
-    )
 
 
 def test_samples_hold_what_the_files_hold(site: Path, load: Callable[..., Samples]) -> None:
@@ -361,93 +254,3 @@ def test_two_folders_with_one_cache_do_not_mix(site: Path, load: Callable[..., S
     ways = Ways()
     assert equal(load(ways=ways), first)
     assert ways.num_finished == 0
-
-
-# --- faults ----------------------------------------------------------------------------------------------------------
-
-
-def break_everything(site: Path) -> None:
-    (site / "img/0.png").write_bytes(image_bytes(seed=0)[:60])
-    (site / "img/1.png").write_bytes(image_bytes(seed=2))
-    (site / "wav/1.wav").write_bytes(audio_bytes(rate=2000))
-    (site / "npy/3.npy").write_bytes(npy_bytes(np.full((4, 3), np.nan)))
-    (site / "npy/v4.npy").write_bytes(vector_bytes(width=9))
-    (site / "wav/5.wav").unlink()
-    rewrite(site, lambda rows: rows[2].update(label="anger"))
-
-
-EXPECTED = (
-    "site/metadata.jsonl: 7 faults in 6 rows, nothing was loaded",
-    "line 1, img/0.png: image.content is truncated or damaged",
-    "line 2, wav/1.wav: audio.sample_rate_hz is 2000; allowed: 4000 to 192000",
-    "line 3: label is 'anger'; allowed: 'joy', 'calm'",
-    "line 4, npy/3.npy: motion.values is nan at [0, 0]; allowed: finite numbers",
-    "line 5, npy/v4.npy: vector.shape is [9]; allowed: [4]",
-    "line 6: audio_file_name is 'wav/5.wav', which is missing",
-)
-
-
-def test_all_faults_of_a_folder_come_in_one_error(site: Path, load: Callable[..., Samples]) -> None:
-    break_everything(site)
-    (site / "img/3.png").write_bytes(image_bytes(seed=4))
-    with pytest.raises(ManifestError) as caught:
-        load()
-    for expected in EXPECTED:
-        assert expected in str(caught.value)
-    assert (
-        "line 5, img/4.png: image.content is the same, byte for byte, as that of line 4; allowed: each recording once"
-        in str(caught.value)
-    )
-
-
-def test_faults_are_the_same_with_a_warm_cache_and_leave_it_as_it_was(site: Path, load: Callable[..., Samples]) -> None:
-    first = load()
-    kept = {path: path.read_bytes() for path in (site / "img").iterdir()}
-    cached = {path: path.read_bytes() for path in (site.parent / "cache").glob("*/*")}
-    (site / "img/1.png").write_bytes(kept[site / "img/2.png"])
-    (site / "img/3.png").write_bytes(b"broken")
-    with pytest.raises(ManifestError) as caught:
-        load()
-    assert [fault.place for fault in caught.value.faults] == ["line 3, img/2.png", "line 4, img/3.png"]
-    assert {path: path.read_bytes() for path in (site.parent / "cache").glob("*/*")} == cached
-    for path, data in kept.items():
-        path.write_bytes(data)
-    assert equal(load(), first)
-
-
-def test_equal_vectors_and_texts_are_no_duplicates(site: Path, load: Callable[..., Samples]) -> None:
-    (site / "npy/v1.npy").write_bytes((site / "npy/v0.npy").read_bytes())
-    rewrite(site, lambda rows: rows[1].update(text=rows[0]["text"]))
-    samples = load()
-    assert torch.equal(samples.inputs["vector"][0], samples.inputs["vector"][1])
-
-
-def test_a_value_that_preprocessing_makes_nan_is_named(site: Path, load: Callable[..., Samples]) -> None:
-    class Dividing(Way):
-        def finish(self, values: Tensor) -> Tensor:
-            values = super().finish(values)
-            values[2] = values[2] / 0
-            return values
-
-    ways: dict[str, Way] = Ways()
-    ways["motion"] = Dividing()
-    with pytest.raises(ManifestError, match=r"line 3: motion after preprocessing is NaN or infinite"):
-        load(ways=ways)
-
-
-def test_a_fault_that_a_preprocessor_finds_is_named_like_any_other(site: Path, load: Callable[..., Samples]) -> None:
-    class Particular(Way):
-        def read(self, value: RawValue) -> Tensor:
-            raise MediaFault(field="loudness", came="0", allowed="more")
-
-    ways: dict[str, Way] = Ways()
-    ways["audio"] = Particular()
-    with pytest.raises(ManifestError, match=r"line 1, wav/0\.wav: audio\.loudness is 0; allowed: more"):
-        load(ways=ways)
-
-
-def test_a_preprocessor_that_breaks_its_own_word_is_named(site: Path, load: Callable[..., Samples]) -> None:
-    ways: dict[str, Way] = Ways()
-    ways["image"] = Way(shape=(4,))
-    with pytest.raises(ModelError, match=r"preprocessor of image made \[6, 3\] of 6 values; allowed: \[6, 4\]"):
-        load(ways=ways)
