@@ -35,6 +35,7 @@ from shared.messages import (
 )
 from shared.model.multimodal import MultimodalModel, build_model
 from shared.model.parameters import trainable_names
+from shared.model.registry import load_extensions
 
 Shapes = dict[str, tuple[int, ...]]
 log = logging.getLogger("motet.site")
@@ -71,6 +72,8 @@ def _train(header: RequestHeader, read_weights: Callable[[Shapes], dict[str, Ten
             f"protocol_version is {header.protocol_version}; allowed: {PROTOCOL_VERSION}; install the same Motet"
         )
     run, modalities = header.run, _permitted_modalities(header.run, site=site)
+    for part in site.parts:
+        _load_part(part)
     model = _model(run)
     names = trainable_names(model, modalities)
     parameters = dict(model.named_parameters())
@@ -128,6 +131,13 @@ def _permitted_modalities(run: RunConfig, *, site: SiteConfig) -> tuple[str, ...
         raise PermissionRefused(
             'the run has privacy = "none"; allowed: a private one, unless the owner sets privacy.allow_non_private'
         )
+    for name, encoder in run.model.encoders.items():
+        path = encoder.options.get("path")
+        if path is not None and Path(str(path)).resolve() not in site.checkpoints:
+            raise PermissionRefused(
+                f"the run's encoder of {name} names the folder {path}; allowed: those the owner lists in checkpoints, "
+                f"{[str(each) for each in site.checkpoints]}"
+            )
     modalities = tuple(name for name in run.modalities if name in site.modalities)
     if not modalities:
         raise PermissionRefused(f"the run uses {list(run.modalities)}; this site has {list(site.modalities)}")
@@ -202,6 +212,12 @@ class _Key:
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Key) and self.digest == other.digest
+
+
+@lru_cache(maxsize=64)
+def _load_part(path: Path) -> None:
+    """The owner's own registrations, once a process."""
+    load_extensions(path)
 
 
 def _model(run: RunConfig) -> MultimodalModel:

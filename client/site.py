@@ -39,6 +39,10 @@ class SiteConfig(Settings):
     modalities: tuple[Name, ...] = Field(min_length=1, description="public: which modalities rows here may have")
     ledger: Path
     cache: Path
+    checkpoints: tuple[Path, ...] = Field(default=(), description="folders of frozen networks that a run may name")
+    parts: tuple[Path, ...] = Field(
+        default=(), description="the owner's Python files that register encoders and the like"
+    )
     privacy: OwnerPrivacy
 
     @model_validator(mode="after")
@@ -59,9 +63,11 @@ def read_site(path: Path) -> SiteConfig:
     """
     site = parse_settings(SiteConfig, read_toml(path), place=str(path))
     folder = path.resolve().parent
-    resolved = site.model_copy(
-        update={field: (folder / getattr(site, field)).resolve() for field in ("data", "ledger", "cache")}
-    )
+    one = {field: (folder / getattr(site, field)).resolve() for field in ("data", "ledger", "cache")}
+    many = {
+        field: tuple((folder / path).resolve() for path in getattr(site, field)) for field in ("checkpoints", "parts")
+    }
+    resolved = site.model_copy(update={**one, **many})
     if not resolved.data.is_dir():
         raise ConfigError(f"{path}: data is {resolved.data}, which is no folder; allowed: the folder with the manifest")
     return resolved

@@ -38,6 +38,17 @@ def sizes() -> Iterator[str]:
                 yield f"{path}:{node.lineno}: {node.name} is longer than {MAX_FUNCTION_LINES} lines"
 
 
+def back_imports() -> Iterator[str]:
+    """Packages that import the command; import-linter, which watches the rest, takes packages only."""
+    for path in tracked(".py"):
+        if path.parent != ROOT and not path.is_relative_to(ROOT / "tests"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                names = [node.module] if isinstance(node, ast.ImportFrom) else []
+                names += [each.name for each in node.names] if isinstance(node, ast.Import) else []
+                if "motet" in names:
+                    yield f"{path}: imports motet, the command that stands above all packages"
+
+
 def named_tests() -> Iterator[str]:
     """PRIVACY comments and documents that name a test which does not exist."""
     defined = {
@@ -114,7 +125,7 @@ def _command_faults(command: str, *, group: object, targets: set[str]) -> Iterat
 
 def main() -> int:
     """Print every fault; 1 if there is any."""
-    faults = [*sizes(), *named_tests(), *documents()]
+    faults = [*sizes(), *back_imports(), *named_tests(), *documents()]
     for fault in faults:
         print(fault.replace(f"{ROOT}/", ""))
     print(f"{len(faults)} faults in documents and conventions")

@@ -196,3 +196,10 @@ def test_a_site_without_any_modality_of_the_run_refuses(tmp_path: Path) -> None:
         model={"embedding_width": 4, "encoders": {"right": {"name": "linear"}}, "fusion": {"name": "concat"}},
     )
     assert ask(site_file(tmp_path, modalities=("left",)), run) == Refusal("refused")
+
+
+def test_a_folder_that_the_server_names_is_opened_only_if_the_owner_lists_it(tmp_path: Path) -> None:
+    (tmp_path / "site").mkdir()
+    encoders = {"left": {"name": "linear", "options": {"path": str(tmp_path / "secrets")}}}
+    run = tiny_config(private=True, model={"embedding_width": 4, "encoders": encoders, "fusion": {"name": "concat"}})
+    assert ask(site_file(tmp_path / "site"), run) == Refusal("refused")

@@ -18,6 +18,7 @@ class ProjectionOptions(Settings):
     """How a vector becomes an embedding."""
 
     normalise_input: bool = Field(default=False, description="the vector to mean 0 and deviation 1 first, by itself")
+    from_zero: bool = Field(default=False, description="the last layer starts at 0, as logistic regression does")
     hidden: int = Field(default=0, ge=0, le=4096, description="width of a layer in between; 0: none")
     activation: Activation = Field(default="relu", description="of the layer in between")
     normalise: bool = Field(default=False, description="the embedding to mean 0 and deviation 1, by itself")
@@ -42,6 +43,9 @@ class Projection(nn.Module):
         self.hidden = nn.Linear(inputs, options.hidden) if options.hidden else None
         self.activation = ACTIVATIONS[options.activation]()
         self.linear = nn.Linear(options.hidden or inputs, width)
+        if options.from_zero:
+            nn.init.zeros_(self.linear.weight)
+            nn.init.zeros_(self.linear.bias)
         self.norm = sample_norm(width, on=options.normalise)
 
     def forward(self, vectors: Float[Tensor, "B F"]) -> Float[Tensor, "B D"]:
