@@ -12,7 +12,7 @@ from typing import Literal
 
 from markupsafe import Markup
 
-from server.records import Estimate, Evaluation, RunRecord, Scores
+from server.records import Estimate, Evaluation, RunRecord, Scores, SiteRound
 from server.report.charts import epsilon_by_site, headline_metric
 from server.report.numbers import (
     METRIC_NAMES,
@@ -175,9 +175,12 @@ def site_rows(record: RunRecord, *, words: Words) -> list[SiteRow]:
     """What became of every site, those with a missing contribution first."""
     plans = {plan.site: plan for plan in record.privacy}
     spent = {site: line[-1] for site, line in epsilon_by_site(record).items()}
+    entries_by_site: dict[str, list[SiteRound]] = {site: [] for site in record.sites}
+    for each in record.rounds:
+        for entry in each.sites:
+            entries_by_site.setdefault(entry.site, []).append(entry)
     rows = []
-    for site in record.sites:
-        entries = [entry for each in record.rounds for entry in each.sites if entry.site == site]
+    for site, entries in entries_by_site.items():
         outcomes = Counter(str(entry.outcome) for entry in entries)
         codes = Counter(entry.code for entry in entries if entry.code is not None)
         plan = plans.get(site)
