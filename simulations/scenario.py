@@ -27,7 +27,9 @@ def motet_home() -> Path:
 class SourceSettings(Settings):
     """Where the data set is: a folder, or a builder that makes one."""
 
-    path: Path | None = Field(default=None, description="a data set's folder: sites/ and held-out/ in it")
+    path: Path | None = Field(
+        default=None, description="a data set's folder: held-out/ in it, and sites/ for simulations"
+    )
     builder: str | None = Field(default=None, description="as in `motet data BUILDER`")
     seed: int = Field(default=0, ge=0, description="of the builder")
     options: dict[str, Option] = Field(default={}, description="of the builder")
@@ -104,9 +106,10 @@ def read_scenario(path: Path, *, changes: Sequence[str] = (), home: Path) -> tup
 def _data_set(settings: SourceSettings, *, beside: Path, home: Path) -> Path:
     if settings.path is not None:
         folder = (beside / settings.path.expanduser()).resolve()
-        if not (folder / "sites").is_dir() or not (folder / "held-out").is_dir():
+        if not (folder / "held-out").is_dir():
             raise ConfigError(
-                f"{folder}: no data set; allowed: a folder with sites/SITE/ and held-out/ in it (see README, Data)"
+                f"{folder}: no data set; allowed: a folder with held-out/ in it, and for simulations sites/SITE/ too "
+                "(see README, Data)"
             )
         return folder
     from simulations.datasets.registry import build

@@ -20,6 +20,8 @@ from simulations.scenario import OwnerSettings, Scenario, motet_home, read_card
 
 Engine = Literal["local", "flower"]
 SITES_FOLDER = "sites"
+DEPLOYMENT = "deployment"
+"""engine of a run whose sites are other people's: no settings are made for them, and no data of theirs is looked at"""
 
 
 def prepare_run(
@@ -33,19 +35,25 @@ def prepare_run(
 ) -> ServerSettings:
     """A run folder with the server's settings and a settings file for every simulated owner.
 
+    Args:
+        num_sites: sites to wait for before the first round; as many as the data set has, if not given.
+
     Raises:
-        RunError: the folder holds a run already, or the data set has no sites.
+        RunError: the folder holds a run already, or it is unknown how many sites there are.
         ManifestError: a site's manifest has faults.
     """
     if folder.exists() and any(folder.iterdir()):
         raise RunError(f"{folder}: not empty; name another folder, or go on with it: motet simulate --resume {folder}")
-    sites = sorted(path for path in (data_set / "sites").iterdir() if path.is_dir())
-    if not sites:
-        raise RunError(f"{data_set}/sites: no folders in it; allowed: one folder a site")
+    sites = sorted(path for path in (data_set / "sites").glob("*") if path.is_dir())
+    if not sites and (engine != DEPLOYMENT or num_sites is None):
+        raise RunError(
+            f"{data_set}/sites: no folders in it; allowed: one folder a site, or, for a deployment whose sites keep "
+            "their own: motet prepare SCENARIO --num-sites NUMBER"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     (folder / SITES_FOLDER).mkdir()
-    for site in sites:
-        text = _site_toml(site, run=scenario.run, owners=scenario.owners, folder=folder)
+    for site in sites if engine != DEPLOYMENT else ():
+        text = _site_toml(site, run=scenario.run, owners=scenario.owners, folder=folder, extensions=extensions)
         (folder / SITES_FOLDER / f"{site.name}.toml").write_text(text, encoding="utf-8")
     settings = ServerSettings(
         run=scenario.run,
@@ -85,7 +93,7 @@ def run_simulation(folder: Path, *, engine: Engine | None = None) -> None:
         run_locally(server_app, client_app, sites=sites)
 
 
-def _site_toml(site: Path, *, run: RunConfig, owners: OwnerSettings, folder: Path) -> str:
+def _site_toml(site: Path, *, run: RunConfig, owners: OwnerSettings, folder: Path, extensions: Sequence[Path]) -> str:
     """What a simulated owner declares: rows rounded to two digits as nominal size, and the modalities its rows have."""
     num_rows, modalities = _public_facts(site, schema=run.data)
     private = run.privacy if run.privacy != "none" else None
@@ -99,6 +107,10 @@ def _site_toml(site: Path, *, run: RunConfig, owners: OwnerSettings, folder: Pat
         "modalities": list(modalities),
         "ledger": str((folder / "ledger.sqlite").resolve()),
         "cache": str(motet_home() / "features"),
+        "checkpoints": [
+            str(encoder.options["path"]) for encoder in run.model.encoders.values() if "path" in encoder.options
+        ],
+        "parts": [str(path.resolve()) for path in extensions],
     }
     privacy = {
         "epsilon": epsilon,
