@@ -53,6 +53,7 @@ def write_scenario(
     private: bool,
     rounds: int = 3,
     reproducible_noise: bool = False,
+    epsilon: float = 8.0,
     federation: dict[str, object] | None = None,
 ) -> Path:
     """A scenario over the small data set: linear encoders, two short local steps, every site every round."""
@@ -77,7 +78,7 @@ def write_scenario(
             },
             "training": {"optimizer": "sgd", "learning_rate": 0.5, "sample_rate": 0.5, "local_steps": 2},
             "privacy": (
-                {"unit": "record", "trust": "nobody", "epsilon": 8.0, "delta": 1e-3, "clip_norm": 1.0}
+                {"unit": "record", "trust": "nobody", "epsilon": epsilon, "delta": 1e-3, "clip_norm": 1.0}
                 if private
                 else "none"
             ),

@@ -4,7 +4,6 @@ import math
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from client.app import SIMULATED_SITES_VARIABLE
 from server.checkpoint import METRICS_FILE
 from server.records import RoundRecord
 from simulations.engine.flower import SITES_FILE
+from tests.system.machine import left_processes_with, processes_with
 from tests.system.small_federation import SITES, build_small_data_set, write_scenario
 
 pytestmark = pytest.mark.slow
@@ -52,25 +52,9 @@ def epsilons(folder: Path) -> list[dict[str, float | None]]:
     return [{site.site: site.epsilon for site in record.sites} for record in records]
 
 
-def left_processes_of(folder: Path, *, within_s: float = 30.0) -> list[str]:
-    """What is still there once Ray's workers, told to end, have had a while to do so."""
-    deadline = time.monotonic() + within_s
-    while (found := processes_of(folder)) and time.monotonic() < deadline:
-        time.sleep(0.5)
-    return found
-
-
-def processes_of(folder: Path) -> list[str]:
-    """Command lines of all processes that were told of this run's sites."""
-    told = f"{SIMULATED_SITES_VARIABLE}={(folder / SITES_FILE).resolve()}".encode()
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if told in (process / "environ").read_bytes().split(b"\0"):
-                found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
-        except OSError:
-            continue
-    return found
+def left_processes_of(folder: Path) -> list[str]:
+    """What is left of the processes that were told of this run's sites."""
+    return left_processes_with(SIMULATED_SITES_VARIABLE, str((folder / SITES_FILE).resolve()))
 
 
 def test_both_engines_give_the_same_model_without_noise(tmp_path: Path) -> None:
@@ -103,12 +87,11 @@ def test_what_stops_the_server_app_is_one_clear_error_and_no_process_stays(tmp_p
     assert left_processes_of(tmp_path / "run") == []
 
 
-def test_processes_are_found_by_what_they_were_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The check above could not fail if this did."""
-    monkeypatch.setenv(SIMULATED_SITES_VARIABLE, str((tmp_path / SITES_FILE).resolve()))
-    process = subprocess.Popen(["/bin/sleep", "60"])
+def test_processes_are_found_by_what_they_were_told() -> None:
+    """The checks above could not fail if this did."""
+    process = subprocess.Popen(["/bin/sleep", "60"], env={"MOTET_TEST_SLEEPER": "here"})
     try:
-        assert processes_of(tmp_path) == ["/bin/sleep 60 "]
+        assert processes_with("MOTET_TEST_SLEEPER", "here") == ["/bin/sleep 60"]
     finally:
         process.kill()
         process.wait()
