@@ -5,7 +5,6 @@ out       a protected update with public numbers, or a refusal that is a code an
 relies on ledger.py having the cost on disk before dataset.py opens a file
 """
 
-import hashlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from client.ledger import Ledger
 from client.private_training import PrivacyPlan, make_plan, train_round
-from client.sampling import secret_generator
+from client.sampling import reproducible_generator, secret_generator
 from client.site import SiteConfig, read_site
 from shared.batch import Samples
 from shared.config import RunConfig
@@ -91,7 +90,7 @@ def _train(header: RequestHeader, read_weights: Callable[[Shapes], dict[str, Ten
         attempt=header.attempt,
         cap_epsilon=site.privacy.epsilon,
         delta=plan.delta if plan else site.privacy.delta,
-        accountant=plan.accountant if plan else "rdp",
+        accountant=plan.accountant if plan else "pld",
     )
     samples = _samples(run, site.data, site.cache, modalities)
     with torch.no_grad():
@@ -192,11 +191,10 @@ def _generators(header: RequestHeader, *, site: SiteConfig, private: bool) -> tu
     # PRIVACY: noise and batches that a seed gives back protect nobody. test_noise_differs_between_equal_runs
     if private and not site.privacy.reproducible_noise:
         return secret_generator(), secret_generator()
-    seeds = (
-        hashlib.sha256(f"{header.run.seed}/{site.name}/{header.round_number}/{use}".encode()).digest()
+    first, second = (
+        reproducible_generator(header.run.seed, purpose=f"{site.name}/{header.round_number}/{use}")
         for use in ("noise", "sampling")
     )
-    first, second = (torch.Generator().manual_seed(int.from_bytes(seed[:8], "big") >> 1) for seed in seeds)
     return first, second
 
 

@@ -2,14 +2,14 @@
 
 in        the history of rounds
 out       SitePrivacy, one a site that protected anything
-relies on dp-accounting's PLD accountant as the independent judge of the epsilon that sites state
+relies on two libraries that share no code: where a site used the one, the other judges the epsilon it states
 """
 
 from collections.abc import Sequence
 
 from server.records import RoundRecord, SitePrivacy
 from shared.messages import PrivacyStatement, ReplyHeader
-from shared.privacy.accountant import MechanismUse, spent_epsilon
+from shared.privacy.accountant import Accountant, MechanismUse, spent_epsilon
 
 
 def summarise_privacy(history: Sequence[RoundRecord]) -> tuple[SitePrivacy, ...]:
@@ -28,6 +28,7 @@ def summarise_privacy(history: Sequence[RoundRecord]) -> tuple[SitePrivacy, ...]
 def _summary(site: str, said: Sequence[tuple[ReplyHeader, PrivacyStatement]]) -> SitePrivacy:
     header, last = said[-1]
     uses = [MechanismUse(each.noise_multiplier, each.sample_rate, each.steps_per_round) for _, each in said]
+    second: Accountant = "prv" if last.accountant == "pld" else "pld"
     return SitePrivacy(
         site=site,
         unit=last.unit,
@@ -38,5 +39,6 @@ def _summary(site: str, said: Sequence[tuple[ReplyHeader, PrivacyStatement]]) ->
         steps=sum(use.steps for use in uses),
         nominal_size=header.nominal_size,
         accountant=last.accountant,
-        epsilon_pld=spent_epsilon(uses, delta=last.delta, accountant="pld"),
+        second_epsilon=spent_epsilon(uses, delta=last.delta, accountant=second),
+        second_accountant=second,
     )

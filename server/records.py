@@ -101,8 +101,9 @@ class SitePrivacy(Settings):
     steps: int
     nominal_size: int
     accountant: str
-    epsilon_pld: float | None = None
-    """the same mechanisms composed by dp-accounting's PLD accountant: the independent second opinion"""
+    second_epsilon: float | None = None
+    """this run's mechanisms composed by the other library: PRV (Opacus) where the site used PLD (dp-accounting), else PLD"""
+    second_accountant: str = "pld"
 
 
 class RunRecord(Settings):

@@ -173,7 +173,7 @@ class PrivacySettings(Settings):
     epsilon: float = Field(gt=0, description="total over all rounds of the run, at `delta`")
     delta: float = Field(gt=0, lt=1)
     clip_norm: float = Field(gt=0, description="largest L2 norm of one unit's gradient")
-    accountant: Literal["rdp", "prv", "pld"] = "rdp"
+    accountant: Literal["rdp", "prv", "pld"] = "pld"
 
     @model_validator(mode="after")
     def _is_offered(self) -> "PrivacySettings":

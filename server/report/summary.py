@@ -129,11 +129,12 @@ def guarantee(record: RunRecord, *, words: Words) -> list[str]:
         f"{texts['mechanism']} {texts['promise'].format(**said)}",
         f"{texts['meaning'].format(**said)} {_judgement(highest, words=words)}",
     ]
-    second = [plan for plan in record.privacy if plan.epsilon_pld is not None]
+    second = [plan for plan in record.privacy if plan.second_epsilon is not None]
     if second:
-        independent = epsilon_text(max(plan.epsilon_pld or 0.0 for plan in second))
-        accountants = listed(sorted({plan.accountant.upper() for plan in second}))
-        found.append(texts["second_opinion"].format(accountant=accountants, epsilon=independent))
+        independent = epsilon_text(max(plan.second_epsilon or 0.0 for plan in second))
+        others = listed(sorted({words.accountants[plan.second_accountant] for plan in second}))
+        accountants = listed(sorted({words.accountants[plan.accountant] for plan in second}))
+        found.append(texts["second_opinion"].format(accountant=accountants, other=others, epsilon=independent))
     return [texts["would_be"], *found] if record.reproducible_noise else found
 
 

@@ -85,7 +85,7 @@ class SiteRow:
     outcomes: str
     codes: tuple[str, ...]
     epsilon: str
-    epsilon_pld: str
+    second_epsilon: str
     delta: str
     noise_multiplier: str
     sample_rate: str
@@ -192,7 +192,7 @@ def site_rows(record: RunRecord, *, words: Words) -> list[SiteRow]:
                 ),
                 codes=tuple(f"{code} ({count} ×): {words.code(code)}" for code, count in codes.most_common()),
                 epsilon=epsilon_text(plan.epsilon if plan else spent.get(site)),
-                epsilon_pld=epsilon_text(plan.epsilon_pld if plan else None),
+                second_epsilon=epsilon_text(plan.second_epsilon if plan else None),
                 delta=f"{plan.delta:.1e}".replace(".0e", "e").replace("e-0", "e-") if plan else "–",
                 noise_multiplier=f"{plan.noise_multiplier:.3g}" if plan else "–",
                 sample_rate=f"{plan.sample_rate:.3g}" if plan else "–",

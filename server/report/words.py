@@ -19,6 +19,7 @@ class Words(Settings):
     fields: dict[str, Meaning]
     updates: dict[str, Meaning]
     codes: dict[str, str]
+    accountants: dict[str, str]
     outcomes: dict[str, str]
     engines: dict[str, str]
     texts: dict[str, str]

@@ -100,8 +100,10 @@ def test_a_whole_run_costs_what_was_asked_and_an_independent_accountant_agrees(t
     assert said[2].epsilon > 7.9
     for rounds, each in enumerate(said, start=1):
         use = MechanismUse(each.noise_multiplier, each.sample_rate, each.steps_per_round * rounds)
-        assert each.epsilon == pytest.approx(spent_epsilon([use], delta=each.delta, accountant="rdp"), rel=1e-9)
-        assert spent_epsilon([use], delta=each.delta, accountant="pld") <= each.epsilon
+        # dp-accounting's PLD is what the site used; Opacus' PRV shares no code with it, its RDP is a looser bound
+        assert each.accountant == "pld"
+        assert each.epsilon == pytest.approx(spent_epsilon([use], delta=each.delta, accountant="prv"), rel=0.02)
+        assert each.epsilon <= spent_epsilon([use], delta=each.delta, accountant="rdp")
 
 
 def test_a_second_run_adds_to_the_first(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def build_record(
             steps=rounds * 12,
             nominal_size=400 + 20 * index,
             accountant="rdp",
-            epsilon_pld=_epsilon(index, number=rounds, run=run) * 0.93,
+            second_epsilon=_epsilon(index, number=rounds, run=run) * 0.93,
         )
         for index, site in enumerate(sites)
     )

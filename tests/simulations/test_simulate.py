@@ -112,9 +112,9 @@ def test_epsilon_after_every_round_is_in_the_metrics_and_bounded_by_what_was_ask
         numbers = [epsilon for epsilon in said if epsilon is not None]
         assert numbers == sorted(numbers)
         assert 7.5 < numbers[-1] <= 8.0
-    for site in record.privacy:
-        assert site.epsilon_pld is not None
-        assert site.epsilon_pld <= site.epsilon * 1.001
+    for plan in record.privacy:
+        assert (plan.accountant, plan.second_accountant) == ("pld", "prv")
+        assert plan.second_epsilon == pytest.approx(plan.epsilon, rel=0.02)
 
 
 def test_a_stopped_run_is_resumed_to_the_same_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
