@@ -102,7 +102,7 @@ class SitePrivacy(Settings):
     nominal_size: int
     accountant: str
     second_epsilon: float | None = None
-    """this run's mechanisms composed by the other library: PRV (Opacus) where the site used PLD (dp-accounting), else PLD"""
+    """this run's mechanisms composed by the other library: Opacus' PRV where the site used PLD, else PLD"""
     second_accountant: str = "pld"
 
 

@@ -8,7 +8,7 @@ import torch
 
 from server.checkpoint import Progress, load_progress
 from server.records import RoundRecord
-from server.rounds import Failure, make_plan, run_rounds
+from server.rounds import Failure, Reply, make_plan, run_rounds
 from shared.config import RunConfig
 from shared.errors import RunError
 from shared.messages import PROTOCOL_VERSION, Refusal, RequestHeader, TrainReply, TrainRequest
@@ -108,7 +108,7 @@ def poisoned(transport: CallTransport, site: str, run: RunConfig, number: int) -
 def test_a_site_that_goes_wrong_costs_its_own_contribution_only(run: RunConfig, twist: str, tmp_path: Path) -> None:
     transport = CallTransport(run, SITES)
     honest = poisoned(transport, "south", run, 2)
-    answers = {
+    answers: dict[str, Reply] = {
         "refused": Refusal("refused"),
         "failed": Failure("failed", "flower-1"),
         "late": Failure("late", "no-reply"),
