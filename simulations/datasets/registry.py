@@ -36,7 +36,7 @@ BUILDERS: dict[str, Builder] = {
         Builder("moods", "generated faces, sentences and voices with a mood", "moods", "build_moods"),
         Builder("tuxpaint", "drawings with written and spoken names, nine languages", "tuxpaint", "build_tuxpaint"),
         Builder("har", "UCI-HAR: acceleration and gyroscope windows, 105 sites", "har", "build_har"),
-        Builder("mosi", "CMU-MOSI: text, audio and video features of film reviews", "mosi", "build_mosi"),
+        Builder("mosi", "CMU-MOSI: film reviews as transcripts and feature vectors", "mosi", "build_mosi"),
         Builder("emodb", "EmoDB: emotional speech, ten speakers", "emodb", "build_emodb"),
     )
 }

@@ -16,6 +16,7 @@ def _npz(path: Path, **changes: np.ndarray) -> Path:
         "text": np.arange(count * 4, dtype=np.float32).reshape(count, 4),
         "audio": np.ones((count, 3), np.float32),
         "video": np.ones((count, 2), np.float32),
+        "transcript": np.array([f"SEGMENT  {n} WAS\tFINE" for n in range(count)]),
         "y": np.arange(count, dtype=np.int8) % 2,
         "segment": np.array([f"v{n // 5}_{n % 5}" for n in range(count)]),
         "video_id": np.array([f"-_v{n // 5}" for n in range(count)]),
@@ -32,9 +33,10 @@ def test_sites_are_videos_and_each_segment_lands_once(tmp_path: Path) -> None:
     segments = []
     for folder in (*built.sites, built.folder / "held-out/validation", built.folder / "held-out/test"):
         for row in rows_of(folder):
-            text = np.load(folder / row["text_file_name"])
+            text = np.load(folder / row["text_features_file_name"])
             assert text.dtype == np.float32
             number = int(text[0]) // 4
+            assert row["text"] == f"segment {number} was fine"
             assert row["segment"] == f"v{number // 5}_{number % 5}"
             assert row["label"] == ("negative", "positive")[number % 2]
             assert folder.name in {f"video-{row['subject_id']}", "validation", "test"}
@@ -43,6 +45,11 @@ def test_sites_are_videos_and_each_segment_lands_once(tmp_path: Path) -> None:
     assert sorted(segments) == list(range(40))
     assert built.card.content.modalities["audio"].width == 3
     assert "research only" in (built.folder / "README.md").read_text("utf-8")
+
+
+def test_the_readme_warns_of_vectors_that_hold_training_labels(tmp_path: Path) -> None:
+    built = build_mosi(tmp_path / "mosi", source=_npz(tmp_path / "mosi.npz"), validation_videos=2)
+    assert "**Warning: `text_features` and `video` hold the labels" in (built.folder / "README.md").read_text("utf-8")
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(tmp_path: Path) -> None:
@@ -63,6 +70,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(tmp_path: 
         ({"is_test": np.arange(40) >= 32}, "in training and in the test"),
         ({"is_test": np.zeros(40, np.bool_)}, "is_test"),
         ({"video": np.full((40, 2), np.inf)}, "not finite"),
+        ({"transcript": np.array(["A", " "] * 20)}, "a transcript is empty"),
     ],
 )
 def test_a_wrong_file_is_refused_by_name(tmp_path: Path, changes: dict[str, np.ndarray], message: str) -> None:
@@ -71,10 +79,10 @@ def test_a_wrong_file_is_refused_by_name(tmp_path: Path, changes: dict[str, np.n
 
 
 def test_no_file_another_file_and_too_many_validation_videos_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"allowed: an \.npz with text, audio, video"):
+    with pytest.raises(ConfigError, match=r"allowed: an \.npz with audio, text, video, transcript"):
         build_mosi(tmp_path / "mosi", source=tmp_path)
     np.savez(tmp_path / "other.npz", a=np.ones(1))
-    with pytest.raises(ConfigError, match="text is not a file in the archive"):
+    with pytest.raises(ConfigError, match="transcript is not a file in the archive"):
         build_mosi(tmp_path / "mosi", source=tmp_path)
     with pytest.raises(ConfigError, match="validation_videos is 6; allowed: 1 to 5"):
         build_mosi(tmp_path / "mosi", source=_npz(tmp_path / "mosi.npz"), validation_videos=6)

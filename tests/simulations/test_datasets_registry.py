@@ -30,7 +30,7 @@ def test_from_is_a_path(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"windows\.npz"):
         build("har", tmp_path / "har", seed=0, options={"from": str(tmp_path / "nowhere")})
     np.savez(tmp_path / "x.npz", a=np.ones(1))
-    with pytest.raises(ConfigError, match=r"allowed: an \.npz with text"):
+    with pytest.raises(ConfigError, match=r"allowed: an \.npz with audio, text"):
         build("mosi", tmp_path / "mosi", seed=0, options={"from": str(tmp_path)})
 
 
