@@ -19,7 +19,7 @@ from shared.config import DataSchema
 from shared.errors import Fault, ManifestError, MediaFault
 from shared.findings import Findings
 from shared.manifest import MANIFEST_NAMES, Manifest, scan_manifest
-from shared.media import decode, read_file, same_content
+from shared.media import Originals, decode, read_file
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -131,7 +131,7 @@ def _has_manifest(folder: Path) -> bool:
 
 def _look_into_files(manifest: Manifest, *, schema: DataSchema, findings: Findings) -> None:
     folder = manifest.path.parent.resolve()
-    first_lines: dict[tuple[str, bytes], int] = {}
+    originals = {modality: Originals(unit=findings.unit) for modality in schema.modalities}
     for row in manifest.rows:
         for modality, path in row.values.items():
             if not isinstance(path, Path):
@@ -140,9 +140,8 @@ def _look_into_files(manifest: Manifest, *, schema: DataSchema, findings: Findin
             try:
                 data, _ = read_file(path)
                 decode(data, path=path, schema=schema.modalities[modality])
-                first = first_lines.setdefault((modality, hashlib.sha256(data).digest()), row.line)
-                if first != row.line and kind != "features":
-                    raise same_content(first, unit=findings.unit)
+                if kind != "features":
+                    originals[modality].check(hashlib.sha256(data).digest(), line=row.line, subject=row.subject)
             except MediaFault as fault:
                 field, file = f"{modality}.{fault.field}", path.relative_to(folder).as_posix()
                 findings.add(row.line, field=field, came=fault.came, allowed=fault.allowed, file=file)

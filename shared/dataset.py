@@ -23,7 +23,7 @@ from shared.config import ModalitySchema, RunConfig
 from shared.errors import MediaFault, ModelError
 from shared.findings import Findings
 from shared.manifest import Row, scan_manifest
-from shared.media import DECODER_VERSION, Waveform, decode, read_file, same_content
+from shared.media import DECODER_VERSION, Originals, Waveform, decode, read_file
 from shared.preprocess import Preprocessor, RawValue
 
 __all__ = ["check_folder", "find_card", "infer_schema", "load_samples"]
@@ -107,21 +107,18 @@ class _ModalityLoader:
     def look_through(self, rows: tuple[Row, ...]) -> None:
         """Reads and checks what the cache lacks; faults are noted, and from the first one on nothing is prepared."""
         self._stored = self.store.stored(self.name, key=self._key)
-        first_lines: dict[bytes, int] = {}
+        originals = Originals(unit=self.findings.unit)
         for row in rows:
             value = row.values.get(self.name)
             if value is None:
                 continue
             try:
-                digest = self._look_at(row.line, value=value)
+                digest = self._digests[row.line] = self._look_at(row.line, value=value)
+                # Computed vectors and sentences may well be equal; equal recordings are one recording under two names.
+                if self.schema.kind not in ("text", "features"):
+                    originals.check(digest, line=row.line, subject=row.subject)
             except MediaFault as fault:
                 self._note(row.line, value=value, fault=fault)
-                continue
-            self._digests[row.line] = digest
-            # Computed vectors and sentences may well be equal; equal recordings are one recording under two names.
-            first = first_lines.setdefault(digest, row.line)
-            if first != row.line and self.schema.kind not in ("text", "features"):
-                self._note(row.line, value=value, fault=same_content(first, unit=self.findings.unit))
         self._finish_pending()
 
     def tensor(self, rows: list[Row]) -> Tensor:

@@ -25,7 +25,7 @@ from shared.media.array import (
     open_signal,
 )
 from shared.media.audio import AUDIO_SUFFIXES, Waveform, decode_audio, open_audio
-from shared.media.content import same_content
+from shared.media.content import Originals
 from shared.media.file import Stamp, read_file, stamp_of
 from shared.media.image import IMAGE_SUFFIXES, decode_image, open_image
 
@@ -33,6 +33,7 @@ __all__ = [
     "SUFFIXES",
     "MediaFault",
     "MediaValue",
+    "Originals",
     "Stamp",
     "Waveform",
     "array_shape",
@@ -42,7 +43,6 @@ __all__ = [
     "open_image",
     "open_signal",
     "read_file",
-    "same_content",
     "stamp_of",
 ]
 

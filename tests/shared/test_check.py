@@ -71,6 +71,18 @@ def test_every_fault_is_found_in_rows_and_files_together(tmp_path: Path) -> None
     ]
 
 
+def test_rows_of_one_subject_may_share_a_recording(tmp_path: Path) -> None:
+    rows = whole_folder(tmp_path)
+    (tmp_path / "img/1.png").write_bytes(image_bytes(seed=0))
+    assert check_folder(tmp_path, schema=SCHEMA).num_rows == 6
+
+    for row in rows:
+        del row["subject_id"]
+    write_rows(tmp_path, rows)
+    with pytest.raises(ManifestError, match="1 fault in 6 rows"):
+        check_folder(tmp_path, schema=SCHEMA)
+
+
 def test_a_card_is_found_in_the_folder_or_above_it_and_is_what_counts(tmp_path: Path) -> None:
     folder = tmp_path / "set/sites/one"
     whole_folder(folder)

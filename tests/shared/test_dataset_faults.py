@@ -44,8 +44,8 @@ def test_all_faults_of_a_folder_come_in_one_error(site: Path, load: Callable[...
     for expected in EXPECTED:
         assert expected in str(caught.value)
     assert (
-        "line 5, img/4.png: image.content is the same, byte for byte, as that of line 4; allowed: each recording once"
-        in str(caught.value)
+        "line 5, img/4.png: image.content is the same, byte for byte, as that of line 4; "
+        "allowed: each recording once, or several times under one subject_id" in str(caught.value)
     )
 
 
@@ -69,6 +69,20 @@ def test_equal_vectors_and_texts_are_no_duplicates(site: Path, load: Callable[..
     rewrite(site, lambda rows: rows[1].update(text=rows[0]["text"]))
     samples = load()
     assert torch.equal(samples.inputs["vector"][0], samples.inputs["vector"][1])
+
+
+def test_rows_of_one_subject_may_share_a_recording_and_it_is_prepared_once(
+    site: Path, load: Callable[..., Samples]
+) -> None:
+    (site / "img/1.png").write_bytes((site / "img/0.png").read_bytes())
+    ways = Ways()
+    samples = load(ways=ways)
+    assert torch.equal(samples.inputs["image"][0], samples.inputs["image"][1])
+    assert sum(ways["image"].batches) == 5
+
+    rewrite(site, lambda rows: [row.pop("subject_id") for row in rows])
+    with pytest.raises(ManifestError, match=r"1 fault in 6 rows(.|\n)*line 2, img/1\.png: image\.content is the same"):
+        load()
 
 
 def test_a_value_that_preprocessing_makes_nan_is_named(site: Path, load: Callable[..., Samples]) -> None:
