@@ -246,7 +246,7 @@ def _own_randomness(generator: torch.Generator, device: torch.device) -> Iterato
     """Dropout inside draws from `generator`'s stream; torch's global generator is left as it was."""
     seed = int(torch.randint(2**62, (), generator=generator))
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        # Not torch.manual_seed, which keeps a stack trace for every kind of device it has not started yet: 2 ms a call.
+        # Not torch.manual_seed, which keeps a stack trace for every kind of device it has not started yet.
         torch.default_generator.manual_seed(seed)
         if device.type == "cuda":
             with torch.cuda.device(device):
