@@ -57,17 +57,20 @@ class FlowerTransport:
         self, requests: Mapping[str, TrainRequest], *, shapes: Mapping[str, Shapes], timeout_s: float
     ) -> dict[str, Reply]:
         """One answer for every request, within `timeout_s`."""
-        sites = {self._nodes[site]: site for site in requests}
-        messages = [
-            Message(
+        messages = {
+            site: Message(
                 encode_request(request), self._nodes[site], MessageType.TRAIN, group_id=str(request.header.round_number)
             )
             for site, request in requests.items()
-        ]
+        }
+        replies = list(self._grid.send_and_receive(list(messages.values()), timeout=timeout_s))
+        # Flower gives a message its id when it is sent. By the id a reply finds its site also where the SuperLink
+        # answers in place of one that is gone, and no other site knows it
+        asked = {message.metadata.message_id: site for site, message in messages.items()}
         answers: dict[str, Reply] = {site: Failure("late", "no-reply") for site in requests}
-        for reply in self._grid.send_and_receive(messages, timeout=timeout_s):
-            site = sites.get(reply.metadata.src_node_id)
-            if site is not None:
+        for reply in replies:
+            site = asked.get(reply.metadata.reply_to_message_id)
+            if site is not None and (reply.has_error() or reply.metadata.src_node_id == self._nodes[site]):
                 answers[site] = _answer(reply, shapes=shapes[site])
         return answers
 

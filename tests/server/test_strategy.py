@@ -1,0 +1,128 @@
+"""The Flower transport: every fault of a site becomes an answer about that site, and nothing else."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from server.rounds import Failure, Reply
+from server.strategy import FlowerTransport
+from shared.errors import RunError
+from shared.messages import PROTOCOL_VERSION, Hello, Refusal, ReplyHeader, RequestHeader, TrainReply, TrainRequest
+from shared.wire import ARRAYS, encode_reply
+from simulations.engine.local import LocalGrid
+from tests.tiny import tiny_config
+
+SHAPES = {"w": (2,)}
+Twist = Callable[[RecordDict], RecordDict]
+
+
+def honest(records: RecordDict) -> RecordDict:
+    return records
+
+
+def with_value(value: float) -> Twist:
+    def twist(records: RecordDict) -> RecordDict:
+        records[ARRAYS] = ArrayRecord({"w": torch.tensor([1.0, value])})
+        return records
+
+    return twist
+
+
+def wrong_shape(records: RecordDict) -> RecordDict:
+    records[ARRAYS] = ArrayRecord({"w": torch.zeros(3)})
+    return records
+
+
+def unknown_name(records: RecordDict) -> RecordDict:
+    records[ARRAYS] = ArrayRecord({"w": torch.zeros(2), "rows": torch.zeros(2)})
+    return records
+
+
+def talkative(records: RecordDict) -> RecordDict:
+    records["log"] = ConfigRecord({"loss": 0.25})
+    return records
+
+
+def empty(records: RecordDict) -> RecordDict:
+    return RecordDict()
+
+
+def crashes(records: RecordDict) -> RecordDict:
+    raise ValueError("row 17 says joy")
+
+
+def refuses(records: RecordDict) -> RecordDict:
+    return encode_reply(Refusal("refused"))
+
+
+def transport(twists: dict[str, Twist], *, names: dict[str, str] | None = None) -> FlowerTransport:
+    """Sites whose app answers a fixed update, twisted by site."""
+    app, called = ClientApp(), dict(names or {})
+
+    @app.query()
+    def hello(message: Message, context: Context) -> Message:
+        site = str(context.node_config["site"])
+        said = Hello(protocol_version=PROTOCOL_VERSION, site=called.get(site, site), modalities=("left",))
+        return Message(encode_reply(said), reply_to=message)
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        header = ReplyHeader(
+            protocol_version=PROTOCOL_VERSION, run_id="r", round_number=1, nominal_size=9, privacy=None
+        )
+        records = encode_reply(TrainReply(header, {"w": torch.ones(2)}))
+        return Message(twists[str(context.node_config["site"])](records), reply_to=message)
+
+    return FlowerTransport(LocalGrid(app, sites=[Path(site) for site in twists]))
+
+
+def answers(twists: dict[str, Twist]) -> dict[str, Reply]:
+    there = transport(twists)
+    there.hello(expected=len(twists), min_sites=1, timeout_s=1.0)
+    header = RequestHeader(
+        protocol_version=PROTOCOL_VERSION, run=tiny_config(private=False), run_id="r", round_number=1, planned_rounds=1
+    )
+    requests = {site: TrainRequest(header, {"w": torch.zeros(2)}) for site in twists}
+    return there.train(requests, shapes=dict.fromkeys(twists, SHAPES), timeout_s=1.0)
+
+
+@pytest.mark.parametrize(
+    ("twist", "expected"),
+    [
+        (with_value(float("nan")), Failure("invalid", "message-invalid")),
+        (with_value(float("inf")), Failure("invalid", "message-invalid")),
+        (wrong_shape, Failure("invalid", "message-invalid")),
+        (unknown_name, Failure("invalid", "message-invalid")),
+        (talkative, Failure("invalid", "message-invalid")),
+        (empty, Failure("invalid", "message-invalid")),
+        (refuses, Refusal("refused")),
+    ],
+)
+def test_what_a_site_does_wrong_is_its_own_answer_and_no_other_sites(twist: Twist, expected: Reply) -> None:
+    found = answers({"good": honest, "bad": twist, "other": honest})
+    assert found["bad"] == expected
+    assert isinstance(found["good"], TrainReply)
+    assert isinstance(found["other"], TrainReply)
+
+
+def test_a_site_whose_app_raises_has_failed_and_its_words_are_not_repeated() -> None:
+    found = answers({"good": honest, "bad": crashes})
+    assert isinstance(found["bad"], Failure)
+    assert found["bad"].outcome == "failed"
+    assert "joy" not in found["bad"].code
+    assert isinstance(found["good"], TrainReply)
+
+
+def test_two_sites_of_one_name_are_refused() -> None:
+    there = transport({"a": honest, "b": honest}, names={"b": "a"})
+    with pytest.raises(RunError, match="two sites are called 'a'"):
+        there.hello(expected=2, min_sites=1, timeout_s=1.0)
+
+
+def test_waiting_for_sites_has_an_end_and_too_few_are_an_error() -> None:
+    with pytest.raises(RunError, match="min_sites asks for 3"):
+        transport({"a": honest}).hello(expected=3, min_sites=3, timeout_s=0.1)
