@@ -27,7 +27,7 @@ _HELP = (
 
 @dataclass(frozen=True)
 class Stamp:
-    """One drawing that has both a written and a spoken name in at least one of LANGUAGES."""
+    """One drawing that has a written name in at least one of LANGUAGES."""
 
     key: str
     """path under the stamps folder, without suffix"""
@@ -35,8 +35,8 @@ class Stamp:
     """first folder of the key"""
     drawing: Path
     """.png where there is one, .svg otherwise"""
-    names: dict[str, tuple[str, Path]]
-    """language -> name as written, name as spoken"""
+    names: dict[str, tuple[str, Path | None]]
+    """language -> name as written, and as spoken where somebody spoke it"""
 
 
 @contextmanager
@@ -89,17 +89,16 @@ def copyright_of(stamps: Path) -> str:
 
 
 def read_stamps(stamps: Path) -> list[Stamp]:
-    """All drawings with a name that is both written and spoken, in order of their keys."""
+    """All drawings with a written name, in order of their keys."""
     found = []
     files = {path.relative_to(stamps).as_posix(): path for path in sorted(stamps.rglob("*")) if path.is_file()}
     keys = {name.rpartition(".")[0] for name in files if name.endswith((".png", ".svg"))}
     for key in sorted(keys):
         written = _written_names(files[f"{key}.txt"]) if f"{key}.txt" in files else {}
-        spoken = {language: files.get(f"{key}_desc_{language}.ogg") for language in LANGUAGES}
         names = {
-            language: (written[language], voice)
-            for language, voice in spoken.items()
-            if voice is not None and language in written
+            language: (written[language], files.get(f"{key}_desc_{language}.ogg"))
+            for language in LANGUAGES
+            if language in written
         }
         if names:
             drawing = files.get(f"{key}.png") or files[f"{key}.svg"]

@@ -4,32 +4,38 @@ import io
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from shared.check import check_folder
 from shared.errors import ConfigError
 from simulations.datasets import tuxpaint_source
 from simulations.datasets.tuxpaint import build_tuxpaint
+from tests.shared.media_samples import audio_bytes
 from tests.simulations.folders import digest_of, rows_of
+
+SVG = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 10 5"><rect width="10" height="5" fill="#00f"/></svg>'
 
 
 @pytest.fixture(name="package")
 def _package(tmp_path: Path) -> Path:
-    """A package in small: 12 drawings in each of two categories, 2 in a third, named in French, half in Danish too."""
+    """A package in small: 12 drawings in each of two categories, 2 in a third, named in French, and in Danish too; half are spoken in Danish."""
     stamps = tmp_path / "package/usr/share/tuxpaint/stamps"
-    for category, count in (("animals", 12), ("food", 12), ("rare", 2)):
+    for category, count, shade in (("animals", 12, 0), ("food", 12, 100), ("rare", 2, 200)):
         (stamps / category / "inner").mkdir(parents=True)
         for number in range(count):
             stem = stamps / category / "inner" / f"{category}{number}"
             names = f"A thing.\nfr.utf8=Chose {number}.\nda.utf8= Ting \nxx.utf8=no\n"
             stem.with_suffix(".txt").write_text(names, encoding="utf-8")
             if number == 0:
-                stem.with_suffix(".svg").write_text("<svg/>")
+                stem.with_suffix(".svg").write_text(SVG)
             else:
-                Image.new("LA", (300, 200 + number), (0, 128)).save(stem.with_suffix(".png"))
-            stem.with_name(f"{stem.name}_desc_fr.ogg").write_bytes(f"fr {category}{number}".encode())
+                Image.new("LA", (300, 200 + number), (shade + 4 * number, 128)).save(stem.with_suffix(".png"))
+            if number != 1:
+                stem.with_name(f"{stem.name}_desc_fr.ogg").write_bytes(f"fr {category}{number}".encode())
             if number % 2:
                 stem.with_name(f"{stem.name}_desc_da.ogg").write_bytes(f"da {category}{number}".encode())
     (stamps / "food/inner/food1.svg").write_text("<svg/>")
@@ -59,7 +65,7 @@ def test_sites_are_languages_and_no_drawing_is_both_held_out_and_at_a_site(packa
     assert len(at_sites | drawings["validation"] | drawings["test"]) == 24
     assert len(at_sites) == 14
     assert sum(key.startswith("food/") for key in drawings["test"]) == 3
-    assert sum(map(len, [*sites.values(), *held_out.values()])) == 24 + 12
+    assert sum(map(len, [*sites.values(), *held_out.values()])) == 24 + 24
     assert {row["label"] for row in sites["fr"]} == {"animals", "food"}
 
 
@@ -69,12 +75,14 @@ def test_a_row_holds_its_own_name_voice_and_drawing(package: Path, tmp_path: Pat
         for row in rows_of(site):
             number = int(re.sub(r"\D", "", row["subject_id"]))
             assert row["text"] == {"fr": f"Chose {number}.", "da": "Ting"}[site.name]
-            assert (site / row["audio_file_name"]).read_bytes() == f"{site.name} {row['label']}{number}".encode()
-            assert ("image_file_name" in row) == (number != 0)
-            if number:
-                with Image.open(io.BytesIO((site / row["image_file_name"]).read_bytes())) as image:
-                    assert (image.mode, max(image.size)) == ("RGB", 50)
-                    assert image.getpixel((10, 10)) == (127, 127, 127)
+            assert ("audio_file_name" in row) == (number != 1 if site.name == "fr" else number % 2 == 1)
+            if "audio_file_name" in row:
+                assert (site / row["audio_file_name"]).read_bytes() == f"{site.name} {row['label']}{number}".encode()
+            with Image.open(io.BytesIO((site / row["image_file_name"]).read_bytes())) as image:
+                assert (image.mode, max(image.size)) == ("RGB", 50)
+                shade = {"animals": 0, "food": 100}[row["label"]] + 4 * number
+                over_white = round((shade * 128 + 255 * 127) / 255)
+                assert image.getpixel((10, 10)) == ((over_white,) * 3 if number else (0, 0, 255))
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(package: Path, tmp_path: Path) -> None:
@@ -82,32 +90,68 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(package: P
     assert digests[0] == digests[1] != digests[2]
 
 
-def test_a_recording_of_two_drawings_is_at_a_site_once_and_every_picture_has_bytes_of_its_own(
-    package: Path, tmp_path: Path
-) -> None:
+def test_a_recording_of_two_drawings_is_at_a_site_once(package: Path, tmp_path: Path) -> None:
     inner = package / "usr/share/tuxpaint/stamps/food/inner"
-    for number in range(1, 12):
+    for number in range(2, 12):
         (inner / f"food{number}_desc_fr.ogg").write_bytes(b"the same")
     folder = _build(tmp_path / "tux", package)
     for part in (folder / "sites/fr", folder / "sites/da", folder / "held-out/test"):
-        for kind in ("audio", "image"):
-            contents = [path.read_bytes() for path in (part / kind).iterdir()]
-            assert len(contents) == len(set(contents)), (part, kind)
+        contents = [path.read_bytes() for path in (part / "audio").iterdir()]
+        assert len(contents) == len(set(contents)), part
     rows = [row for row in rows_of(folder / "sites/fr") if row["subject_id"].startswith("food")]
     assert sum("audio_file_name" in row for row in rows if not row["subject_id"].endswith("food0")) == 1
+
+
+def test_a_drawing_held_out_is_the_same_file_in_all_its_languages_and_passes_the_check(
+    package: Path, tmp_path: Path
+) -> None:
+    for recording in package.rglob("*.ogg"):
+        recording.unlink()
+    (package / "usr/share/tuxpaint/stamps/food/inner/food3_desc_fr.ogg").write_bytes(audio_bytes(form="OGG"))
+    part = _build(tmp_path / "tux", package) / "held-out/test"
+
+    assert check_folder(part, schema=None).num_rows == 12
+    pictures: dict[str, set[bytes]] = {}
+    for row in rows_of(part):
+        pictures.setdefault(row["subject_id"], set()).add((part / row["image_file_name"]).read_bytes())
+    assert [len(contents) for contents in pictures.values()] == [1] * 6
+
+
+def test_drawings_that_are_only_svg_can_be_rows_without_an_image(package: Path, tmp_path: Path) -> None:
+    built = build_tuxpaint(
+        tmp_path / "tux",
+        source=package,
+        svg="without-image",
+        categories=2,
+        validation_drawings=2,
+        test_drawings=2,
+    )
+    rows = [row for folder in built.folder.glob("*/*") for row in rows_of(folder)]
+    assert sorted({row["subject_id"] for row in rows if "image_file_name" not in row}) == [
+        "animals/inner/animals0",
+        "food/inner/food0",
+    ]
+
+
+def test_without_the_package_that_draws_svg_the_error_says_what_to_do(
+    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "resvg_py", None)
+    with pytest.raises(ConfigError, match="needs the package resvg-py; install it"):
+        _build(tmp_path / "tux", package)
 
 
 def test_svg_drawings_can_be_left_out(package: Path, tmp_path: Path) -> None:
     built = build_tuxpaint(
         tmp_path / "tux", source=package, svg="leave-out", categories=2, validation_drawings=2, test_drawings=2
     )
-    assert sum(built.site_rows.values()) + built.validation_rows + built.test_rows == 22 + 12
+    assert sum(built.site_rows.values()) + built.validation_rows + built.test_rows == 22 + 22
 
 
 def test_the_readme_quotes_the_copyright_file(package: Path, tmp_path: Path) -> None:
     text = (_build(tmp_path / "tux", package) / "README.md").read_text("utf-8")
     assert "> License: GPL-2" in text
-    assert "2 are there only as SVG: they have no image" in text
+    assert "2 are there only as SVG: they were drawn with resvg" in text
 
 
 @pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="needs dpkg-deb, which Debian and Ubuntu have")
@@ -140,6 +184,6 @@ def test_a_folder_without_stamps_a_broken_deb_and_too_few_drawings_are_refused(p
     (tmp_path / "x.deb").write_bytes(b"no")
     with pytest.raises(ConfigError, match="dpkg-deb"):
         _build(tmp_path / "tux", tmp_path / "x.deb")
-    with pytest.raises(ConfigError, match="more drawings than the 300 held out"):
+    with pytest.raises(ConfigError, match="more drawings than the 200 held out"):
         build_tuxpaint(tmp_path / "tux", source=package)
     assert not (tmp_path / "tux").exists()
