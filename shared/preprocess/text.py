@@ -14,7 +14,7 @@ from typing import Literal
 
 import torch
 from jaxtyping import Int
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from shared.config import Settings
@@ -34,7 +34,16 @@ class TextOptions(Settings):
     vocabulary: int = Field(default=1024, ge=2, le=1_000_000, description="numbers for tokens; bytes use 256 of them")
     max_tokens: int = Field(default=32, ge=1, le=4096, description="the text is cut after so many")
     ngram: int = Field(default=3, ge=1, le=8, description="words-and-ngrams only: letters in a group")
+    longest_ngram: int = Field(
+        default=0, ge=0, le=8, description="words-and-ngrams only: groups of all sizes from ngram to this; 0: of one"
+    )
     lowercase: bool = True
+
+    @model_validator(mode="after")
+    def _sizes_are_in_order(self) -> "TextOptions":
+        if self.longest_ngram and self.longest_ngram < self.ngram:
+            raise ValueError(f"longest_ngram is {self.longest_ngram}; allowed: 0, or {self.ngram} (ngram) and more")
+        return self
 
 
 class WordGroupOptions(TextOptions):
@@ -42,6 +51,15 @@ class WordGroupOptions(TextOptions):
 
     encoding: Literal["words", "words-and-ngrams", "bytes", "minilm"] = "words-and-ngrams"
     max_tokens: int = Field(default=96, ge=1, le=4096, description="the text is cut after so many")
+
+
+class NgramOptions(WordGroupOptions):
+    """Texts as bags of words and of letter groups of several sizes, for a table that is read off directly."""
+
+    max_tokens: int = Field(default=256, ge=1, le=4096, description="the text is cut after so many")
+    longest_ngram: int = Field(
+        default=5, ge=0, le=8, description="words-and-ngrams only: groups of all sizes from ngram to this; 0: of one"
+    )
 
 
 class TextPreprocessor:
@@ -87,9 +105,10 @@ class TextPreprocessor:
         for word in _WORD.findall(text):
             yield word
             if self.options.encoding == "words-and-ngrams" and len(word) > 1:
-                marked, size = f"<{word}>", self.options.ngram
-                # The mark keeps the group "ate" apart from the word "ate".
-                yield from (f"#{marked[start : start + size]}" for start in range(max(1, len(marked) - size + 1)))
+                marked, least = f"<{word}>", self.options.ngram
+                for size in range(least, max(least, min(self.options.longest_ngram, len(marked))) + 1):
+                    # The mark keeps the group "ate" apart from the word "ate".
+                    yield from (f"#{marked[start : start + size]}" for start in range(max(1, len(marked) - size + 1)))
 
 
 def stable_hash(token: str) -> int:

@@ -22,6 +22,7 @@ SMALL: dict[str, dict[str, object]] = {
     "cnn": {"options": {"channels": (4, 8), "groups": 2}, "preprocess": {"size": 8}},
     "transformer": {"options": {"token_width": 8, "hidden": 8}, "preprocess": {"vocabulary": 20, "max_tokens": 6}},
     "embedding-mean": {"options": {"token_width": 4}, "preprocess": {"vocabulary": 20, "max_tokens": 6}},
+    "bag-of-ngrams": {"preprocess": {"vocabulary": 20, "max_tokens": 6}},
     "mel-cnn": {"options": {"channels": (4, 4), "groups": 2, "grid": 2}, "preprocess": {"seconds": 0.2, "bands": 8}},
     "mfcc-lstm": {"options": {"hidden": 4}, "preprocess": {"seconds": 0.2, "bands": 8, "coefficients": 4}},
     "mel-statistics": {"preprocess": {"seconds": 0.2, "bands": 8}},
@@ -31,7 +32,7 @@ SMALL: dict[str, dict[str, object]] = {
 }
 OF_KIND = {
     "photo": ("cnn",),
-    "words": ("transformer", "embedding-mean"),
+    "words": ("transformer", "embedding-mean", "bag-of-ngrams"),
     "sound": ("mel-cnn", "mfcc-lstm", "mel-statistics"),
     "motion": ("conv1d", "statistics"),
     "vector": ("linear",),

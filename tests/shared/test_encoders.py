@@ -15,6 +15,7 @@ DEFAULT_SIZES = {
     "cnn": (10_000, 30_000),
     "transformer": (30_000, 60_000),
     "embedding-mean": (5_000, 30_000),
+    "bag-of-ngrams": (30_000, 35_000),
     "mel-cnn": (5_000, 20_000),
     "mfcc-lstm": (2_000, 20_000),
     "mel-statistics": (2_000, 5_000),
@@ -133,6 +134,23 @@ def test_a_padded_text_has_the_embedding_of_the_text() -> None:
     padded = torch.tensor([[3, 5, 2, 0, 0, 0]])
 
     torch.testing.assert_close(encoder(padded), encoder(short))
+
+
+def test_a_bag_of_ngrams_is_linear_in_the_counts_of_its_tokens() -> None:
+    table: dict[str, object] = {"name": "bag-of-ngrams", "options": {"scale": 3.0}, "preprocess": {"vocabulary": 20}}
+    encoder = build_encoder(example_run({"words": table}), "words")
+    (weights,) = encoder.parameters()
+    counts = torch.zeros(21)
+    counts[[4, 7, 9]] = torch.tensor([1.0, 2.0, 1.0])
+
+    embedding = encoder(torch.tensor([[7, 4, 9, 7, 0, 0]]))
+
+    torch.testing.assert_close(embedding, 3.0 / 4**0.5 * counts[None] @ weights)
+
+
+def test_a_bag_of_ngrams_can_start_at_zero() -> None:
+    table: dict[str, object] = {"name": "bag-of-ngrams", "options": {"from_zero": True}}
+    assert not any(value.any() for value in build_encoder(example_run({"words": table}), "words").parameters())
 
 
 def test_the_lstm_of_linears_equals_that_of_torch() -> None:

@@ -4,6 +4,7 @@ from typing import Literal
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from shared.preprocess.text import TextOptions, TextPreprocessor, stable_hash
 
@@ -52,6 +53,26 @@ def test_letter_groups_let_related_words_share_numbers() -> None:
 
     assert len(one & other) >= 5
     assert not one & far
+
+
+def test_letter_groups_of_several_sizes_are_those_of_each_size_and_short_words_come_once() -> None:
+    def groups(text: str, ngram: int, longest: int) -> list[int]:
+        options = TextOptions(
+            encoding="words-and-ngrams", vocabulary=1_000_000, max_tokens=60, ngram=ngram, longest_ngram=longest
+        )
+        return [number for number in numbers(text, options) if number]
+
+    word, *of_three_to_five = groups("stamps", 3, 5)
+    assert of_three_to_five == [*groups("stamps", 3, 0)[1:], *groups("stamps", 4, 0)[1:], *groups("stamps", 5, 5)[1:]]
+    assert len(of_three_to_five) == 6 + 5 + 4
+    assert groups("stamps", 3, 0)[0] == word
+    assert groups("ox", 3, 5) == [*groups("ox", 3, 0), *groups("ox", 4, 0)[1:]]
+    assert groups("ox", 6, 8) == groups("ox", 6, 0)
+
+
+def test_a_longest_group_shorter_than_the_shortest_is_refused() -> None:
+    with pytest.raises(ValidationError, match=r"longest_ngram is 2; allowed: 0, or 3 \(ngram\) and more"):
+        TextOptions(longest_ngram=2)
 
 
 def test_bytes_are_the_bytes() -> None:

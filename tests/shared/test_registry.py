@@ -50,7 +50,7 @@ def test_a_name_can_be_taken_only_once() -> None:
 
 
 def test_an_encoder_of_another_kind_is_refused_with_those_that_fit() -> None:
-    with pytest.raises(ModelError, match=r"'cnn' for a modality of kind text takes image; allowed: embedding-mean, "):
+    with pytest.raises(ModelError, match=r"'cnn' for a modality of kind text takes image; allowed: bag-of-ngrams, "):
         build_model(example_run({"words": {"name": "cnn"}}))
 
 

@@ -4,12 +4,12 @@ in        [B, *shape] as the modality's preprocessor finishes them
 out       embeddings [B, D], read by fusion.py
 relies on registry.py for names and options; one file a kind of modality
 
-| kind     | names                                                    |
-| image    | cnn, frozen-efficientnet-lite0                           |
-| text     | transformer, embedding-mean, frozen-transformers, minilm |
-| audio    | mel-cnn, mfcc-lstm, mel-statistics                       |
-| signal   | conv1d, statistics                                       |
-| features | linear                                                   |
+| kind     | names                                                                   |
+| image    | cnn, frozen-efficientnet-lite0                                          |
+| text     | transformer, embedding-mean, bag-of-ngrams, frozen-transformers, minilm |
+| audio    | mel-cnn, mfcc-lstm, mel-statistics                                      |
+| signal   | conv1d, statistics                                                      |
+| features | linear                                                                  |
 """
 
 from torch import nn

@@ -19,7 +19,7 @@ from shared.model.encoders.projection import FixedVectorOptions, Projection, sam
 from shared.model.registry import EncoderPart, EncoderPlace, encoder_registry
 from shared.preprocess.frozen import FrozenTextOptions, FrozenTextPreprocessor
 from shared.preprocess.pretrained import local_checkpoint, minilm_checkpoint
-from shared.preprocess.text import TextOptions, TextPreprocessor, WordGroupOptions
+from shared.preprocess.text import NgramOptions, TextOptions, TextPreprocessor, WordGroupOptions
 
 
 class TransformerOptions(Settings):
@@ -91,6 +91,42 @@ class EmbeddingMean(nn.Module):
         return embeddings
 
 
+class BagOfNgramsOptions(Settings):
+    """How a text's tokens are added up."""
+
+    scale: float = Field(
+        default=1.0,
+        gt=0,
+        le=1e4,
+        description="length of a text's vector of counts; a frozen network's vector of F numbers has sqrt(F)",
+    )
+    from_zero: bool = Field(default=False, description="the table starts at 0, as logistic regression does")
+
+
+class BagOfNgrams(nn.Module):
+    """The sum of the tokens' vectors over the root of their number: a linear model on hashed counts, and no layer more.
+
+    With the width of the labels and an identity head it is logistic regression, whose only weights are the table's.
+
+    Source: Weinberger et al. 2009, arXiv:0902.2206, with all counts of one sign. Ours differs: the vector of counts is
+    divided by the root of the number of tokens, which is its length where no token comes twice.
+    """
+
+    def __init__(self, num_ids: int, *, width: int, options: BagOfNgramsOptions) -> None:
+        super().__init__()
+        self.scale = options.scale
+        self.token = token_embedding(num_ids, width=width)
+        if options.from_zero:
+            nn.init.zeros_(self.token.weight)
+
+    def forward(self, numbers: Int[Tensor, "B L"]) -> Float[Tensor, "B D"]:
+        """The embedding of each text."""
+        there = numbers > 0
+        root = there.sum(dim=1, keepdim=True).to(self.token.weight.dtype).sqrt()
+        embeddings: Tensor = masked_mean(self.token(numbers), there) * root * self.scale
+        return embeddings
+
+
 def token_embedding(num_ids: int, *, width: int) -> nn.Embedding:
     """A table of vectors of about length 1, so that few steps can turn them."""
     table = nn.Embedding(num_ids, width)
@@ -114,6 +150,15 @@ def embedding_mean(place: EncoderPlace, options: EmbeddingMeanOptions) -> Encode
     texts = TextPreprocessor(place.preprocess(WordGroupOptions))
     return EncoderPart(
         preprocessor=texts, module=lambda: EmbeddingMean(texts.num_ids, width=place.width, options=options)
+    )
+
+
+@encoder_registry.register("bag-of-ngrams", options=BagOfNgramsOptions, takes="text")
+def bag_of_ngrams(place: EncoderPlace, options: BagOfNgramsOptions) -> EncoderPart:
+    """Words and letter groups of several sizes, each with a vector of its own in one table."""
+    texts = TextPreprocessor(place.preprocess(NgramOptions))
+    return EncoderPart(
+        preprocessor=texts, module=lambda: BagOfNgrams(texts.num_ids, width=place.width, options=options)
     )
 
 
