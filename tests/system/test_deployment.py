@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast, get_args
 
 import pytest
 
@@ -18,6 +19,7 @@ from client.ledger import Ledger
 from client.site import read_site
 from server.checkpoint import METRICS_FILE
 from server.records import RoundRecord, RunRecord
+from shared.privacy.accountant import Accountant
 from tests.system.machine import (
     CHECKOUT,
     MARK,
@@ -188,7 +190,8 @@ def test_the_epsilon_in_the_report_is_the_one_in_each_sites_ledger(
     assert {plan.site for plan in first_run.privacy} == set(SITES)
     for plan in first_run.privacy:
         site = read_site(Path(deployment.sites[plan.site].variables["SITE"]) / "site.toml")
-        spent = Ledger(site.ledger).spent(site.data_set, delta=plan.delta, accountant="rdp")
+        assert plan.accountant in get_args(Accountant)
+        spent = Ledger(site.ledger).spent(site.data_set, delta=plan.delta, accountant=cast(Accountant, plan.accountant))
         assert plan.epsilon == pytest.approx(spent, rel=1e-9)
         assert 0 < spent <= 3.0
 

@@ -1,0 +1,32 @@
+"""The deployment page says what the code reads; its commands are run by test_deployment.py."""
+
+import re
+import tomllib
+from pathlib import Path
+
+from client.site import OwnerPrivacy, SiteConfig, read_site
+from tests.system.machine import PAGE
+
+
+def site_toml() -> str:
+    (text,) = re.findall(r"^```toml\n(name = .*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL)
+    return str(text)
+
+
+def test_the_pages_site_settings_name_every_field_and_explain_it() -> None:
+    table = tomllib.loads(site_toml())
+    assert set(table) == set(SiteConfig.model_fields)
+    assert set(table["privacy"]) == set(OwnerPrivacy.model_fields)
+    settings = [line for line in site_toml().splitlines() if re.match(r"\w+ =", line)]
+    assert [line for line in settings if "#" not in line] == []
+
+
+def test_the_pages_site_settings_are_accepted(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "site.toml").write_text(site_toml(), encoding="utf-8")
+    assert read_site(tmp_path / "site.toml").data == (tmp_path / "data").resolve()
+
+
+def test_the_page_allows_nothing_that_is_off_by_default() -> None:
+    privacy = tomllib.loads(site_toml())["privacy"]
+    assert [name for name, field in OwnerPrivacy.model_fields.items() if field.default is False and privacy[name]] == []
