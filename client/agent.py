@@ -19,9 +19,10 @@ from client.private_training import PrivacyPlan, make_plan, train_round
 from client.sampling import reproducible_generator, secret_generator
 from client.site import SiteConfig, read_site
 from shared.batch import Samples
-from shared.config import RunConfig
+from shared.card import find_card
+from shared.config import DataSchema, RunConfig
 from shared.dataset import load_samples
-from shared.errors import BudgetError, MotetError, PermissionRefused, WireError
+from shared.errors import BudgetError, ConfigError, MotetError, PermissionRefused, WireError
 from shared.messages import (
     PROTOCOL_VERSION,
     Hello,
@@ -70,7 +71,8 @@ def _train(header: RequestHeader, read_weights: Callable[[Shapes], dict[str, Ten
         raise WireError(
             f"protocol_version is {header.protocol_version}; allowed: {PROTOCOL_VERSION}; install the same Motet"
         )
-    run, modalities = header.run, _permitted_modalities(header.run, site=site)
+    run = header.run.model_copy(update={"data": _owners_schema(header.run, site=site)})
+    modalities = _permitted_modalities(run, site=site)
     for part in site.parts:
         _load_part(part)
     model = _model(run)
@@ -122,6 +124,26 @@ def _train(header: RequestHeader, read_weights: Callable[[Shapes], dict[str, Ten
         ),
         update=update,
     )
+
+
+def _owners_schema(run: RunConfig, *, site: SiteConfig) -> DataSchema:
+    """What the owner's own dataset.toml says records look like; the run must say the same.
+
+    Were the server's word taken, each record that breaks it would show in a refusal: a list of labels, or a range of
+    ratings, made narrower from round to round would ask the records one exact question after the other.
+    """
+    card = find_card(site.data)
+    if card is None:
+        raise ConfigError(
+            f"{site.data}: no dataset.toml in it or above it; what records look like is the owner's to say"
+        )
+    # PRIVACY: no word of the server's decides which records are faults. test_a_run_with_another_schema_is_refused
+    agreed = {"task", "labels", "rating_range", "modalities"}
+    if run.data.model_dump_json(include=agreed) != card.content.model_dump_json(include=agreed):
+        raise PermissionRefused(
+            f"{site.data}: the run's task, labels, range or modalities differ from the owner's dataset.toml"
+        )
+    return card.content
 
 
 def _permitted_modalities(run: RunConfig, *, site: SiteConfig) -> tuple[str, ...]:

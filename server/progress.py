@@ -59,7 +59,7 @@ class ProgressLine:
     def _privacy(self) -> str:
         if self._run.privacy == "none":
             return "NOT PRIVATE"
-        return f"highest epsilon {self._highest:.2f} of {self._run.privacy.epsilon:g}"
+        return f"highest epsilon {self._highest:.2f} (this run: up to {self._run.privacy.epsilon:g})"
 
 
 def headline(record: RoundRecord) -> str:

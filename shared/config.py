@@ -172,7 +172,7 @@ class PrivacySettings(Settings):
     trust: Literal["nobody", "aggregate", "server"]
     epsilon: float = Field(gt=0, description="total over all rounds of the run, at `delta`")
     delta: float = Field(gt=0, lt=1)
-    clip_norm: float = Field(gt=0, description="largest L2 norm of one unit's gradient")
+    clip_norm: float = Field(ge=1e-6, le=1e6, description="largest L2 norm of one unit's gradient")
     accountant: Literal["rdp", "prv", "pld"] = "pld"
 
     @model_validator(mode="after")
@@ -254,10 +254,6 @@ class RunConfig(Settings):
     def digest(self) -> str:
         """SHA-256 of the settings; equal settings, equal digest."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
-
-    def participations(self) -> int | None:
-        """Most rounds one site can be asked for, where the schedule bounds it by itself (None: depends on how many sites)."""
-        return self.federation.rounds if self.federation.sites_per_round is None else None
 
 
 AnySettings = TypeVar("AnySettings", bound=Settings)

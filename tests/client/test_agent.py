@@ -14,7 +14,7 @@ from client.ledger import Ledger
 from shared.config import RunConfig
 from shared.messages import PROTOCOL_VERSION, Hello, Refusal, ReplyHeader, RequestHeader, Shapes, TrainReply
 from shared.privacy.accountant import MechanismUse, spent_epsilon
-from tests.tiny import tiny_config, write_folder
+from tests.tiny import CARD, LABELS, tiny_config, write_folder
 
 
 @pytest.fixture(autouse=True)
@@ -29,6 +29,7 @@ def site_file(
     """A site with data, and its owner's settings."""
     if not (folder / "data").exists():
         write_folder(folder / "data", rows=rows, modalities=modalities, seed=5)
+        (folder / "dataset.toml").write_text(CARD, encoding="utf-8")
     values = {"name": "north", "data": "data", "data_set": "north-2026", "nominal_size": 40, "modalities": list(modalities),
               "ledger": "ledger.sqlite", "cache": "cache"}  # fmt: skip
     owner = {"epsilon": 8.0, "delta": 1e-3, **privacy}
@@ -205,3 +206,33 @@ def test_a_folder_that_the_server_names_is_opened_only_if_the_owner_lists_it(tmp
     encoders = {"left": {"name": "linear", "options": {"path": str(tmp_path / "secrets")}}}
     run = tiny_config(private=True, model={"embedding_width": 4, "encoders": encoders, "fusion": {"name": "concat"}})
     assert ask(site_file(tmp_path / "site"), run) == Refusal("refused")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"labels": ["a", "b"]},
+        {"labels": ["b", "a", "c"]},
+        {"task": "rating", "labels": [], "rating_range": [0, 1]},
+        {"modalities": {"left": {"kind": "features", "width": 3}, "right": {"kind": "features", "width": 4}}},
+        {"modalities": {"left": {"kind": "features", "width": 4}, "right": {"kind": "text"}}},
+    ],
+)
+def test_a_run_with_another_schema_is_refused(data: dict[str, object], tmp_path: Path) -> None:
+    """Whatever the records are, and before anything is paid: a server cannot ask by making records faults."""
+    base = {
+        "task": "single-label",
+        "labels": list(LABELS),
+        "modalities": {name: {"kind": "features", "width": 4} for name in ("left", "right")},
+    }
+    path, left = site_file(tmp_path), {"left": {"name": "linear"}}
+    model = {"embedding_width": 4, "encoders": left, "fusion": {"name": "concat"}}
+    assert ask(path, tiny_config(private=True, data=base | data, model=model)) == Refusal("refused")
+    assert not (tmp_path / "ledger.sqlite").exists()
+    assert isinstance(ask(path, tiny_config(private=True, data=base, model=model)), TrainReply)
+
+
+def test_a_site_without_a_card_of_its_own_takes_no_part(tmp_path: Path) -> None:
+    path = site_file(tmp_path)
+    (tmp_path / "dataset.toml").unlink()
+    assert ask(path, tiny_config(private=True)) == Refusal("settings-invalid")
