@@ -1,6 +1,7 @@
 """Frozen networks: public weights, run without gradients, named by what is in them."""
 
 import json
+from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from shared.errors import ModelError
 from shared.model.encoders import build_encoder, preprocessor
+from shared.preprocess import frozen
 from shared.preprocess.audio import load_torchaudio
 from shared.preprocess.frozen import FrozenTextOptions, FrozenTextPreprocessor
 from shared.preprocess.pretrained import local_checkpoint, read_network, read_tokenizer
@@ -55,6 +58,33 @@ def test_a_text_is_the_mean_of_its_own_tokens_whatever_stands_beside_it(bert: Pa
     assert not together.requires_grad
     assert together.isfinite().all()
     assert door.finish(torch.stack([short])[:0]).shape == (0, 8)
+
+
+def test_what_the_process_has_seen_goes_through_the_network_once(bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    passed: list[int] = []
+
+    class Counting(FrozenTextPreprocessor):
+        def _embed(self, values: Tensor) -> Tensor:
+            passed.append(len(values))
+            return super()._embed(values)
+
+    monkeypatch.setattr(frozen, "_remembered", OrderedDict())
+    doors = [Counting(FrozenTextOptions(max_tokens=size), checkpoint=local_checkpoint(bert)) for size in (8, 8, 9)]
+    values = torch.stack([doors[0].read(text) for text in ("good day", "bad day", "good day")])
+
+    first = doors[0].finish(values)
+    again = doors[1].finish(values[[2, 1]])
+    assert passed == [2]
+    torch.testing.assert_close(again, first[[0, 1]], atol=0, rtol=0)
+
+    doors[2].finish(torch.stack([doors[2].read("good day")]))
+    assert passed == [2, 1]
+
+    monkeypatch.setattr(frozen, "REMEMBERED", 1)
+    doors[0].finish(torch.stack([doors[0].read("days")]))
+    doors[0].finish(values)
+    assert passed == [2, 1, 1, 2]
+    assert len(frozen._remembered) == 1
 
 
 def test_zeros_in_place_of_an_absent_text_are_finite(bert: Path) -> None:
