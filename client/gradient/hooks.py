@@ -63,4 +63,8 @@ def _gradients(parameter: nn.Parameter, num_samples: int) -> Tensor:
         return parameter.detach().new_zeros(num_samples, *parameter.shape)
     if not isinstance(found, Tensor):
         raise ModelError(f"{ADVICE}: a layer is called more than once in a pass")
+    # PRIVACY: a layer that folds tokens into rows would have each token clipped as if it were a sample.
+    # test_rows_that_are_not_samples_are_refused_by_the_hooks_engine
+    if len(found) != num_samples:
+        raise ModelError(f"{ADVICE}: a layer sees {len(found)} rows where the batch has {num_samples} samples")
     return found.detach()

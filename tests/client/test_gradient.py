@@ -164,6 +164,31 @@ def test_hooks_refuse_a_model_they_cannot_carry() -> None:
         HooksEngine().clipped_sum(Planted(), planted_samples(rows), names=("weight",), clip_norm=1.0)
 
 
+class FoldsTokens(nn.Module):
+    """Every token a row of one Linear: a usual idiom, after which Opacus' rows are no longer samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 2)
+
+    def forward(self, inputs: dict[str, Tensor], present: Tensor) -> Tensor:
+        size, tokens, _ = inputs["x"].shape
+        folded: Tensor = self.linear(inputs["x"].reshape(size * tokens, 3))
+        return folded.reshape(size, tokens, 2).sum(dim=1)
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return 100 * outputs.sum(dim=1)
+
+
+def test_rows_that_are_not_samples_are_refused_by_the_hooks_engine() -> None:
+    model, names = FoldsTokens(), ["linear.weight", "linear.bias"]
+    batch = Batch(inputs={"x": torch.ones(2, 8, 3)}, present=torch.ones(2, 1, dtype=torch.bool), targets=torch.zeros(2))
+    with pytest.raises(ModelError, match="16 rows where the batch has 2 samples"):
+        HooksEngine().clipped_sum(model, batch, names=names, clip_norm=1.0)
+    whole = FunctionalEngine().clipped_sum(model, batch, names=names, clip_norm=1.0)
+    assert float(torch.cat([each.reshape(-1) for each in whole.values()]).norm()) <= 2.0001
+
+
 def test_the_plain_engine_refuses_to_clip() -> None:
     with pytest.raises(PrivacyError, match="does not clip"):
         PlainEngine().clipped_sum(Toy(), toy_samples(2), names=TOY_NAMES, clip_norm=1.0)

@@ -100,3 +100,10 @@ def test_a_parameter_that_nobody_trained_keeps_its_value_and_moments(name: str) 
     later = ours.step(weights, update={"a": torch.tensor([1.0])})
     assert torch.equal(later["b"], weights["b"])
     assert all(torch.equal(ours.moments[key], moments[key]) for key in moments if key == "b")
+
+
+@pytest.mark.parametrize(("values", "median"), [([3.0, 1.0, 2.0], 2.0), ([4.0, 1.0, 2.0, 9.0], 3.0), ([5.0], 5.0)])
+def test_the_median_is_that_of_each_number(values: list[float], median: float) -> None:
+    updates = {f"s{i}": {"w": torch.tensor([value, -value])} for i, value in enumerate(values)}
+    result = aggregate(updates, weights=dict.fromkeys(updates, 1.0), settings=settings(aggregation="median"))
+    assert result["w"].tolist() == [median, -median]
