@@ -31,7 +31,7 @@ def build_tuxpaint(
     categories: int = 10,
     validation_drawings: int = 80,
     test_drawings: int = 120,
-    image_side_px: int = 160,
+    image_side_px: int = 224,
     seed: int = 0,
 ) -> BuiltDataset:
     """Write the stamps as site folders: a row is a drawing, its written and its spoken name in the site's language.
