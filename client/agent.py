@@ -7,7 +7,7 @@ relies on ledger.py having the cost on disk before dataset.py opens a file
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from shared.card import find_card
 from shared.config import DataSchema, RunConfig
 from shared.dataset import load_samples
 from shared.errors import BudgetError, ConfigError, MotetError, PermissionRefused, WireError
+from shared.manifest import find_manifest
 from shared.messages import (
     PROTOCOL_VERSION,
     Hello,
@@ -75,7 +76,7 @@ def _train(header: RequestHeader, read_weights: Callable[[Shapes], dict[str, Ten
     modalities = _permitted_modalities(run, site=site)
     for part in site.parts:
         _load_part(part)
-    model = _model(run)
+    model = _model(run, max_parameters=site.max_parameters)
     names = trainable_names(model, modalities)
     parameters = dict(model.named_parameters())
     request = TrainRequest(header, read_weights({name: tuple(parameters[name].shape) for name in names}))
@@ -171,7 +172,8 @@ def _plan(header: RequestHeader, *, site: SiteConfig, ledger: Ledger) -> Privacy
     if privacy == "none":
         return None
     mine = ledger.uses_of_run(site.data_set, header.run_id)
-    if header.round_number > header.run.federation.rounds or len(mine) > 2 * header.planned_rounds:
+    # PRIVACY: a run was calibrated for so many rounds and gets no more. test_a_run_gets_the_rounds_it_was_planned_for
+    if header.round_number > header.run.federation.rounds or len(mine) >= header.planned_rounds:
         raise PermissionRefused(f"round {header.round_number} of a run planned for {header.planned_rounds}")
     plan = make_plan(
         training=header.run.training,
@@ -180,7 +182,10 @@ def _plan(header: RequestHeader, *, site: SiteConfig, ledger: Ledger) -> Privacy
         planned_rounds=header.planned_rounds,
         site_epsilon=site.privacy.epsilon,
         site_delta=site.privacy.delta,
-        before=() if mine else ledger.uses(site.data_set),
+        before=ledger.uses(site.data_set),
+        least_noise=site.privacy.least_noise_multiplier,
+        # PRIVACY: one multiplier for the whole run. test_a_second_run_has_more_noise_and_keeps_it
+        agreed_noise=mine[0].noise_multiplier if mine else None,
     )
     if not mine:
         if plan.noise_multiplier > plan.expected_batch_size and ledger.uses(site.data_set):
@@ -191,7 +196,7 @@ def _plan(header: RequestHeader, *, site: SiteConfig, ledger: Ledger) -> Privacy
         return plan
     if (mine[0].sample_rate, mine[0].steps) != (plan.sample_rate, plan.steps_per_round):
         raise PermissionRefused("the run's sampling or steps differ from its first round's; start another run")
-    return replace(plan, noise_multiplier=mine[0].noise_multiplier)
+    return plan
 
 
 def _statement(plan: PrivacyPlan, *, site: SiteConfig, epsilon: float) -> PrivacyStatement:
@@ -240,12 +245,26 @@ def _load_part(path: Path) -> None:
     load_extensions(path)
 
 
-def _model(run: RunConfig) -> MultimodalModel:
-    return _built_model(_Key(run.digest, run))
+def _model(run: RunConfig, *, max_parameters: int) -> MultimodalModel:
+    """The run's model, unless it is larger than the owner allows; its size is told before memory is taken."""
+    key = _Key(run.digest, run)
+    if (size := _num_parameters(key)) > max_parameters:
+        raise PermissionRefused(
+            f"the run's model has {size:,} parameters; allowed: {max_parameters:,} (max_parameters)"
+        )
+    return _built_model(key)
+
+
+@lru_cache(maxsize=2)
+def _num_parameters(key: _Key) -> int:
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in build_model(key.run).parameters())
 
 
 def _samples(run: RunConfig, data: Path, cache: Path, modalities: tuple[str, ...]) -> Samples:
-    return _loaded_samples(_Key(run.digest, run), data, cache, modalities)
+    """The site's samples; kept from round to round, and read again when the manifest has changed."""
+    manifest = find_manifest(data).stat()
+    return _loaded_samples(_Key(run.digest, run), data, cache, modalities, (manifest.st_mtime_ns, manifest.st_size))
 
 
 @lru_cache(maxsize=2)
@@ -254,7 +273,9 @@ def _built_model(key: _Key) -> MultimodalModel:
 
 
 @lru_cache(maxsize=1024)
-def _loaded_samples(key: _Key, data: Path, cache: Path, modalities: tuple[str, ...]) -> Samples:
+def _loaded_samples(
+    key: _Key, data: Path, cache: Path, modalities: tuple[str, ...], _manifest_stamp: tuple[int, int]
+) -> Samples:
     return load_samples(data, run=key.run, cache=cache, modalities=modalities)
 
 

@@ -55,6 +55,8 @@ def make_plan(
     site_epsilon: float,
     site_delta: float,
     before: Sequence[MechanismUse] = (),
+    least_noise: float = 0.0,
+    agreed_noise: float | None = None,
 ) -> PrivacyPlan:
     """The plan that keeps both the run's epsilon and the site's, calibrated once for all planned rounds.
 
@@ -63,6 +65,8 @@ def make_plan(
 
     Args:
         before: what the ledger holds about this data set already.
+        least_noise: the owner's floor under the noise multiplier.
+        agreed_noise: the multiplier that the run's first round was given; it is kept, and nothing is calibrated.
 
     Raises:
         BudgetError: nothing, or too little, is left at the site.
@@ -81,7 +85,13 @@ def make_plan(
         )
 
     # PRIVACY: the stricter of the run and the owner wins. test_the_stricter_budget_wins
-    noise = max(needed(min(privacy.epsilon, site_epsilon), ()), needed(site_epsilon, before) if before else 0.0)
+    noise = agreed_noise or max(
+        needed(min(privacy.epsilon, site_epsilon), ()),
+        needed(site_epsilon, before) if before else 0.0,
+        # PRIVACY: at tiny sampling rates a good epsilon needs almost no noise, and whoever is drawn once is shown.
+        # test_the_owners_floor_under_the_noise_holds
+        least_noise,
+    )
     use = MechanismUse(noise, rate, steps * planned_rounds)
     return PrivacyPlan(
         unit=privacy.unit,

@@ -18,6 +18,7 @@ class OwnerPrivacy(Settings):
 
     epsilon: float = Field(gt=0, description="largest total ever, all runs together")
     delta: float = Field(gt=0, lt=1)
+    least_noise_multiplier: float = Field(default=0.3, ge=0, description="no round has less noise, whatever it costs")
     allow_non_private: bool = False
     share_num_examples: bool = False
     reproducible_noise: bool = Field(
@@ -39,6 +40,7 @@ class SiteConfig(Settings):
     modalities: tuple[Name, ...] = Field(min_length=1, description="public: which modalities rows here may have")
     ledger: Path
     cache: Path
+    max_parameters: int = Field(default=50_000_000, ge=1, description="largest model that a run may ask to train")
     checkpoints: tuple[Path, ...] = Field(default=(), description="folders of frozen networks that a run may name")
     parts: tuple[Path, ...] = Field(
         default=(), description="the owner's Python files that register encoders and the like"

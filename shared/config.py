@@ -134,13 +134,15 @@ class TrainingSettings(Settings):
     """What a site does in one round. Steps and batch sizes follow from its public nominal size, never from its rows."""
 
     optimizer: Literal["sgd", "momentum", "adam"]
-    learning_rate: float = Field(gt=0)
+    learning_rate: float = Field(gt=0, le=1e6)
     momentum: float = Field(default=0.9, ge=0, lt=1, description="momentum optimizer only")
     weight_decay: float = Field(default=0.0, ge=0)
     batch_size: int | None = Field(default=None, ge=1, description="expected size of a Poisson batch")
     sample_rate: float | None = Field(default=None, gt=0, le=1, description="chance that a unit enters a batch")
-    local_steps: int | None = Field(default=None, ge=1)
-    local_epochs: float | None = Field(default=None, gt=0, description="expected passes over the nominal size")
+    local_steps: int | None = Field(default=None, ge=1, le=100_000)
+    local_epochs: float | None = Field(
+        default=None, gt=0, le=10_000, description="expected passes over the nominal size"
+    )
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     warmup_rounds: int = Field(default=0, ge=0)
     proximal_mu: float = Field(default=0.0, ge=0, description="FedProx: pull towards the round's first weights")

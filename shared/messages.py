@@ -36,7 +36,7 @@ class RequestHeader(Settings):
     run_id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
     round_number: int = Field(ge=1)
     attempt: int = Field(default=0, ge=0, description="how often this round was begun before")
-    planned_rounds: int = Field(ge=1, description="most rounds that this run will ask of this site")
+    planned_rounds: int = Field(ge=1, le=100_000, description="most rounds that this run will ask of this site")
 
 
 class PrivacyStatement(Settings):

@@ -21,6 +21,8 @@ from shared.messages import Hello, Refusal, ReplyHeader, RequestHeader, Shapes, 
 HEADER, ARRAYS, REFUSAL = "header", "arrays", "refusal"
 MAX_HEADER_CHARACTERS = 1_000_000
 MAX_REFUSAL_CODE = r"[a-z][a-z-]{0,39}"
+LARGEST_VALUE = 1e9
+"""of a weight or a change; float32 ends at 3e38, and a mean of such numbers is infinite"""
 _NUMPY_HEADER_BYTES = 4096
 
 
@@ -131,6 +133,9 @@ def _tensor(array: Array, *, name: str, shape: tuple[int, ...]) -> Tensor:
     # the outer description is only a claim: what numpy read is checked again
     if values.dtype != np.float32 or values.shape != shape:
         raise WireError(f"array {name!r} holds {values.dtype} {list(values.shape)}; {allowed}")
-    if not np.isfinite(values).all():
-        raise WireError(f"array {name!r} holds NaN or infinity; allowed: finite numbers")
+    # written so that NaN, which no comparison holds for, is refused as well
+    if not (np.abs(values) <= LARGEST_VALUE).all():
+        raise WireError(
+            f"array {name!r} holds NaN, infinity or a size above {LARGEST_VALUE:g}; allowed: smaller numbers"
+        )
     return torch.from_numpy(values)

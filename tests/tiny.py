@@ -27,6 +27,15 @@ width = 4
 """
 
 
+PRIVACY: Mapping[str, object] = {
+    "unit": "record",
+    "trust": "nobody",
+    "epsilon": 8.0,
+    "delta": 1e-3,
+    "clip_norm": 1.0,
+}
+
+
 def write_folder(folder: Path, *, rows: int, modalities: Sequence[str], seed: int) -> None:
     """Rows whose class shows in every modality they have."""
     draws, lines = np.random.default_rng(seed), []
@@ -54,7 +63,6 @@ def write_data_set(root: Path, *, rows: int = 40) -> Path:
 
 def tiny_run(*, private: bool, **changes: object) -> dict[str, object]:
     """The table of a run over the tiny data set; changes replace whole parts of it."""
-    privacy = {"unit": "record", "trust": "nobody", "epsilon": 8.0, "delta": 1e-3, "clip_norm": 1.0}
     return {
         "name": "tiny",
         "seed": 3,
@@ -69,7 +77,7 @@ def tiny_run(*, private: bool, **changes: object) -> dict[str, object]:
             "fusion": {"name": "concat"},
         },
         "training": {"optimizer": "sgd", "learning_rate": 0.5, "sample_rate": 0.5, "local_steps": 2},
-        "privacy": privacy if private else "none",
+        "privacy": PRIVACY if private else "none",
         "federation": {"rounds": 3},
         "evaluation": {"bootstrap_samples": 20},
         **changes,

@@ -11,10 +11,11 @@ from torch import Tensor
 from client import agent
 from client.agent import answer_hello, answer_train
 from client.ledger import Ledger
+from client.sampling import poisson_batch
 from shared.config import RunConfig
 from shared.messages import PROTOCOL_VERSION, Hello, Refusal, ReplyHeader, RequestHeader, Shapes, TrainReply
 from shared.privacy.accountant import MechanismUse, spent_epsilon
-from tests.tiny import CARD, LABELS, tiny_config, write_folder
+from tests.tiny import CARD, LABELS, PRIVACY, tiny_config, write_folder
 
 
 @pytest.fixture(autouse=True)
@@ -236,3 +237,76 @@ def test_a_site_without_a_card_of_its_own_takes_no_part(tmp_path: Path) -> None:
     path = site_file(tmp_path)
     (tmp_path / "dataset.toml").unlink()
     assert ask(path, tiny_config(private=True)) == Refusal("settings-invalid")
+
+
+def test_the_owners_smaller_delta_counts(tmp_path: Path) -> None:
+    """Told, calibrated and capped at it: the ledger's cap at the run's delta would grant more."""
+    path, run = site_file(tmp_path, epsilon=8.0, delta=1e-6), tiny_config(private=True)
+    replies = [used(ask(path, run, number=number)).header.privacy for number in (1, 2, 3)]
+    last = replies[-1]
+    assert last is not None
+    assert last.delta == 1e-6
+    use = MechanismUse(last.noise_multiplier, last.sample_rate, 3 * last.steps_per_round)
+    assert last.epsilon == pytest.approx(spent_epsilon([use], delta=1e-6, accountant="pld"), rel=1e-6)
+    assert 7.5 < last.epsilon <= 8.0
+
+
+def test_a_second_run_has_more_noise_and_keeps_it(tmp_path: Path) -> None:
+    path, run = site_file(tmp_path, epsilon=9.0), tiny_config(private=True)
+    first = [used(ask(path, run, number=number)).header.privacy for number in (1, 2, 3)]
+    second = [used(ask(path, run, number=1, run_id="s")).header.privacy]
+    between = tiny_config(private=True, seed=9, privacy=dict(PRIVACY, epsilon=0.3))
+    used(ask(path, between, run_id="between"))
+    second += [used(ask(path, run, number=number, run_id="s")).header.privacy for number in (2,)]
+    multipliers = [{each.noise_multiplier for each in run if each is not None} for run in (first, second)]
+    assert len(multipliers[0]) == len(multipliers[1]) == 1
+    assert max(multipliers[1]) > max(multipliers[0])
+
+
+def test_a_run_gets_the_rounds_it_was_planned_for(tmp_path: Path) -> None:
+    path = site_file(tmp_path, epsilon=100.0)
+    run = tiny_config(private=True, federation={"rounds": 9})
+    for number in (1, 2, 3):
+        used(ask(path, run, number=number, planned=3))
+    assert ask(path, run, number=4, planned=3) == Refusal("refused")
+
+
+def test_the_owners_floor_under_the_noise_holds(tmp_path: Path) -> None:
+    path = site_file(tmp_path, epsilon=1e5, least_noise_multiplier=2.5)
+    run = tiny_config(private=True, privacy=dict(PRIVACY, epsilon=1e4))
+    statement = used(ask(path, run)).header.privacy
+    assert statement is not None
+    assert statement.noise_multiplier == 2.5
+
+
+def test_batches_are_as_secret_as_the_noise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equal runs draw other batches; amplification by sampling holds only while nobody can foretell them."""
+    drawn: list[list[int]] = []
+
+    def watched(num_records: int, *, sample_rate: float, generator: torch.Generator) -> Tensor:
+        batch = poisson_batch(num_records, sample_rate=sample_rate, generator=generator)
+        drawn.append(batch.tolist())
+        return batch
+
+    monkeypatch.setattr("client.private_training.poisson_batch", watched)
+    for which in ("first", "second"):
+        (tmp_path / which).mkdir()
+        used(ask(site_file(tmp_path / which), tiny_config(private=True)))
+    # 40 coins, two steps: equal by chance once in 2 to the 80
+    assert len(drawn) == 4
+    assert drawn[:2] != drawn[2:]
+
+
+def test_a_model_larger_than_the_owner_allows_is_refused_before_it_is_built(tmp_path: Path) -> None:
+    path = site_file(tmp_path)
+    path.write_text("max_parameters = 10\n" + path.read_text(encoding="utf-8"), encoding="utf-8")
+    assert ask(path, tiny_config(private=True)) == Refusal("refused")
+
+
+def test_rows_withdrawn_between_rounds_are_not_used_again(tmp_path: Path) -> None:
+    path = site_file(tmp_path, share_num_examples=True)
+    manifest = tmp_path / "data" / "metadata.jsonl"
+    run = tiny_config(private=True)
+    assert used(ask(path, run)).header.num_examples == 40
+    manifest.write_text("\n".join(manifest.read_text(encoding="utf-8").splitlines()[:20]), encoding="utf-8")
+    assert used(ask(path, run, number=2)).header.num_examples == 20

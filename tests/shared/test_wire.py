@@ -48,8 +48,9 @@ def test_a_reply_survives_the_protobuf_of_a_real_deployment_bit_for_bit() -> Non
     [
         ("w", np.zeros((3, 2), np.float32), r"\[3, 2\]"),
         ("w", np.zeros((2, 3), np.float64), "float64"),
-        ("w", np.full((2, 3), np.nan, np.float32), "NaN or infinity"),
-        ("scale", np.array(np.inf, np.float32), "NaN or infinity"),
+        ("w", np.full((2, 3), np.nan, np.float32), "NaN, infinity"),
+        ("scale", np.array(np.inf, np.float32), "NaN, infinity"),
+        ("scale", np.array(-3e38, np.float32), "a size above"),
         ("extra", np.zeros(1, np.float32), "unknown"),
     ],
 )

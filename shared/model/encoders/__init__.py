@@ -12,6 +12,7 @@ relies on registry.py for names and options; one file a kind of modality
 | features | linear                                                                  |
 """
 
+import torch
 from torch import nn
 
 from shared.config import RunConfig
@@ -40,7 +41,9 @@ def build_encoder(run: RunConfig, modality: str) -> nn.Module:
     Raises:
         ModelError: as `preprocessor`.
     """
-    part = _part(run, modality)
+    # the preprocessor beside it computes, so it stays real where only the size of a model is asked (device "meta")
+    with torch.device("cpu"):
+        part = _part(run, modality)
     with seeded(run.seed, part=f"encoders.{modality}"):
         return part.module()
 

@@ -76,7 +76,7 @@ class EmbeddingMeanOptions(Settings):
 class EmbeddingMean(nn.Module):
     """The mean of the tokens' vectors and one linear layer: cheap, and blind to order.
 
-    Source: Joulin et al. 2016, arXiv:1607.01759, with its hashed letter groups.
+    Source: Joulin et al. 2016, arXiv:1607.01759; hashed letter groups: Bojanowski et al. 2017, arXiv:1607.04606.
     """
 
     def __init__(self, num_ids: int, *, width: int, options: EmbeddingMeanOptions) -> None:
