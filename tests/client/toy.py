@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from client.private_training import PrivacyPlan
+from client.private_training import PrivacyPlan, train_round
+from client.sampling import reproducible_generator
 from shared.batch import Samples
 from shared.config import TrainingSettings
 
@@ -113,3 +114,41 @@ def plan_of(**changes: float) -> PrivacyPlan:
         expected_batch_size=table["expected_batch_size"],
         steps_per_round=int(table["steps_per_round"]),
     )
+
+
+NAMES = tuple(name for name, _ in Toy().named_parameters())
+
+
+def trained(
+    model: nn.Module,
+    samples: Samples,
+    *,
+    training: TrainingSettings,
+    plan: PrivacyPlan | None,
+    names: tuple[str, ...] = NAMES,
+    nominal_size: int = 20,
+    round_number: int = 1,
+    rounds: int = 1,
+    modality_dropout: float = 0.0,
+    noise: torch.Generator | None = None,
+    sampling: torch.Generator | None = None,
+) -> dict[str, Tensor]:
+    """A round with generators that a seed gives back."""
+    return train_round(
+        model,
+        samples,
+        names=names,
+        training=training,
+        plan=plan,
+        nominal_size=nominal_size,
+        round_number=round_number,
+        rounds=rounds,
+        modality_dropout=modality_dropout,
+        noise=noise or reproducible_generator(1, purpose="noise"),
+        sampling=sampling or reproducible_generator(1, purpose="sampling"),
+    )
+
+
+def flat(change: dict[str, Tensor]) -> Tensor:
+    """All numbers of a change as one vector."""
+    return torch.cat([change[name].reshape(-1) for name in sorted(change)])

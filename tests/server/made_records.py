@@ -66,21 +66,6 @@ def build_record(
         )
         for number in range(1, rounds + 1)
     )
-    plans = tuple(
-        SitePrivacy(
-            site=site,
-            unit="record",
-            epsilon=_epsilon(index, number=rounds, run=run),
-            delta=1e-5,
-            noise_multiplier=1.07 + 0.02 * index,
-            sample_rate=0.08,
-            steps=rounds * 12,
-            nominal_size=400 + 20 * index,
-            accountant="rdp",
-            second_epsilon=_epsilon(index, number=rounds, run=run) * 0.93,
-        )
-        for index, site in enumerate(sites)
-    )
     return RunRecord(
         run=run,
         card=DataCard(
@@ -100,11 +85,29 @@ def build_record(
         stopped="completed",
         chosen_round=max(1, rounds - 2),
         rounds=history,
-        privacy=plans if private else (),
+        privacy=_plans(run, sites=sites, rounds=rounds) if private else (),
         test=_evaluation("test", run=run, skill=reached, groups=groups, generator=generator),
         validation=_evaluation("validation", run=run, skill=reached, groups=groups, generator=generator),
         num_parameters=48_210,
         sites=sites,
+    )
+
+
+def _plans(run: RunConfig, *, sites: tuple[str, ...], rounds: int) -> tuple[SitePrivacy, ...]:
+    return tuple(
+        SitePrivacy(
+            site=site,
+            unit="record",
+            epsilon=_epsilon(index, number=rounds, run=run),
+            delta=1e-5,
+            noise_multiplier=1.07 + 0.02 * index,
+            sample_rate=0.08,
+            steps=rounds * 12,
+            nominal_size=400 + 20 * index,
+            accountant="rdp",
+            second_epsilon=_epsilon(index, number=rounds, run=run) * 0.93,
+        )
+        for index, site in enumerate(sites)
     )
 
 
