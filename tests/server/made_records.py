@@ -68,14 +68,7 @@ def build_record(
     )
     return RunRecord(
         run=run,
-        card=DataCard(
-            title=title,
-            generated=generated,
-            licence="CC0-1.0",
-            citation="Motet's built-in data.",
-            source="motet data moods",
-            content=run.data,
-        ),
+        card=_card(title, generated=generated, run=run),
         engine=engine,
         reproducible_noise=reproducible_noise,
         started="2026-03-01T09:30:00+00:00",
@@ -90,6 +83,17 @@ def build_record(
         validation=_evaluation("validation", run=run, skill=reached, groups=groups, generator=generator),
         num_parameters=48_210,
         sites=sites,
+    )
+
+
+def _card(title: str, *, generated: bool, run: RunConfig) -> DataCard:
+    return DataCard(
+        title=title,
+        generated=generated,
+        licence="CC0-1.0",
+        citation="Motet's built-in data.",
+        source="motet data moods",
+        content=run.data,
     )
 
 
