@@ -40,12 +40,11 @@ def build_record(
     engine: str = "local",
 ) -> RunRecord:
     """A record as a run would write it, with numbers of a plausible shape."""
-    groups = groups or {}
     run = _run(
         name,
         modalities=modalities,
         labels=labels,
-        groups=tuple(groups),
+        groups=tuple(groups or {}),
         rounds=rounds,
         rating=rating,
         private=private,
@@ -53,19 +52,6 @@ def build_record(
         seed=seed,
     )
     generator = np.random.default_rng(seed)
-    history = tuple(
-        RoundRecord(
-            round=number,
-            seconds=1.5,
-            sites=tuple(
-                _site_round(site, index=index, number=number, run=run, modalities=modalities)
-                for index, site in enumerate(sites)
-            ),
-            validation=_scores(run, skill=reached * (1 - math.exp(-4 * number / rounds)), generator=generator),
-            update_norm=1.0 / number,
-        )
-        for number in range(1, rounds + 1)
-    )
     return RunRecord(
         run=run,
         card=_card(title, generated=generated, run=run),
@@ -77,10 +63,10 @@ def build_record(
         versions={"python": "3.11.7", "motet": "0.1.0", "torch": "2.13.0", "opacus": "1.6.0", "flwr": "1.41.0"},
         stopped="completed",
         chosen_round=max(1, rounds - 2),
-        rounds=history,
+        rounds=_history(run, sites=sites, reached=reached, generator=generator),
         privacy=_plans(run, sites=sites, rounds=rounds) if private else (),
-        test=_evaluation("test", run=run, skill=reached, groups=groups, generator=generator),
-        validation=_evaluation("validation", run=run, skill=reached, groups=groups, generator=generator),
+        test=_evaluation("test", run=run, skill=reached, groups=groups or {}, generator=generator),
+        validation=_evaluation("validation", run=run, skill=reached, groups=groups or {}, generator=generator),
         num_parameters=48_210,
         sites=sites,
     )
@@ -94,6 +80,25 @@ def _card(title: str, *, generated: bool, run: RunConfig) -> DataCard:
         citation="Motet's built-in data.",
         source="motet data moods",
         content=run.data,
+    )
+
+
+def _history(
+    run: RunConfig, *, sites: tuple[str, ...], reached: float, generator: np.random.Generator
+) -> tuple[RoundRecord, ...]:
+    rounds = run.federation.rounds
+    return tuple(
+        RoundRecord(
+            round=number,
+            seconds=1.5,
+            sites=tuple(
+                _site_round(site, index=index, number=number, run=run, modalities=run.modalities)
+                for index, site in enumerate(sites)
+            ),
+            validation=_scores(run, skill=reached * (1 - math.exp(-4 * number / rounds)), generator=generator),
+            update_norm=1.0 / number,
+        )
+        for number in range(1, rounds + 1)
     )
 
 
