@@ -81,7 +81,7 @@ def _train(header: RequestHeader, read_weights: Callable[[Shapes], dict[str, Ten
     parameters = dict(model.named_parameters())
     request = TrainRequest(header, read_weights({name: tuple(parameters[name].shape) for name in names}))
 
-    ledger = Ledger(site.ledger)
+    ledger = _ledger(site.ledger)
     plan = _plan(header, site=site, ledger=ledger)
     # PRIVACY: the cost is on disk before a file of the owner's is opened. test_cost_is_on_disk_before_data_is_read
     reservation = ledger.reserve(
@@ -237,6 +237,12 @@ class _Key:
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Key) and self.digest == other.digest
+
+
+@lru_cache(maxsize=1024)
+def _ledger(path: Path) -> Ledger:
+    """The owner's ledger; looked through for damage once a process, opened anew for every reservation."""
+    return Ledger(path)
 
 
 @lru_cache(maxsize=64)
