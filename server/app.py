@@ -97,9 +97,10 @@ def _record(
         model,
         run=run,
         bootstrap_samples=run.evaluation.bootstrap_samples,
-        subsets=run.evaluation.modality_subsets,
         seed=run.seed,
     )
+    test = measure(held_out.test, part="test", subsets=run.evaluation.modality_subsets)
+    validation = measure(held_out.validation, part="validation", subsets=False)
     privacy = summarise_privacy(progress.history)
     return RunRecord(
         run=run,
@@ -123,8 +124,8 @@ def _record(
         chosen_round=chosen_round,
         rounds=tuple(progress.history),
         privacy=privacy,
-        test=measure(held_out.test, part="test"),
-        validation=measure(held_out.validation, part="validation"),
+        test=test,
+        validation=validation,
         num_parameters=sum(value.numel() for value in weights.values()),
         sites=tuple(site.site for site in plan.sites),
     )
