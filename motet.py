@@ -111,11 +111,17 @@ def check(
 
 
 @app.command()
-def compare(runs: Annotated[list[Path], typer.Argument(help="Run folders, two or more.")]) -> None:
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, two or more.")],
+    json: Annotated[bool, typer.Option("--json", help="A line of JSON a run instead of a table.")] = False,
+) -> None:
     """Put runs side by side: what they reached, what they spent, how their settings differ."""
-    from rich.console import Console
+    from server.compare import compare_runs, result_lines
 
-    from server.compare import compare_runs
+    if json:
+        typer.echo("\n".join(result_lines(runs)))
+        return
+    from rich.console import Console
 
     Console().print(compare_runs(runs))
 

@@ -5,6 +5,7 @@ out       a table for the terminal: one column a run, one row a number or a sett
 relies on report.json in every folder
 """
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -59,6 +60,40 @@ def compare_runs(folders: Sequence[Path]) -> Table:
     for setting, values in differences:
         table.add_row(escape(setting), *(Text(value) for value in values))
     return table
+
+
+def result_lines(folders: Sequence[Path]) -> list[str]:
+    """A line of JSON for each run: what a results file keeps of it.
+
+    Raises:
+        RunError: as `compare_runs`.
+    """
+    return [json.dumps(_result(record)) for record in _read_all(folders)]
+
+
+def _result(record: RunRecord) -> dict[str, object]:
+    parts = {"validation": record.validation, "test": record.test}
+    return {
+        "run": record.run.name,
+        "settings": record.run.digest[:16],
+        "seed": record.run.seed,
+        "data": record.card.title if record.card else None,
+        "epsilon": highest_epsilon(record),
+        "delta": None if record.run.privacy == "none" else record.run.privacy.delta,
+        "rounds": len(record.rounds),
+        "chosen_round": record.chosen_round,
+        "sites": len(record.sites),
+        **{
+            part: {name: [e.value, e.low, e.high] for name, e in found.overall.metrics.items()}
+            for part, found in parts.items()
+        },
+        "by_modalities": {
+            names: scores.metrics[_headline(record)].value for names, scores in record.test.by_modalities.items()
+        },
+        "seconds": round(record.seconds, 1),
+        "peak_memory_bytes": record.peak_memory_bytes,
+        "versions": record.versions,
+    }
 
 
 def read_record(folder: Path) -> RunRecord:

@@ -1,11 +1,12 @@
 """Comparison of runs: numbers side by side, and which settings differ."""
 
+import json
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from server.compare import compare_runs, read_record
+from server.compare import compare_runs, read_record, result_lines
 from server.report import write_report
 from server.report.numbers import metric_text
 from shared.errors import RunError
@@ -81,3 +82,14 @@ def test_no_folder_is_an_error() -> None:
 def test_a_name_with_markup_is_printed_as_it_is(tmp_path: Path) -> None:
     text = printed([write(tmp_path / "first", title="[red]stop[/red]"), write(tmp_path / "second")])
     assert "[red]stop[/red]" in text
+
+
+def test_a_results_line_holds_what_the_report_says(tmp_path: Path) -> None:
+    record = build_record(rounds=5, epsilon=3.0)
+    write_report(record, tmp_path)
+    (line,) = result_lines([tmp_path])
+    found = json.loads(line)
+    reached = record.test.overall.metrics["macro_f1"]
+    assert found["test"]["macro_f1"] == [reached.value, reached.low, reached.high]
+    assert found["epsilon"] == max(plan.epsilon for plan in record.privacy)
+    assert (found["rounds"], found["delta"]) == (5, 1e-5)
