@@ -43,8 +43,8 @@ def simulate(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder to make; runs/NAME-TIME if not given.")] = None,
     engine: Annotated[
-        str, typer.Option(help="local: in this process. flower: Flower's simulation through Ray.")
-    ] = "local",
+        str | None, typer.Option(help="local (in this process, the default) or flower (Flower's simulation by Ray).")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights and participation.")] = None,
     source: Annotated[
         Path | None, typer.Option("--from", help="Where a public source lies, for scenarios that need one.")
@@ -56,16 +56,26 @@ def simulate(
     """Run a federation on this machine, from data folders to a report."""
     if (scenario is None) == (resume is None):
         raise typer.BadParameter("give a SCENARIO to start, or --resume RUN to go on; one of them")
-    if engine not in {"local", "flower"}:
+    if engine not in {None, "local", "flower"}:
         raise typer.BadParameter(f"{engine!r}; allowed: local, flower", param_hint="--engine")
     from simulations.simulate import run_simulation
 
     folder = resume
     if folder is None:
         changes = [*(changes or []), *_source_change(source)]
-        folder = _prepared(str(scenario), out=out, engine=engine, seed=seed, changes=changes, parts=parts or [])
-    run_simulation(folder, engine=None if resume else "flower" if engine == "flower" else "local")
-    typer.echo(f"report: {folder / 'report.html'}")
+        folder = _prepared(
+            str(scenario), out=out, engine=engine or "local", seed=seed, changes=changes, parts=parts or []
+        )
+    elif any(option is not None for option in (out, engine, seed, source, changes, parts)):
+        raise typer.BadParameter("--resume goes on with the run's own settings; leave the other options away")
+    elif (folder / "report.html").is_file():
+        typer.echo(f"{folder} has ended; its report: {folder / 'report.html'}")
+        return
+    try:
+        run_simulation(folder, engine=None if resume else "flower" if engine == "flower" else "local")
+    except KeyboardInterrupt:
+        typer.echo(f"stopped; go on with: motet simulate --resume {folder}")
+        raise typer.Exit(130) from None
 
 
 @app.command()
@@ -98,16 +108,18 @@ def check(
     from shared.check import check_folder, data_folders, render_summary
     from shared.errors import ManifestError
 
-    console, faulty = Console(), False
-    for each in data_folders(folder):
+    console, faulty, folders = Console(), 0, data_folders(folder)
+    for each in folders:
         card = find_card(each)
         try:
             console.print(render_summary(check_folder(each, schema=card.content if card else None)))
         except ManifestError as error:
-            faulty = True
+            faulty += 1
             console.print(str(error), style="red", markup=False, highlight=False)
     if faulty:
+        console.print(f"faults in {faulty} of {len(folders)} folders", style="red")
         raise typer.Exit(1)
+    console.print(f"no faults in {len(folders)} folder{'' if len(folders) == 1 else 's'}", style="green")
 
 
 @app.command()
@@ -207,6 +219,8 @@ def split(
         raise typer.BadParameter(f"{how!r}; allowed: even, dirichlet, column", param_hint="--how")
     if remove_from not in {"rows", "sites"}:
         raise typer.BadParameter(f"{remove_from!r}; allowed: rows, sites", param_hint="--remove-from")
+    if (folder / "sites").is_dir():
+        raise typer.BadParameter(f"{folder} is split over sites already; give one folder with a manifest")
     from simulations.datasets.split import split_folder
 
     built = split_folder(

@@ -174,7 +174,10 @@ def _plan(header: RequestHeader, *, site: SiteConfig, ledger: Ledger) -> Privacy
     mine = ledger.uses_of_run(site.data_set, header.run_id)
     # PRIVACY: a run was calibrated for so many rounds and gets no more. test_a_run_gets_the_rounds_it_was_planned_for
     if header.round_number > header.run.federation.rounds or len(mine) >= header.planned_rounds:
-        raise PermissionRefused(f"round {header.round_number} of a run planned for {header.planned_rounds}")
+        raise PermissionRefused(
+            f"round {header.round_number}: the run was calibrated for {header.planned_rounds} rounds and "
+            f"{len(mine)} are charged here; a round that was asked again after an interruption is charged again"
+        )
     plan = make_plan(
         training=header.run.training,
         privacy=privacy,

@@ -45,6 +45,8 @@ def read_settings(folder: Path) -> ServerSettings:
         ConfigError: the file in it is not allowed.
     """
     path = folder / FILE_NAME
+    if not folder.is_dir():
+        raise RunError(f"{folder}: no such folder; start a run with: motet simulate SCENARIO --out {folder}")
     if not path.is_file():
         raise RunError(
             f"{folder}: no {FILE_NAME} in it, so it is no run folder; start one with: motet simulate SCENARIO"

@@ -12,9 +12,10 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from shared.errors import ConfigError
 
@@ -270,7 +271,7 @@ def parse_settings(kind: type[AnySettings], table: Mapping[str, object], *, plac
     try:
         return kind.model_validate(table)
     except ValidationError as error:
-        raise ConfigError(_describe(error, place=place)) from None
+        raise ConfigError(_describe(error, kind=kind, place=place)) from None
 
 
 def parse_settings_json(kind: type[AnySettings], text: str, *, place: str) -> AnySettings:
@@ -278,7 +279,7 @@ def parse_settings_json(kind: type[AnySettings], text: str, *, place: str) -> An
     try:
         return kind.model_validate_json(text)
     except ValidationError as error:
-        raise ConfigError(_describe(error, place=place)) from None
+        raise ConfigError(_describe(error, kind=kind, place=place)) from None
 
 
 def read_toml(path: Path) -> dict[str, object]:
@@ -295,11 +296,30 @@ def read_toml(path: Path) -> dict[str, object]:
         raise ConfigError(f"{path}: not readable as TOML: {error}") from None
 
 
-def _describe(error: ValidationError, *, place: str) -> str:
-    faults = error.errors(include_url=False)
+def _describe(error: ValidationError, *, kind: type[Settings], place: str) -> str:
+    # a union reports a fault for each of its sides; `privacy = "none"` is not what a table was meant to be
+    faults = [fault for fault in error.errors(include_url=False) if not _is_other_side(fault)]
     lines = [f"{place}: {len(faults)} fault{'' if len(faults) == 1 else 's'} in the settings"]
     for fault in itertools.islice(faults, 50):
-        where = ".".join(str(part) for part in fault["loc"]) or "(whole table)"
+        path = [str(part) for part in fault["loc"] if "[" not in str(part)]
         came = "" if isinstance(fault["input"], Mapping) else f" (came: {str(fault['input'])[:80]!r})"
-        lines.append(f"  {where}: {fault['msg'].removeprefix('Value error, ')}{came}")
+        said = fault["msg"].removeprefix("Value error, ")
+        if fault["type"] == "extra_forbidden":
+            said = f"no such setting; allowed: {', '.join(_fields_at(kind, path[:-1]))}"
+        lines.append(f"  {'.'.join(path) or '(whole table)'}: {said}{came}")
     return "\n".join(lines)
+
+
+def _is_other_side(fault: ErrorDetails) -> bool:
+    is_literal_side = any(str(part).startswith("literal[") for part in fault["loc"])
+    return is_literal_side and isinstance(fault["input"], Mapping)
+
+
+def _fields_at(kind: type[BaseModel], path: list[str]) -> list[str]:
+    """Names of the settings that the table at a path may hold."""
+    for part in path:
+        field = kind.model_fields.get(part)
+        inner = field.annotation if field is not None else None
+        sides = [side for side in (inner, *get_args(inner)) if isinstance(side, type) and issubclass(side, BaseModel)]
+        kind = sides[0] if sides else kind
+    return list(kind.model_fields)

@@ -50,11 +50,15 @@ def prepare_run(
             f"{data_set}/sites: no folders in it; allowed: one folder a site, or, for a deployment whose sites keep "
             "their own: motet prepare SCENARIO --num-sites NUMBER"
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / SITES_FOLDER).mkdir()
-    for site in sites if engine != DEPLOYMENT else ():
-        text = _site_toml(site, run=scenario.run, owners=scenario.owners, folder=folder, extensions=extensions)
-        (folder / SITES_FOLDER / f"{site.name}.toml").write_text(text, encoding="utf-8")
+    _try_to_build(scenario.run, extensions=extensions)
+    owners = {
+        site.name: _site_toml(site, run=scenario.run, owners=scenario.owners, folder=folder, extensions=extensions)
+        for site in (sites if engine != DEPLOYMENT else ())
+    }
+    # only now, when nothing is left to go wrong: a folder made for nothing would stand in the way of the next try
+    (folder / SITES_FOLDER).mkdir(parents=True, exist_ok=True)
+    for name, text in owners.items():
+        (folder / SITES_FOLDER / f"{name}.toml").write_text(text, encoding="utf-8")
     settings = ServerSettings(
         run=scenario.run,
         run_id=f"{scenario.run.name}-{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.urandom(3).hex()}",
@@ -91,6 +95,16 @@ def run_simulation(folder: Path, *, engine: Engine | None = None) -> None:
         from simulations.engine.local import run_locally
 
         run_locally(server_app, client_app, sites=sites)
+
+
+def _try_to_build(run: RunConfig, *, extensions: Sequence[Path]) -> None:
+    """Names and options of the model's parts are told wrong before anything is made."""
+    from shared.model.multimodal import build_model
+    from shared.model.registry import load_extensions
+
+    for extension in extensions:
+        load_extensions(extension)
+    build_model(run)
 
 
 def _site_toml(site: Path, *, run: RunConfig, owners: OwnerSettings, folder: Path, extensions: Sequence[Path]) -> str:

@@ -59,6 +59,8 @@ def build(name: str, target: Path, *, seed: int, options: Mapping[str, Option]) 
         for option, parameter in allowed.items()
     }
     form = create_model(f"{name.title()}Options", __base__=Settings, **fields)
+    if "from" in allowed and _default(parameters["source"]) is PydanticUndefined and "from" not in options:
+        raise ConfigError(f"data set {name}: made from a public source; give it with --from PATH (README names it)")
     settings = parse_settings(form, options, place=f"options of data set {name}")
     return function(target, seed=seed, **{key: getattr(settings, key) for key in allowed.values()})
 

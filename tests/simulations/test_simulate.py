@@ -179,8 +179,8 @@ def test_a_run_folder_in_use_and_a_folder_that_is_none_are_refused(tmp_path: Pat
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ("run.privacy.epsilon=-1", "run.privacy"),
-        ("run.federation.rouns=3", "rouns"),
+        ("run.privacy.epsilon=-1", r"1 fault in the settings\n  run\.privacy\.epsilon: "),
+        ("run.federation.rouns=3", "rouns: no such setting; allowed: rounds, "),
         ("run.model.encoders.smell.name='nose'", "smell"),
         ("nonsense", "KEY.KEY=VALUE"),
         ("source.path=nowhere", "no data set"),
@@ -210,3 +210,21 @@ def test_the_command_line_goes_from_a_scenario_to_a_report(tmp_path: Path) -> No
     assert check.exit_code == 0, check.output
     compared = CliRunner().invoke(app, ["compare", str(tmp_path / "out"), str(tmp_path / "out")])
     assert compared.exit_code == 0, compared.output
+
+
+def test_a_start_that_fails_leaves_no_folder_in_the_way_of_the_next(tmp_path: Path) -> None:
+    path, out = scenario_file(tmp_path, private=True), tmp_path / "out"
+    for change in ("run.model.fusion.name='concatt'", "run.model.encoders.left.options.depth=3"):
+        result = CliRunner().invoke(app, ["simulate", str(path), "--out", str(out), "--set", change])
+        assert isinstance(result.exception, MotetError)
+        assert not out.exists()
+
+
+def test_resume_takes_no_other_option_and_leaves_an_ended_run_alone(tmp_path: Path) -> None:
+    simulate(tmp_path)
+    before = (tmp_path / "run" / "report.json").read_bytes()
+    refused = CliRunner().invoke(app, ["simulate", "--resume", str(tmp_path / "run"), "--seed", "5"])
+    assert refused.exit_code == 2
+    ended = CliRunner().invoke(app, ["simulate", "--resume", str(tmp_path / "run")])
+    assert "has ended" in ended.output
+    assert (tmp_path / "run" / "report.json").read_bytes() == before
