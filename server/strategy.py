@@ -17,7 +17,8 @@ from shared.messages import PROTOCOL_VERSION, Hello, Shapes, TrainRequest
 from shared.wire import decode_hello, decode_reply, encode_request
 
 _POLL_S = 0.5
-_HELLO_TIMEOUT_S = 120.0
+_HELLO_TIMEOUT_S = 300.0
+"""for nodes that are connected: on a busy machine their first process takes minutes to import all it needs"""
 
 
 class FlowerTransport:
@@ -48,7 +49,7 @@ class FlowerTransport:
                 found.append(hello)
         if len(found) < min_sites:
             raise RunError(
-                f"{len(found)} of {len(nodes)} connected sites introduced themselves within {timeout_s:.0f} s; "
+                f"{len(found)} of {len(nodes)} connected sites introduced themselves within {_HELLO_TIMEOUT_S:.0f} s; "
                 f"federation.min_sites asks for {min_sites}. Start the missing sites, or look into their logs"
             )
         return sorted(found, key=lambda hello: hello.site)
