@@ -56,8 +56,8 @@ def main(grid: Grid, context: Context) -> None:
         expected=settings.num_sites, min_sites=run.federation.min_sites, timeout_s=run.federation.wait_for_sites_s
     )
     plan = make_plan(sites, run=run, model=model)
-    done = start_or_resume(model, settings=settings, folder=folder).round_number
-    with ProgressLine(run=run, done=done) as line, EventWriter(folder) as events:
+    progress = start_or_resume(model, settings=settings, folder=folder)
+    with ProgressLine(run=run, done=progress.round_number) as line, EventWriter(folder) as events:
 
         def tell(record: RoundRecord) -> None:
             line.tell(record)
@@ -65,6 +65,7 @@ def main(grid: Grid, context: Context) -> None:
 
         progress, stopped = run_rounds(
             transport,
+            progress=progress,
             model=model,
             plan=plan,
             settings=settings,

@@ -98,6 +98,7 @@ def start_or_resume(model: MultimodalModel, *, settings: ServerSettings, folder:
 def run_rounds(
     transport: Transport,
     *,
+    progress: Progress,
     model: MultimodalModel,
     plan: Plan,
     settings: ServerSettings,
@@ -109,11 +110,11 @@ def run_rounds(
     """Train until the plan is done or nothing has got better for `patience_rounds`.
 
     Args:
+        progress: where the run stands (`start_or_resume`); goes on from there, and comes back.
         attempt: how often this run was started before; keeps a site from taking a repeated round for the first.
         tell: called after every round, once its checkpoint is on disk.
     """
     run = settings.run
-    progress = start_or_resume(model, settings=settings, folder=folder)
     optimizer = ServerOptimizer(
         run.federation.server_optimizer, moments=progress.moments, second_moments=progress.second_moments
     )

@@ -1,3 +1,3 @@
-"""Version: the one place where it stands; pyproject.toml reads it from here, and bundles carry it along."""
+"""Version: what reports and bundles say; pyproject.toml states it again for Flower, and a test compares the two."""
 
 VERSION = "0.1.0"

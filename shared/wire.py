@@ -20,7 +20,7 @@ from shared.messages import Hello, Refusal, ReplyHeader, RequestHeader, Shapes, 
 
 HEADER, ARRAYS, REFUSAL = "header", "arrays", "refusal"
 MAX_HEADER_CHARACTERS = 1_000_000
-MAX_REFUSAL_CODE = r"[a-z][a-z-]{0,39}"
+REFUSAL_CODE = r"[a-z][a-z-]{0,39}"
 LARGEST_VALUE = 1e9
 """of a weight or a change; float32 ends at 3e38, and a mean of such numbers is infinite"""
 _NUMPY_HEADER_BYTES = 4096
@@ -115,7 +115,7 @@ def _refusal(records: RecordDict) -> Refusal | None:
     code = record.get("code")
     if set(records) != {REFUSAL} or set(record) != {"code"} or not isinstance(code, str):
         raise WireError("refusal holds more than a code; allowed: one code")
-    if not re.fullmatch(MAX_REFUSAL_CODE, code):
+    if not re.fullmatch(REFUSAL_CODE, code):
         raise WireError("refusal code is not of small letters and hyphens, at most 40 of them")
     return Refusal(code)
 

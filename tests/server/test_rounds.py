@@ -8,7 +8,7 @@ import torch
 
 from server.checkpoint import Progress, load_progress
 from server.records import RoundRecord
-from server.rounds import Failure, Reply, make_plan, run_rounds
+from server.rounds import Failure, Reply, make_plan, run_rounds, start_or_resume
 from shared.config import PrivacySettings, RunConfig
 from shared.errors import RunError
 from shared.messages import PROTOCOL_VERSION, Refusal, RequestHeader, TrainReply, TrainRequest
@@ -30,15 +30,18 @@ def train(
     model = build_model(run)
     plan = make_plan(transport.hello(expected=3, min_sites=1, timeout_s=1), run=run, model=model)
 
+    settings = small_settings(run, folder=folder)
+
     def tell(record: RoundRecord) -> None:
         if record.round == stop_after:
             raise KeyboardInterrupt
 
     progress, _ = run_rounds(
         transport,
+        progress=start_or_resume(model, settings=settings, folder=folder),
         model=model,
         plan=plan,
-        settings=small_settings(run, folder=folder),
+        settings=settings,
         validation=small_samples(run, seed=99),
         folder=folder,
         attempt=attempt,
