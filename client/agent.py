@@ -14,8 +14,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from client.ledger import Ledger
-from client.private_training import PrivacyPlan, make_plan, train_round
+from shared.privacy.ledger import Ledger
+from client.plan import PrivacyPlan, make_plan
+from client.private_training import train_round
 from client.sampling import reproducible_generator, secret_generator
 from client.site import SiteConfig, read_site
 from shared.batch import Samples

@@ -6,11 +6,14 @@ relies on nothing that arrives over the network
 """
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, model_validator
 
-from shared.config import Name, Settings, parse_settings, read_toml
+from shared.config import Name, NoiseKind, Settings, Unit, parse_settings, read_toml
 from shared.errors import ConfigError
+
+ShortBudget = Literal["refuse", "fewer-rounds", "more-noise"]
 
 
 class OwnerPrivacy(Settings):
@@ -18,9 +21,18 @@ class OwnerPrivacy(Settings):
 
     epsilon: float = Field(gt=0, description="largest total ever, all runs together")
     delta: float = Field(gt=0, lt=1)
+    unit: Literal["record", "subject"] = Field(default="record", description="what the budget is about")
+    on_short_budget: ShortBudget = Field(
+        default="refuse",
+        description="a run that asks for more than is left: take no part, as many rounds as fit, or with more noise",
+    )
     least_noise_multiplier: float = Field(default=0.3, ge=0, description="no round has less noise, whatever it costs")
+    noise: NoiseKind = Field(default="float64", description="float32 is faster, discrete leaves no rounding to attack")
     allow_non_private: bool = False
-    share_num_examples: bool = False
+    trust_server: bool = Field(
+        default=False, description="unit site: the update leaves clipped but without noise, which the server adds"
+    )
+    tell_budget: bool = Field(default=True, description="whether reports may show the cap and what was spent before")
     reproducible_noise: bool = Field(
         default=False, description="simulations only: noise that a seed gives back protects nobody"
     )
@@ -37,6 +49,9 @@ class SiteConfig(Settings):
     nominal_size: int = Field(
         ge=1, description="public; sampling rate and denominator follow from it, not from counting rows"
     )
+    nominal_subjects: int | None = Field(
+        default=None, ge=1, description="public; takes the place of nominal_size where subjects are protected"
+    )
     modalities: tuple[Name, ...] = Field(min_length=1, description="public: which modalities rows here may have")
     ledger: Path
     cache: Path
@@ -49,12 +64,19 @@ class SiteConfig(Settings):
 
     @model_validator(mode="after")
     def _delta_is_small(self) -> "SiteConfig":
-        if self.privacy.delta * self.nominal_size > 1:
+        if self.privacy.unit == "subject" and self.nominal_subjects is None:
+            raise ValueError('nominal_subjects: needed with privacy.unit = "subject"; the public number of subjects')
+        units = self.nominal_units(self.privacy.unit)
+        if self.privacy.delta * units > 1:
             raise ValueError(
-                f"privacy.delta is {self.privacy.delta}; allowed: at most 1/nominal_size = "
-                f"{1 / self.nominal_size:.1e}, above which publishing one whole record would keep the promise"
+                f"privacy.delta is {self.privacy.delta}; allowed: at most 1/{units} = "
+                f"{1 / units:.1e}, above which publishing one whole {self.privacy.unit} would keep the promise"
             )
         return self
+
+    def nominal_units(self, unit: Unit) -> int:
+        """The public number of what a mechanism samples and protects here."""
+        return self.nominal_subjects if unit == "subject" and self.nominal_subjects is not None else self.nominal_size
 
 
 def read_site(path: Path) -> SiteConfig:

@@ -9,10 +9,12 @@ from typing import Literal
 
 from pydantic import Field
 
-from shared.config import DataCard, RunConfig, Settings
+from shared.config import Clipping, DataCard, RunConfig, Settings
 from shared.messages import ReplyHeader
+from shared.preflight import PreflightCheck
 
-Outcome = Literal["used", "refused", "failed", "late", "invalid", "not-asked"]
+Outcome = Literal["used", "refused", "failed", "late", "invalid", "not-asked", "withheld"]
+"""withheld: participation is drawn in secret and counted upon, so that who took part stays with the server"""
 
 
 class Estimate(Settings):
@@ -87,6 +89,12 @@ class RoundRecord(Settings):
     """None on rounds that did not evaluate"""
     update_norm: float | None = None
     """L2 norm of the change to the global model; None when nothing changed"""
+    clip_norm: float | None = None
+    """adaptive clipping of records or subjects: the norm that sites used in this round"""
+    site_clip_norm: float | None = None
+    """unit site: the norm of whole updates in this round"""
+    site_epsilon: float | None = None
+    """unit site: all that the server's ledger holds about this federation, this round included"""
 
 
 class SitePrivacy(Settings):
@@ -104,6 +112,67 @@ class SitePrivacy(Settings):
     second_epsilon: float | None = None
     """this run's mechanisms composed by the other library: Opacus' PRV where the site used PLD, else PLD"""
     second_accountant: str = "pld"
+    run_epsilon: float | None = None
+    """this run's mechanisms composed by the site's own accountant"""
+    epsilon_before: float | None = None
+    """before this run; None where the owner does not tell"""
+    cap_epsilon: float | None = None
+    """the owner's cap; None where the owner does not tell"""
+    left_after_round: int | None = None
+    """last round in which its update was used, where it refused later ones; None where it did not"""
+
+
+class CentralPrivacy(Settings):
+    """How the server protected whole sites, and what its ledger says."""
+
+    epsilon: float
+    """all that the ledger holds about this federation, this run included"""
+    epsilon_before: float
+    epsilon_run: float
+    """this run's rounds alone"""
+    cap_epsilon: float
+    delta: float
+    clipping: Clipping
+    noise_multiplier: float
+    sample_rate: float
+    """chance that a site is asked in a round; 1 where the schedule is public"""
+    rounds: int
+    """rounds that were charged, repeated ones too"""
+    denominator: float
+    """what the noisy sum is divided by; public"""
+    accountant: str
+    second_epsilon: float | None
+    second_accountant: str
+
+
+class SiteStatistics(Settings):
+    """A site's noisy counts, as they came."""
+
+    site: str
+    counts: tuple[float, ...]
+    noise_multiplier: float
+
+
+class AuditAttack(Settings):
+    """One attack on the training code, and what it proves at least."""
+
+    name: str
+    lower_bound: float
+    """epsilon is at least this, with the stated confidence; 0 says that the attack showed nothing"""
+    confidence: float
+    detail: str
+
+
+class Audit(Settings):
+    """What `motet audit` found; RUN/audit.json."""
+
+    claimed_epsilon: float
+    delta: float
+    unit: str
+    attacks: tuple[AuditAttack, ...]
+    started: str
+    planted_fault: str | None = None
+    """the training code was broken on purpose, to show what an audit sees"""
 
 
 class RunRecord(Settings):
@@ -128,3 +197,9 @@ class RunRecord(Settings):
     validation: Evaluation
     num_parameters: int
     sites: tuple[str, ...]
+    central: CentralPrivacy | None = None
+    statistics: tuple[SiteStatistics, ...] = ()
+    preflight: tuple[PreflightCheck, ...] = ()
+    audit: Audit | None = None
+    code_digest: str = ""
+    """SHA-256 over the program's own files: equal digest, equal program"""

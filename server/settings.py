@@ -27,6 +27,10 @@ class ServerSettings(Settings):
     engine: str
     num_sites: int = Field(ge=1, description="sites to wait for before the first round")
     started: str
+    ledger: Path | None = Field(default=None, description="unit site: the server's own ledger")
+    federation: str = Field(default="", description="unit site: the ledger's key, the same for all runs over these sites")
+    site_cap_epsilon: float | None = Field(default=None, gt=0, description="unit site: all runs together; the run's own")
+    reproducible_noise: bool = Field(default=False, description="simulations only")
     extensions: tuple[Path, ...] = Field(default=(), description="files of this machine that register further parts")
 
 

@@ -22,6 +22,8 @@ from shared.errors import ConfigError
 Option = bool | int | float | str | tuple[float, ...]
 Kind = Literal["image", "text", "audio", "signal", "features"]
 Unit = Literal["record", "subject", "site"]
+Clipping = Literal["flat", "per-layer", "adaptive"]
+NoiseKind = Literal["float64", "float32", "discrete"]
 RESERVED_COLUMNS = ("label", "rating", "subject_id", "file_name")
 
 
@@ -149,6 +151,9 @@ class TrainingSettings(Settings):
     proximal_mu: float = Field(default=0.0, ge=0, description="FedProx: pull towards the round's first weights")
     gradient_engine: Literal["auto", "reference", "hooks", "functional"] = "auto"
     microbatch_size: int = Field(default=64, ge=1)
+    records_per_subject: int = Field(
+        default=1, ge=1, le=1024, description="unit subject: records drawn of each sampled subject, averaged"
+    )
 
     @model_validator(mode="after")
     def _one_of_each(self) -> "TrainingSettings":
@@ -169,23 +174,43 @@ class TrainingSettings(Settings):
 
 
 class PrivacySettings(Settings):
-    """What a whole run may reveal about one unit at a site that takes part in it."""
+    """What a whole run may reveal about one unit, and who adds the noise that hides it."""
 
     unit: Unit
     trust: Literal["nobody", "aggregate", "server"]
     epsilon: float = Field(gt=0, description="total over all rounds of the run, at `delta`")
     delta: float = Field(gt=0, lt=1)
-    clip_norm: float = Field(ge=1e-6, le=1e6, description="largest L2 norm of one unit's gradient")
+    clip_norm: float = Field(
+        ge=1e-6, le=1e6, description="largest L2 norm of one unit's gradient or update; adaptive clipping begins there"
+    )
+    clipping: Clipping = "flat"
+    target_quantile: float = Field(
+        default=0.5, gt=0, lt=1, description="adaptive: share of contributions that shall not be clipped"
+    )
+    quantile_rate: float = Field(default=0.2, gt=0, le=1, description="adaptive: how fast the clip norm follows")
     accountant: Literal["rdp", "prv", "pld"] = "pld"
 
     @model_validator(mode="after")
     def _is_offered(self) -> "PrivacySettings":
-        if self.unit != "record" or self.trust != "nobody":
+        if self.trust == "aggregate":
             raise ValueError(
-                f'unit {self.unit!r} with trust {self.trust!r} is not offered yet; allowed: unit = "record" with '
-                'trust = "nobody", where every site protects each of its records by itself'
+                'trust "aggregate" needs secure aggregation, which is not offered yet; allowed: "nobody" with unit '
+                '"record" or "subject", "server" with unit "site"'
+            )
+        if (self.unit == "site") != (self.trust == "server"):
+            raise ValueError(
+                f'unit {self.unit!r} with trust {self.trust!r}; allowed: "record" or "subject" with "nobody", where '
+                'every site adds its own noise, and "site" with "server", where the server adds it to the sum'
             )
         return self
+
+
+class StatisticsSettings(Settings):
+    """Noisy counts that every site is asked for once, before the first round; they cost budget like a round."""
+
+    noise_multiplier: float = Field(
+        ge=0.3, le=1e6, description="noise standard deviation of each count; one unit moves the counts by at most 1"
+    )
 
 
 class ServerOptimizerSettings(Settings):
@@ -202,7 +227,10 @@ class FederationSettings(Settings):
     """Rounds, who takes part, and how updates become the next model."""
 
     rounds: int = Field(ge=1, le=100_000)
-    sites_per_round: int | None = Field(default=None, ge=1, description="all, if not set")
+    sites_per_round: int | None = Field(default=None, ge=1, description="all, if not set; the schedule is public")
+    site_sample_rate: float | None = Field(
+        default=None, gt=0, lt=1, description="chance that a site is asked in a round, drawn in secret; unit site only"
+    )
     min_sites: int = Field(default=1, ge=1, description="a round with fewer usable updates changes nothing")
     wait_for_sites_s: float = Field(default=60.0, gt=0)
     round_timeout_s: float = Field(default=3600.0, gt=0)
@@ -234,6 +262,10 @@ class RunConfig(Settings):
     model: ModelSettings
     training: TrainingSettings
     privacy: PrivacySettings | Literal["none"]
+    site_privacy: PrivacySettings | None = Field(
+        default=None, description="unit site, beside a `privacy` of unit record or subject: both hold at once"
+    )
+    statistics: StatisticsSettings | None = None
     federation: FederationSettings
     evaluation: EvaluationSettings = EvaluationSettings()
 
@@ -247,6 +279,45 @@ class RunConfig(Settings):
         if self.model.modality_dropout and len(self.model.encoders) == 1:
             raise ValueError("model.modality_dropout: a model of one modality has none to drop; allowed: 0")
         return self
+
+    @model_validator(mode="after")
+    def _privacy_fits(self) -> "RunConfig":
+        if self.site_privacy is not None:
+            if self.site_privacy.unit != "site":
+                raise ValueError(f'site_privacy.unit is {self.site_privacy.unit!r}; allowed: "site"')
+            if self.local_privacy is None:
+                raise ValueError(
+                    'site_privacy: stands beside a privacy of unit "record" or "subject"; alone, unit "site" belongs '
+                    "into privacy itself"
+                )
+        if self.statistics is not None and self.local_privacy is None:
+            raise ValueError('statistics: noisy counts need a privacy of unit "record" or "subject"')
+        subjects = self.local_privacy is not None and self.local_privacy.unit == "subject"
+        if self.training.records_per_subject > 1 and not subjects:
+            raise ValueError('training.records_per_subject: above 1 only with privacy.unit = "subject"')
+        federation = self.federation
+        if self.central_privacy is None:
+            if federation.site_sample_rate is not None:
+                raise ValueError('federation.site_sample_rate: only with unit "site"; use sites_per_round')
+            return self
+        if federation.site_sample_rate is not None and federation.sites_per_round is not None:
+            raise ValueError("federation: site_sample_rate (secret) or sites_per_round (public); allowed: one of them")
+        if federation.aggregation != "mean" or federation.weighting != "uniform":
+            raise ValueError(
+                'unit "site" bounds what a site adds to a plain sum; allowed: aggregation = "mean" with weighting = '
+                '"uniform"'
+            )
+        return self
+
+    @property
+    def local_privacy(self) -> PrivacySettings | None:
+        """What each site adds noise for by itself: records or subjects."""
+        return None if self.privacy == "none" or self.privacy.unit == "site" else self.privacy
+
+    @property
+    def central_privacy(self) -> PrivacySettings | None:
+        """What the server adds noise for: whole sites."""
+        return self.privacy if self.privacy != "none" and self.privacy.unit == "site" else self.site_privacy
 
     @property
     def modalities(self) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor
 
-from shared.config import RunConfig, Settings
+from shared.config import Clipping, NoiseKind, RunConfig, Settings
 
 PROTOCOL_VERSION = 1
 
@@ -37,31 +37,69 @@ class RequestHeader(Settings):
     round_number: int = Field(ge=1)
     attempt: int = Field(default=0, ge=0, description="how often this round was begun before")
     planned_rounds: int = Field(ge=1, le=100_000, description="most rounds that this run will ask of this site")
+    clip_norm: float | None = Field(
+        default=None, ge=1e-6, le=1e6, description="adaptive clipping of records or subjects: the norm of this round"
+    )
+    site_clip_norm: float | None = Field(
+        default=None, ge=1e-6, le=1e6, description="unit site: largest L2 norm of the whole update in this round"
+    )
+
+
+class StatisticsHeader(Settings):
+    """All of a request for noisy counts, before the first round."""
+
+    protocol_version: int
+    run: RunConfig
+    run_id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
+    attempt: int = Field(default=0, ge=0)
+    planned_rounds: int = Field(ge=1, le=100_000, description="as in the train requests that follow")
 
 
 class PrivacyStatement(Settings):
     """How a site protected its update: the mechanism of the whole run, and what it has spent in all."""
 
-    unit: Literal["record", "subject", "site"]
+    unit: Literal["record", "subject"]
     epsilon: float = Field(ge=0, description="upper bound over everything ever released about this data set")
     delta: float = Field(gt=0, lt=1)
+    clipping: Clipping = "flat"
     clip_norm: float = Field(gt=0)
-    noise_multiplier: float = Field(gt=0)
+    noise_multiplier: float = Field(gt=0, description="of all that a step releases, the count of adaptive clipping too")
     sample_rate: float = Field(gt=0, le=1)
     steps_per_round: int = Field(ge=1)
     accountant: str
+    noise: NoiseKind = "float64"
     reproducible_noise: bool
+    cap_epsilon: float | None = Field(default=None, gt=0, description="the owner's cap, where the owner tells it")
+    epsilon_before: float | None = Field(
+        default=None, ge=0, description="spent before this run, where the owner tells it"
+    )
 
 
 class ReplyHeader(Settings):
-    """The allow-list: every number that may leave a site beside its update; only the last comes from records."""
+    """The allow-list: every number that may leave a site beside its update; only the last two come from records."""
 
     protocol_version: int
     run_id: str
     round_number: int
     nominal_size: int = Field(ge=1)
-    privacy: PrivacyStatement | None = Field(description="None: the update is not protected")
-    num_examples: int | None = Field(default=None, ge=0, description="only where the owner says it may be told")
+    privacy: PrivacyStatement | None = Field(description="None: the update is not protected by the site")
+    unclipped_share: float | None = Field(
+        default=None, description="adaptive clipping of records or subjects: noisy, paid for in the ledger"
+    )
+    is_within_clip: bool | None = Field(
+        default=None, description="adaptive clipping of sites: exact, for the server that is trusted to add the noise"
+    )
+
+
+class StatisticsReply(Settings):
+    """A site's noisy counts, and how they were protected."""
+
+    protocol_version: int
+    run_id: str
+    counts: tuple[float, ...] = Field(
+        min_length=1, max_length=100_000, description="records or subjects of each class; of a rating, their number"
+    )
+    privacy: PrivacyStatement
 
 
 @dataclass(frozen=True)

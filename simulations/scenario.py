@@ -10,10 +10,11 @@ import os
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, model_validator
 
-from shared.config import DataCard, Option, RunConfig, Settings, parse_settings, read_toml
+from shared.config import DataCard, NoiseKind, Option, RunConfig, Settings, parse_settings, read_toml
 from shared.errors import ConfigError
 
 SCENARIOS = Path(__file__).parent / "scenarios"
@@ -48,7 +49,8 @@ class OwnerSettings(Settings):
         default=None, gt=0, description="cap of each site's ledger; the run's epsilon if not set"
     )
     delta: float | None = Field(default=None, gt=0, lt=1)
-    share_num_examples: bool = False
+    on_short_budget: Literal["refuse", "fewer-rounds", "more-noise"] = "refuse"
+    noise: NoiseKind = "float64"
     reproducible_noise: bool = False
 
 

@@ -1,18 +1,46 @@
 """Mechanism: what one unit can add to a sum is bounded, so that noise of a known scale can hide it.
 
-in        per-sample gradients, one tensor [B, ...] for each parameter
-out       the sum of the clipped gradients, which client/private_training.py gives to Opacus for noise
-relies on each row being the gradient of one sample alone (client/gradient/)
+in        per-unit gradients, one tensor [B, ...] for each parameter; or the whole update of a site
+out       the sum of what was clipped, to which client/private_training.py or server/central.py adds the noise
+relies on each row being the gradient of one unit alone (client/gradient/)
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from shared.config import PrivacySettings
+
 PIECE = 4096
 SMALLEST_FACTOR = 1e-30
+COUNT_RATIO = 5.0
+"""adaptive clipping: noise of the count, over its sensitivity of 1/2, in units of the whole mechanism's noise"""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """How one unit's contribution is bounded: its L2 norm over all parameters is at most `norm`, however it is done."""
+
+    norm: float
+    """above 0; infinity leaves every finite contribution as it is"""
+    per_layer: bool = False
+    """each of L layers to norm / sqrt(L), so that the whole is at most norm"""
+    grid: float | None = None
+    """width of the grid that clipped contributions are rounded to, for noise on whole numbers; None: no rounding"""
+
+
+@dataclass
+class ClippedSum:
+    """Clipped contributions, added up."""
+
+    sums: dict[str, Tensor]
+    """parameter -> sum; with a grid, int64 numbers of grid widths"""
+    unclipped: float
+    """how many units were within the norm already"""
 
 
 def sample_norms(gradients: Mapping[str, Tensor]) -> Float[Tensor, "B"]:
@@ -41,24 +69,98 @@ def clip_factors(norms: Float[Tensor, "B"], *, clip_norm: float) -> Float[Tensor
     return torch.where(norms.isfinite() & (factors > SMALLEST_FACTOR), factors, 0.0)
 
 
-def clipped_sum(gradients: Mapping[str, Tensor], *, clip_norm: float) -> dict[str, Tensor]:
-    """Sum over the samples of their gradients, each clipped to L2 norm `clip_norm` over all parameters jointly.
+def clipped_sum(gradients: Mapping[str, Tensor], *, clip: Clip) -> ClippedSum:
+    """Sum over the units of their gradients, each clipped.
 
-    A sample whose norm is NaN, infinite or 1e30 clip norms long contributes exactly zero; no samples give exact zeros.
+    A unit whose norm is NaN, infinite or 1e30 clip norms long contributes exactly zero; no units give exact zeros.
 
     Args:
         gradients: parameter -> [B, *shape].
-        clip_norm: above 0; infinity leaves every finite gradient as it is.
+        clip: how.
+
+    Source: per layer: McMahan et al. 2018, arXiv:1710.06963, section 2.3.
     """
     norms = sample_norms(gradients)
-    factors = clip_factors(norms, clip_norm=clip_norm)
-    whole = norms.isfinite()
-    clean = bool(whole.all())
-    sums = {}
-    for name, gradient in gradients.items():
-        flat = gradient.reshape(len(gradient), -1)
-        if not clean:
-            # PRIVACY: zero times NaN is NaN, so its row is emptied. test_a_broken_gradient_contributes_exactly_zero
-            flat = torch.where(whole[:, None], flat, 0.0)
-        sums[name] = (factors.to(flat.dtype) @ flat).reshape(gradient.shape[1:])
-    return sums
+    whole, clean = norms.isfinite(), bool(norms.isfinite().all())
+    sums, within = {}, whole.clone()
+    layers = layers_of(tuple(gradients)) if clip.per_layer else {"": tuple(gradients)}
+    share = clip.norm / math.sqrt(len(layers))
+    clipped: dict[str, Tensor] = {}
+    for names in layers.values():
+        layer_norms = sample_norms({name: gradients[name] for name in names}) if clip.per_layer else norms
+        within &= layer_norms <= share
+        factors = clip_factors(layer_norms, clip_norm=share)
+        for name in names:
+            flat = gradients[name].reshape(len(norms), -1)
+            if not clean:
+                # PRIVACY: zero times NaN is NaN, so its row is emptied. test_a_broken_gradient_contributes_exactly_zero
+                flat = torch.where(whole[:, None], flat, 0.0)
+            if clip.grid is None:
+                sums[name] = (factors.to(flat.dtype) @ flat).reshape(gradients[name].shape[1:])
+            else:
+                clipped[name] = (factors[:, None] * flat.double() / clip.grid).round()
+    if clip.grid is not None:
+        sums = _sum_of_whole_numbers(gradients, clipped, clip=clip)
+    return ClippedSum(sums={name: sums[name] for name in gradients}, unclipped=float(within.sum()))
+
+
+def whole_number_sensitivity(*, clip_norm: float, grid: float, num_parameters: int) -> float:
+    """Largest L2 norm, in grid widths, of a clipped contribution after rounding to the nearest whole numbers.
+
+    Source: Kairouz, Liu, Steinke 2021, arXiv:2102.06387, section 4.2, for the worst rounding.
+    """
+    return clip_norm / grid + math.sqrt(num_parameters) / 2
+
+
+def clip_update(update: Mapping[str, Tensor], *, clip_norm: float, per_layer: bool) -> tuple[dict[str, Tensor], bool]:
+    """A whole update clipped as one unit, and whether it was within the norm; one that is not finite becomes zeros."""
+    result = clipped_sum(
+        {name: value[None] for name, value in update.items()}, clip=Clip(clip_norm, per_layer=per_layer)
+    )
+    return result.sums, bool(result.unclipped)
+
+
+def layers_of(names: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Parameters by the module they lie in: weight and bias of a layer belong together."""
+    layers: dict[str, list[str]] = {}
+    for name in names:
+        layers.setdefault(name.rpartition(".")[0], []).append(name)
+    return {layer: tuple(members) for layer, members in layers.items()}
+
+
+def split_noise(noise_multiplier: float) -> tuple[float, float]:
+    """Noise multiplier of the sum and standard deviation of the count that together cost what one sum would.
+
+    A unit moves the sum by 1 (in clip norms) and the count of (is it within the norm, minus a half) by 1/2.
+
+    Source: Andrew et al. 2021, arXiv:1905.03871, theorem 1, solved for the two.
+    """
+    if not noise_multiplier:
+        return 0.0, 0.0
+    of_count = COUNT_RATIO * noise_multiplier
+    return (noise_multiplier**-2 - of_count**-2) ** -0.5, of_count / 2
+
+
+def next_clip_norm(clip_norm: float, *, unclipped_share: float, settings: PrivacySettings) -> float:
+    """The clip norm of the next round, which moves towards the quantile that is asked for; within what is allowed.
+
+    Source: Andrew et al. 2021, arXiv:1905.03871, section 2.1, the geometric update.
+    """
+    share = min(1.0, max(0.0, unclipped_share))
+    moved = clip_norm * math.exp(-settings.quantile_rate * (share - settings.target_quantile))
+    return min(1e6, max(1e-6, moved))
+
+
+def _sum_of_whole_numbers(
+    gradients: Mapping[str, Tensor], clipped: Mapping[str, Tensor], *, clip: Clip
+) -> dict[str, Tensor]:
+    num = sum(value.shape[1] for value in clipped.values())
+    bound = whole_number_sensitivity(clip_norm=clip.norm, grid=clip.grid or 1.0, num_parameters=num)
+    norms = sample_norms(clipped)
+    # PRIVACY: whole numbers are added without any rounding, and what the bound does not hold for is left out.
+    # test_whole_number_contributions_keep_their_bound
+    kept = norms <= bound
+    return {
+        name: torch.where(kept[:, None], value, 0.0).to(torch.int64).sum(dim=0).reshape(gradients[name].shape[1:])
+        for name, value in clipped.items()
+    }

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from client import agent
 from client.agent import answer_hello, answer_train
-from client.ledger import Ledger
+from shared.privacy.ledger import Ledger
 from client.sampling import poisson_batch
 from shared.config import RunConfig
 from shared.messages import PROTOCOL_VERSION, Hello, Refusal, ReplyHeader, RequestHeader, Shapes, TrainReply

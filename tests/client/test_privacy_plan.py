@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from client.private_training import PrivacyPlan, make_plan
+from client.plan import PrivacyPlan, make_plan
 from shared.config import PrivacySettings
 from shared.errors import BudgetError
 from shared.privacy.accountant import MechanismUse, spent_epsilon

@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from client.private_training import PrivacyPlan, train_round
+from client.plan import PrivacyPlan
+from client.private_training import train_round
 from client.sampling import reproducible_generator
 from shared.batch import Samples
 from shared.config import TrainingSettings

@@ -15,7 +15,7 @@ from typing import cast, get_args
 
 import pytest
 
-from client.ledger import Ledger
+from shared.privacy.ledger import Ledger
 from client.site import read_site
 from server.checkpoint import METRICS_FILE
 from server.records import RoundRecord, RunRecord

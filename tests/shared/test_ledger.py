@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from client.ledger import VERSION, Ledger, Reservation
+from shared.privacy.ledger import VERSION, Ledger, Reservation
 from shared.errors import BudgetError, LedgerError, PermissionRefused
 from shared.privacy.accountant import MechanismUse, spent_epsilon
 
@@ -221,14 +221,14 @@ def start(code: str, path: Path) -> subprocess.Popen[str]:
     prelude = f"""
         import sys, time
         from pathlib import Path
-        import client.ledger
-        from client.ledger import Ledger
+        import shared.privacy.ledger
+        from shared.privacy.ledger import Ledger
         from shared.errors import BudgetError
         from shared.privacy.accountant import MechanismUse
         def slow_count(uses, **_):
             time.sleep(0.3)
             return float(len(uses))
-        client.ledger.spent_epsilon = slow_count
+        shared.privacy.ledger.spent_epsilon = slow_count
         ledger = Ledger(Path({str(path)!r}))
         def reserve(run_id, number):
             return ledger.reserve(
@@ -262,7 +262,7 @@ def test_killed_inside_the_transaction_nothing_was_granted_and_nothing_is_broken
     """SIGKILL after the row is inserted and before the commit: the caller never got its reservation."""
     process = start(
         """
-        real = client.ledger.sqlite3.connect
+        real = shared.privacy.ledger.sqlite3.connect
         class Stopped:
             def __init__(self, connection): self.connection = connection
             def __getattr__(self, name): return getattr(self.connection, name)
@@ -271,7 +271,7 @@ def test_killed_inside_the_transaction_nothing_was_granted_and_nothing_is_broken
                     print("inserted", flush=True)
                     sys.stdin.read()
                 return self.connection.execute(statement, *more)
-        client.ledger.sqlite3.connect = lambda *a, **k: Stopped(real(*a, **k))
+        shared.privacy.ledger.sqlite3.connect = lambda *a, **k: Stopped(real(*a, **k))
         reserve("run", 1)
         """,
         path,

@@ -2,7 +2,7 @@
 
 in        reservations, one for each round of each run that wants a data set
 out       permission to touch the data, or a refusal; all uses so far, for the accountant
-relies on SQLite's transactions and a disk that keeps what it has synced; shared/privacy/accountant.py for the sums
+relies on SQLite's transactions and a disk that keeps what it has synced; accountant.py for the sums
 
 A ledger restored from an old backup, or deleted, has forgotten what came after: the one thing it cannot notice.
 """
