@@ -1,7 +1,7 @@
 """Messages: what server and site say to each other, as typed records; all that may ever be in a reply is here.
 
 in        a round that the server plans; an update that a site protected
-out       TrainRequest and TrainReply, Hello, Refusal; wire.py turns them into Flower's records and back
+out       requests and replies (training, noisy counts), Hello, Refusal; wire.py turns them into Flower's records
 relies on config.py for the run's settings
 """
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from shared.config import Clipping, NoiseKind, RunConfig, Settings
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 Shapes = Mapping[str, tuple[int, ...]]
 """parameter name -> shape: what a message may and must hold"""

@@ -1,6 +1,6 @@
 """Wire: typed messages to Flower's records and back, every array checked against what the model expects.
 
-in        TrainRequest, TrainReply, Hello, Refusal; or a RecordDict from the other side, trusted in nothing
+in        TrainRequest, TrainReply, StatisticsHeader and -Reply, Hello, Refusal; or a RecordDict, trusted in nothing
 out       the other of the two; WireError for anything that does not have the agreed form
 relies on Flower's serialisation of arrays by numpy without pickle
 """
@@ -16,13 +16,23 @@ from torch import Tensor
 
 from shared.config import AnySettings, parse_settings_json
 from shared.errors import ConfigError, WireError
-from shared.messages import Hello, Refusal, ReplyHeader, RequestHeader, Shapes, TrainReply, TrainRequest
+from shared.messages import (
+    Hello,
+    Refusal,
+    ReplyHeader,
+    RequestHeader,
+    Shapes,
+    StatisticsHeader,
+    StatisticsReply,
+    TrainReply,
+    TrainRequest,
+)
 
 HEADER, ARRAYS, REFUSAL = "header", "arrays", "refusal"
 MAX_HEADER_CHARACTERS = 1_000_000
 REFUSAL_CODE = r"[a-z][a-z-]{0,39}"
 LARGEST_VALUE = 1e9
-"""of a weight or a change; float32 ends at 3e38, and a mean of such numbers is infinite"""
+"""of a weight, a change or a count; float32 ends at 3e38, and a mean of such numbers is infinite"""
 _NUMPY_HEADER_BYTES = 4096
 
 
@@ -31,11 +41,16 @@ def encode_request(request: TrainRequest) -> RecordDict:
     return _encode(request.header.model_dump_json(), request.weights)
 
 
-def encode_reply(reply: TrainReply | Hello | Refusal) -> RecordDict:
+def encode_statistics_request(header: StatisticsHeader) -> RecordDict:
+    """A request for noisy counts as records."""
+    return RecordDict({HEADER: ConfigRecord({"json": header.model_dump_json()})})
+
+
+def encode_reply(reply: TrainReply | StatisticsReply | Hello | Refusal) -> RecordDict:
     """Anything a site may say as records."""
     if isinstance(reply, Refusal):
         return RecordDict({REFUSAL: ConfigRecord({"code": reply.code})})
-    if isinstance(reply, Hello):
+    if isinstance(reply, Hello | StatisticsReply):
         return RecordDict({HEADER: ConfigRecord({"json": reply.model_dump_json()})})
     return _encode(reply.header.model_dump_json(), reply.update)
 
@@ -47,6 +62,16 @@ def decode_request_header(records: RecordDict) -> RequestHeader:
         WireError: not a train request, or its settings are not allowed.
     """
     return _header(RequestHeader, records)
+
+
+def decode_statistics_header(records: RecordDict) -> StatisticsHeader:
+    """A request for noisy counts.
+
+    Raises:
+        WireError: not such a request, more than one, or its settings are not allowed.
+    """
+    _only_header(records)
+    return _header(StatisticsHeader, records)
 
 
 def decode_hello(records: RecordDict) -> Hello | Refusal:
@@ -73,6 +98,29 @@ def decode_reply(records: RecordDict, *, shapes: Shapes) -> TrainReply | Refusal
     )
 
 
+def decode_statistics(records: RecordDict, *, num_counts: int) -> StatisticsReply | Refusal:
+    """A site's noisy counts, or its refusal.
+
+    Args:
+        records: what came.
+        num_counts: how many there must be: the classes of a single-label task, or one for a rating.
+
+    Raises:
+        WireError: neither of the two, or another number of counts, or one that is not finite or too large.
+    """
+    refusal = _refusal(records)
+    if refusal is not None:
+        return refusal
+    _only_header(records)
+    reply = _header(StatisticsReply, records)
+    # written so that NaN, which no comparison holds for, is refused as well
+    if len(reply.counts) != num_counts or not all(abs(count) <= LARGEST_VALUE for count in reply.counts):
+        raise WireError(
+            f"{len(reply.counts)} counts; allowed: {num_counts}, each finite and of a size up to {LARGEST_VALUE:g}"
+        )
+    return reply
+
+
 def decode_arrays(records: RecordDict, *, shapes: Shapes) -> dict[str, Tensor]:
     """The arrays of a message as float32 tensors, exactly those named in `shapes`.
 
@@ -93,6 +141,11 @@ def decode_arrays(records: RecordDict, *, shapes: Shapes) -> dict[str, Tensor]:
 def _encode(header: str, arrays: Mapping[str, Tensor]) -> RecordDict:
     record = ArrayRecord({name: Array(value.detach().cpu().contiguous().numpy()) for name, value in arrays.items()})
     return RecordDict({HEADER: ConfigRecord({"json": header}), ARRAYS: record})
+
+
+def _only_header(records: RecordDict) -> None:
+    if set(records) != {HEADER}:
+        raise WireError(f"message holds records {sorted(records)[:9]}; allowed: {[HEADER]}")
 
 
 def _header(kind: type[AnySettings], records: RecordDict) -> AnySettings:

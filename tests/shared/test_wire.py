@@ -9,8 +9,28 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 
 from shared.errors import WireError
-from shared.messages import PROTOCOL_VERSION, Hello, PrivacyStatement, Refusal, ReplyHeader, TrainReply, reply_fields
-from shared.wire import decode_arrays, decode_hello, decode_reply, encode_reply
+from shared.messages import (
+    PROTOCOL_VERSION,
+    Hello,
+    PrivacyStatement,
+    Refusal,
+    ReplyHeader,
+    StatisticsHeader,
+    StatisticsReply,
+    TrainReply,
+    reply_fields,
+)
+from shared.wire import (
+    LARGEST_VALUE,
+    decode_arrays,
+    decode_hello,
+    decode_reply,
+    decode_statistics,
+    decode_statistics_header,
+    encode_reply,
+    encode_statistics_request,
+)
+from tests.tiny import tiny_config
 
 STATEMENT = PrivacyStatement(
     unit="record", epsilon=1.5, delta=1e-5, clip_norm=1.0, noise_multiplier=1.1, sample_rate=0.1, steps_per_round=2,
@@ -111,7 +131,11 @@ def test_a_refusal_is_a_code_and_nothing_else() -> None:
 
 
 def test_a_hello_with_a_name_that_could_break_a_report_is_refused() -> None:
-    text = Hello(protocol_version=1, site="ward", modalities=("image",)).model_dump_json().replace("ward", "<script>")
+    text = (
+        Hello(protocol_version=PROTOCOL_VERSION, site="ward", modalities=("image",))
+        .model_dump_json()
+        .replace("ward", "<script>")
+    )
     with pytest.raises(WireError):
         decode_hello(RecordDict({"header": ConfigRecord({"json": text})}))
 
@@ -119,5 +143,56 @@ def test_a_hello_with_a_name_that_could_break_a_report_is_refused() -> None:
 def test_every_value_of_a_reply_is_named_among_its_fields() -> None:
     fields = reply_fields(reply())
     assert {"update.w", "update.scale", "privacy.epsilon", "nominal_size"} <= set(fields)
-    assert "num_examples" not in fields
-    assert len(fields) == len(STATEMENT.model_dump()) + len(HEADER.model_dump(exclude_none=True)) - 1 + len(SHAPES)
+    said = len(STATEMENT.model_dump(exclude_none=True)) + len(HEADER.model_dump(exclude_none=True))
+    assert len(fields) == said - 1 + len(SHAPES)
+
+
+COUNTS = StatisticsReply(
+    protocol_version=PROTOCOL_VERSION, run_id="r", counts=(12.25, -0.5, LARGEST_VALUE), privacy=STATEMENT
+)
+
+
+def over_the_wire(records: RecordDict) -> RecordDict:
+    return recorddict_from_proto(recorddict_to_proto(records))
+
+
+def test_counts_survive_the_protobuf_of_a_real_deployment_bit_for_bit() -> None:
+    assert decode_statistics(over_the_wire(encode_reply(COUNTS)), num_counts=3) == COUNTS
+    assert decode_statistics(encode_reply(Refusal("refused")), num_counts=3) == Refusal("refused")
+
+
+def test_a_request_for_counts_survives_and_holds_nothing_else() -> None:
+    asked = StatisticsHeader(
+        protocol_version=PROTOCOL_VERSION,
+        run=tiny_config(private=True, statistics={"noise_multiplier": 2.0}),
+        run_id="r",
+        planned_rounds=3,
+    )
+    assert decode_statistics_header(over_the_wire(encode_statistics_request(asked))) == asked
+    more = encode_statistics_request(asked)
+    more["weights"] = ArrayRecord({})
+    with pytest.raises(WireError, match="weights"):
+        decode_statistics_header(more)
+    with pytest.raises(WireError, match="no header"):
+        decode_statistics_header(RecordDict({"header": ConfigRecord({"text": "counts, please"})}))
+
+
+@pytest.mark.parametrize("count", ["1e10", "-2e9", "NaN", "Infinity", "1e999", '"many"', "null"])
+def test_a_count_that_is_no_number_of_agreed_size_is_refused(count: str) -> None:
+    text = COUNTS.model_dump_json().replace("12.25", count)
+    assert count in text
+    with pytest.raises(WireError):
+        decode_statistics(RecordDict({"header": ConfigRecord({"json": text})}), num_counts=3)
+
+
+@pytest.mark.parametrize("num_counts", [1, 2, 4])
+def test_counts_of_another_number_of_classes_are_refused(num_counts: int) -> None:
+    with pytest.raises(WireError, match=f"allowed: {num_counts}"):
+        decode_statistics(encode_reply(COUNTS), num_counts=num_counts)
+
+
+def test_a_record_beside_the_counts_is_refused() -> None:
+    records = encode_reply(COUNTS)
+    records["metrics"] = ConfigRecord({"rows": 40})
+    with pytest.raises(WireError, match="metrics"):
+        decode_statistics(records, num_counts=3)
