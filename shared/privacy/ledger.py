@@ -1,53 +1,40 @@
-"""Ledger: what was ever spent on each of the owner's data sets, on disk before the data is opened.
+"""Ledger: what was ever spent on each data set, on disk before the data is opened.
 
-in        reservations, one for each round of each run that wants a data set
-out       permission to touch the data, or a refusal; all uses so far, for the accountant
-relies on SQLite's transactions and a disk that keeps what it has synced; accountant.py for the sums
+in        reservations, one for each round of each run that wants a data set; the server's own, for a federation
+out       permission to go on, or a refusal; all uses so far, merged, for the accountant
+relies on ledger_file.py for transactions that last; accountant.py for the sums
 
 A ledger restored from an old backup, or deleted, has forgotten what came after: the one thing it cannot notice.
 """
 
-import contextlib
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 from shared.config import Unit
-from shared.errors import BudgetError, LedgerError, PermissionRefused
-from shared.privacy.accountant import Accountant, MechanismUse, spent_epsilon
+from shared.errors import BudgetError, LedgerError, PermissionRefused, PrivacyError
+from shared.privacy.accountant import Accountant, MechanismUse, merged, spent_epsilon
+from shared.privacy.ledger_file import LedgerFile
 
-APPLICATION_ID = 0x4D4F5445  # "MOTE"
-VERSION = 1
-WAIT_S = 30.0
+Mechanism = Literal["gaussian", "adaptive-gaussian", "counts", "none"]
+"""a round's sums; the same with the count of adaptive clipping; noisy counts before round 1; a round without noise"""
+State = Literal["reserved", "released", "void"]
 NO_PROTECTION = MechanismUse(noise_multiplier=0.0, sample_rate=1.0, steps=1)
 """how a round without privacy is written down: no noise, which costs infinity"""
 
-SCHEMA = """
-CREATE TABLE reservations (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
-    data_set TEXT NOT NULL,
-    unit TEXT NOT NULL CHECK (unit IN ('record', 'subject', 'site')),
-    mechanism TEXT NOT NULL CHECK (mechanism IN ('gaussian', 'none')),
-    noise_multiplier REAL NOT NULL CHECK (noise_multiplier >= 0),
-    sample_rate REAL NOT NULL CHECK (sample_rate > 0 AND sample_rate <= 1),
-    steps INTEGER NOT NULL CHECK (steps > 0),
-    run_id TEXT NOT NULL,
-    round INTEGER NOT NULL,
-    attempt INTEGER NOT NULL,
-    created_utc TEXT NOT NULL,
-    UNIQUE (data_set, run_id, round, attempt)
-) STRICT;
-CREATE TABLE endings (
-    reservation INTEGER PRIMARY KEY REFERENCES reservations (id),
-    state TEXT NOT NULL CHECK (state IN ('released', 'void')),
-    created_utc TEXT NOT NULL
-) STRICT;
-CREATE TRIGGER reservations_stay BEFORE UPDATE ON reservations BEGIN SELECT RAISE(ABORT, 'the ledger only grows'); END;
-CREATE TRIGGER reservations_keep BEFORE DELETE ON reservations BEGIN SELECT RAISE(ABORT, 'the ledger only grows'); END;
-CREATE TRIGGER endings_stay BEFORE UPDATE ON endings BEGIN SELECT RAISE(ABORT, 'the ledger only grows'); END;
-CREATE TRIGGER endings_keep BEFORE DELETE ON endings BEGIN SELECT RAISE(ABORT, 'the ledger only grows'); END;
+# PRIVACY: every row counts, whether or not its round ended, but for those of which it is certain that nothing left.
+# test_a_killed_round_stays_spent, test_a_void_row_does_not_count
+_TOTALS = """
+SELECT unit, noise_multiplier, sample_rate, sum(steps) FROM reservations
+WHERE data_set = ?1 AND id NOT IN (SELECT reservation FROM endings WHERE state = 'void')
+"""
+_ROWS = """
+SELECT id, data_set, unit, mechanism, noise_multiplier, sample_rate, steps, run_id, round, attempt,
+       reservations.created_utc, coalesce(state, 'reserved'), endings.created_utc
+FROM reservations LEFT JOIN endings ON reservation = id
 """
 
 
@@ -65,22 +52,44 @@ class Reservation:
     """bound on everything ever released about the data set, this round included"""
 
 
+@dataclass(frozen=True)
+class LedgerRow:
+    """One reservation as it stands in the ledger, and what became of it."""
+
+    id: int
+    data_set: str
+    unit: Unit
+    mechanism: Mechanism
+    use: MechanismUse
+    run_id: str
+    round_number: int
+    """0 for counts, which are asked before the first round"""
+    attempt: int
+    created_utc: str
+    """ISO 8601, to the second"""
+    state: State
+    """reserved counts as spent: whatever became of the round, nobody knows that nothing left"""
+    ended_utc: str | None
+    """when it was released or made void"""
+
+
 class Ledger:
     """One file, append-only, for any number of data sets; every row is on the disk before its method returns."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, create: bool = True) -> None:
         """Opens the ledger, or starts one where no file is.
 
         Raises:
-            LedgerError: the file is no ledger, is damaged, is newer than this program, or cannot be written.
+            LedgerError: the file is no ledger, is damaged, is newer than this program, or cannot be written; or there
+                is none, and none shall be started.
         """
         self.path = path
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise LedgerError(f"{path}: its folder cannot be made: {error}; give another path in site.toml") from None
-        with self._transaction() as connection:
-            self._prepare(connection)
+        self._file = LedgerFile(path, create=create)
+
+    @classmethod
+    def existing(cls, path: Path) -> "Ledger":
+        """Opens a ledger that is there, and never starts one: to look into it."""
+        return cls(path, create=False)
 
     def reserve(
         self,
@@ -94,37 +103,46 @@ class Ledger:
         delta: float,
         accountant: Accountant,
         attempt: int = 0,
+        mechanism: Mechanism = "gaussian",
     ) -> Reservation:
         """Charges one round to a data set; from here on it counts as spent, whatever becomes of the round.
 
         Promise: when this returns the row is on the disk, and all rows of the data set together are within the cap.
 
         Args:
-            use: what the round will do; None for a round without privacy, which the owner has permitted apart
+            unit: what the cap protects; earlier rows that protect another unit count by what they say about this one.
+            use: what the round will do; None for a round without noise, which the owner has permitted apart
                 (SiteConfig): it costs infinity, so no cap is asked, and no round with a cap is granted after it.
             cap_epsilon: the owner's.
-            attempt: a higher one says that a round reserved before is knowingly run, and paid for, again.
+            attempt: one higher than all before says that a round reserved before is knowingly run, and paid for, again.
+            mechanism: what `use` describes; without a use it is written down as "none".
 
         Raises:
             BudgetError: the cap does not cover it; nothing was written.
             PermissionRefused: this round was reserved before; nothing was written.
-            LedgerError: the file could not be written.
+            LedgerError: the file could not be written, or the data set is kept under units that do not go together.
+            PrivacyError: a number is outside its range, or the accountant gave up; nothing was written.
         """
-        asked = use or NO_PROTECTION
+        asked, kind = (NO_PROTECTION, "none") if use is None else (use, mechanism)
+        if use is not None and (mechanism == "none" or use.steps < 1):
+            raise PrivacyError(f"a use of {use.steps} steps as {mechanism!r}; allowed: 1 or more, with a mechanism")
+        if use is not None:
+            # The sums can take seconds: done here first, they wait in the accountant's memory when the lock is held.
+            spent_epsilon([*self.uses(data_set, unit=unit), asked], delta=delta, accountant=accountant)
         # PRIVACY: the check and the row are one transaction, so that two processes cannot both take the last of a
         # budget. test_two_processes_cannot_both_take_the_last_of_a_budget
-        with self._transaction() as connection:
-            known = connection.execute(
-                "SELECT 1 FROM reservations WHERE data_set = ? AND run_id = ? AND round = ? AND attempt = ?",
-                (data_set, run_id, round_number, attempt),
+        with self._file.transaction() as connection:
+            (last,) = connection.execute(
+                "SELECT max(attempt) FROM reservations WHERE data_set = ? AND run_id = ? AND round = ?",
+                (data_set, run_id, round_number),
             ).fetchone()
             # PRIVACY: an answered request would otherwise be run twice for one payment. test_a_round_is_reserved_once
-            if known:
+            if last is not None and attempt <= last:
                 raise PermissionRefused(
                     f"{self.path}: round {round_number} of run {run_id} was reserved before; "
-                    "to run it again, and pay again, ask with a higher attempt"
+                    f"to run it again, and pay again, ask with attempt {last + 1} or higher"
                 )
-            before = self._uses(connection, data_set)
+            before = self._uses(connection, data_set, unit=unit)
             # PRIVACY: everything ever released about the data set counts, not this run alone.
             # test_every_run_on_a_data_set_counts
             total = spent_epsilon([*before, asked], delta=delta, accountant=accountant)
@@ -132,52 +150,73 @@ class Ledger:
             if use is not None and not total <= cap_epsilon:
                 raise BudgetError(
                     f"{self.path}: data set {data_set!r} would have spent epsilon {total:.4g} at delta {delta:g}; "
-                    f"its owner allows {cap_epsilon:.4g}"
+                    f"its owner allows {cap_epsilon:.4g} for a {unit}"
                 )
-            row = self._insert(
-                connection, (data_set, unit, "gaussian" if use else "none"), asked, (run_id, round_number, attempt)
-            )
+            row = self._insert(connection, (data_set, unit, kind), asked, (run_id, round_number, attempt))
         return Reservation(row, data_set, run_id, round_number, attempt, asked, total)
 
     def release(self, reservation: Reservation) -> None:
         """Notes that what the reservation paid for has left, so that it can never be used again.
 
         Raises:
-            PermissionRefused: it was released before.
+            PermissionRefused: it was released or made void before.
             LedgerError: it is not in this ledger.
         """
-        with self._transaction() as connection:
-            ended = connection.execute("SELECT state FROM endings WHERE reservation = ?", (reservation.id,)).fetchone()
-            if ended:
-                raise PermissionRefused(f"{self.path}: reservation {reservation.id} is {ended[0]} already")
-            try:
-                connection.execute("INSERT INTO endings VALUES (?, 'released', ?)", (reservation.id, _now()))
-            except sqlite3.IntegrityError:
-                raise LedgerError(f"{self.path}: no reservation {reservation.id}; it belongs elsewhere") from None
+        self._end(reservation, "released")
 
-    def uses(self, data_set: str) -> tuple[MechanismUse, ...]:
-        """Everything ever reserved for a data set, in order; reserved counts as spent."""
-        with self._transaction() as connection:
-            return self._uses(connection, data_set)
+    def void(self, reservation: Reservation) -> None:
+        """Gives back what a reservation cost; its round can be asked again with a higher attempt only.
 
-    def uses_of_run(self, data_set: str, run_id: str) -> tuple[MechanismUse, ...]:
-        """What one run has reserved for a data set, in order."""
-        with self._transaction() as connection:
-            return self._uses(connection, data_set, run_id)
+        Void if: anything computed from the data set could have left under it, or still may. Call it where the data
+        could not even be read, and for nothing that went wrong later.
 
-    def spent(self, data_set: str, *, delta: float, accountant: Accountant) -> float:
+        Raises:
+            PermissionRefused: it was released or made void before.
+            LedgerError: it is not in this ledger.
+        """
+        self._end(reservation, "void")
+
+    def uses(self, data_set: str, *, unit: Unit) -> tuple[MechanismUse, ...]:
+        """All that was ever reserved for a data set and is not void, equal mechanisms merged, as it protects a unit.
+
+        Raises:
+            LedgerError: rows of a federation's sites and rows of a site's data do not go together.
+        """
+        with self._file.transaction(write=False) as connection:
+            return self._uses(connection, data_set, unit=unit)
+
+    def uses_of_run(self, data_set: str, run_id: str, *, unit: Unit) -> tuple[MechanismUse, ...]:
+        """What one run has reserved for a data set, counted as `uses` does; row by row it stands in `rows`."""
+        with self._file.transaction(write=False) as connection:
+            return self._uses(connection, data_set, unit=unit, run_id=run_id)
+
+    def spent(self, data_set: str, *, unit: Unit, delta: float, accountant: Accountant) -> float:
         """Bound on epsilon of everything ever released about a data set; infinite after a round without privacy."""
-        return spent_epsilon(self.uses(data_set), delta=delta, accountant=accountant)
+        return spent_epsilon(self.uses(data_set, unit=unit), delta=delta, accountant=accountant)
 
-    @staticmethod
-    def _uses(connection: sqlite3.Connection, data_set: str, run_id: str | None = None) -> tuple[MechanismUse, ...]:
-        # PRIVACY: every row counts, whether or not its round ended. test_a_killed_round_stays_spent
-        rows = connection.execute(
-            "SELECT noise_multiplier, sample_rate, steps FROM reservations "
-            "WHERE data_set = ?1 AND (?2 IS NULL OR run_id = ?2) ORDER BY id",
-            (data_set, run_id),
-        )
-        return tuple(MechanismUse(*row) for row in rows)
+    def rows(self, data_set: str, *, run_id: str | None = None) -> tuple[LedgerRow, ...]:
+        """Every row of a data set, or of one run on it, in the order in which they were reserved; void ones too."""
+        only, values = ("", (data_set,)) if run_id is None else (" AND run_id = ?", (data_set, run_id))
+        with self._file.transaction(write=False) as connection:
+            found = connection.execute(f"{_ROWS} WHERE data_set = ?{only} ORDER BY id", values)
+            return tuple(_row(*row) for row in found)
+
+    def data_sets(self) -> tuple[str, ...]:
+        """Names of all data sets that the ledger holds, sorted."""
+        with self._file.transaction(write=False) as connection:
+            return tuple(
+                name for (name,) in connection.execute("SELECT DISTINCT data_set FROM reservations ORDER BY 1")
+            )
+
+    def _uses(
+        self, connection: sqlite3.Connection, data_set: str, *, unit: Unit, run_id: str | None = None
+    ) -> tuple[MechanismUse, ...]:
+        only, values = ("", (data_set,)) if run_id is None else ("AND run_id = ?2", (data_set, run_id))
+        rows = connection.execute(f"{_TOTALS} {only} GROUP BY unit, mechanism, 2, 3", values)
+        try:
+            return merged([protects(MechanismUse(*use), held=held, unit=unit) for held, *use in rows])
+        except LedgerError as error:
+            raise LedgerError(f"{self.path}: data set {data_set!r}: {error}") from None
 
     def _insert(
         self,
@@ -195,59 +234,71 @@ class Ledger:
             raise LedgerError(f"{self.path}: the row was not written; nothing may be released")
         return row
 
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """A write transaction on a connection of its own, committed and synced at the end or not at all.
+    def _end(self, reservation: Reservation, state: Literal["released", "void"]) -> None:
+        which = (reservation.data_set, reservation.run_id, reservation.round_number, reservation.attempt)
+        with self._file.transaction() as connection:
+            row = connection.execute(
+                "SELECT data_set, run_id, round, attempt, state FROM reservations "
+                "LEFT JOIN endings ON reservation = id WHERE id = ?",
+                (reservation.id,),
+            ).fetchone()
+            # PRIVACY: a number from another ledger could refund a stranger's round.
+            # test_a_reservation_of_another_ledger_is_not_ended
+            if row is None or row[:4] != which:
+                raise LedgerError(f"{self.path}: no reservation {reservation.id} for {which}; it belongs elsewhere")
+            # PRIVACY: what has left stays spent. test_a_released_row_is_never_void
+            if row[4] is not None:
+                raise PermissionRefused(f"{self.path}: reservation {reservation.id} is {row[4]} already")
+            connection.execute("INSERT INTO endings VALUES (?, ?, ?)", (reservation.id, state, _now()))
 
-        A connection must not be carried into a forked process, and opening one costs less than a sync.
-        """
-        try:
-            connection = sqlite3.connect(self.path, timeout=WAIT_S, isolation_level=None)
-            try:
-                # The rollback journal, SQLite's default, keeps one file at rest: a copy of a WAL ledger without its
-                # -wal file would lack the newest rows. EXTRA also syncs the folder once the journal is gone; with
-                # FULL a power cut could bring the journal back, and with it the state before the row.
-                # PRIVACY: on the disk before anything is released. test_the_ledger_syncs_every_commit
-                connection.execute("PRAGMA synchronous = EXTRA")
-                connection.execute("PRAGMA foreign_keys = ON")
-                connection.execute("BEGIN IMMEDIATE")
-                try:
-                    yield connection
-                except BaseException:
-                    connection.execute("ROLLBACK")
-                    raise
-                connection.execute("COMMIT")
-            finally:
-                connection.close()
-        except sqlite3.Error as error:
-            raise LedgerError(
-                f"{self.path}: not usable as a ledger: {error}. Nothing was released. If another process holds it, "
-                "wait; if it is damaged, restore the newest copy and add by hand what was spent since"
-            ) from None
 
-    def _prepare(self, connection: sqlite3.Connection) -> None:
-        """Starts an empty file; turns away one that is not ours, newer or damaged."""
-        (application,) = connection.execute("PRAGMA application_id").fetchone()
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        if not tables and not application:
-            for statement in SCHEMA.split(";\n"):
-                if statement.strip():
-                    connection.execute(statement)
-            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-            connection.execute(f"PRAGMA user_version = {VERSION}")
-            self.path.chmod(0o600)
-            return
-        if application != APPLICATION_ID:
-            raise LedgerError(f"{self.path}: a database, but no ledger; give another path in site.toml, field ledger")
-        if version != VERSION:
-            raise LedgerError(
-                f"{self.path}: a ledger of version {version}; this program reads version {VERSION}. "
-                "Update the program; a new file in its place would forget what was spent"
-            )
-        (check,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-        if check != "ok":
-            raise LedgerError(f"{self.path}: damaged ({check}); restore the newest copy and add what was spent since")
+def protects(use: MechanismUse, *, held: Unit, unit: Unit) -> MechanismUse:
+    """A use that protects one unit, as what it says about another.
+
+    A subject's rows asked for records: one record more or less changes the contribution of its subject, which moves
+    the sum by at most two clip norms, so the noise is half as large for it; subjects were sampled and not records, so
+    nothing is claimed for the sampling. A record's rows asked for subjects: no bound.
+
+    Raises:
+        LedgerError: only one of the two is a site; a site's data and a federation's sites are not the same data set.
+    """
+    if "site" in (held, unit) and held != unit:
+        raise LedgerError(
+            f"it has rows that protect a {held}, and is asked about a {unit}; a federation whose sites are protected "
+            "needs a name that no data set has"
+        )
+    # PRIVACY: only what hides a unit counts as hiding it. test_units_convert_as_computed_by_hand
+    if held == unit or use.noise_multiplier == 0:
+        return use
+    if (held, unit) == ("subject", "record"):
+        return MechanismUse(use.noise_multiplier / 2, sample_rate=1.0, steps=use.steps)
+    return MechanismUse(0.0, use.sample_rate, use.steps)
+
+
+def uses_of_rows(rows: Iterable[LedgerRow], *, unit: Unit) -> tuple[MechanismUse, ...]:
+    """What rows cost together, counted as `Ledger.uses` does."""
+    return merged([protects(row.use, held=row.unit, unit=unit) for row in rows if row.state != "void"])
+
+
+def _row(
+    number: int,
+    data_set: str,
+    unit: Unit,
+    mechanism: Mechanism,
+    noise_multiplier: float,
+    sample_rate: float,
+    steps: int,
+    run_id: str,
+    round_number: int,
+    attempt: int,
+    created_utc: str,
+    state: State,
+    ended_utc: str | None,
+) -> LedgerRow:
+    use = MechanismUse(noise_multiplier, sample_rate, steps)
+    return LedgerRow(
+        number, data_set, unit, mechanism, use, run_id, round_number, attempt, created_utc, state, ended_utc
+    )
 
 
 def _now() -> str:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from shared.privacy.ledger import VERSION, Ledger, Reservation
+from shared.privacy.ledger import Ledger, Reservation
+from shared.privacy.ledger_file import VERSION
 from shared.errors import BudgetError, LedgerError, PermissionRefused
 from shared.privacy.accountant import MechanismUse, spent_epsilon
 
@@ -45,7 +46,7 @@ def reserve(
 
 
 def spent(path: Path, data_set: str = "photos") -> float:
-    return Ledger(path).spent(data_set, delta=DELTA, accountant="rdp")
+    return Ledger(path).spent(data_set, unit="record", delta=DELTA, accountant="rdp")
 
 
 @pytest.fixture
@@ -56,8 +57,8 @@ def path(tmp_path: Path) -> Path:
 def test_a_new_ledger_has_spent_nothing(path: Path) -> None:
     ledger = Ledger(path)
 
-    assert ledger.spent("photos", delta=DELTA, accountant="rdp") == 0
-    assert ledger.uses("photos") == ()
+    assert ledger.spent("photos", unit="record", delta=DELTA, accountant="rdp") == 0
+    assert ledger.uses("photos", unit="record") == ()
     assert path.stat().st_mode & 0o077 == 0
 
 
@@ -69,7 +70,7 @@ def test_a_reservation_counts_before_and_after_its_release(path: Path) -> None:
     assert spent(path) == ONE
     ledger.release(reservation)
     assert spent(path) == ONE
-    assert Ledger(path).uses("photos") == (USE,)
+    assert Ledger(path).uses("photos", unit="record") == (USE,)
 
 
 def test_every_run_on_a_data_set_counts(path: Path) -> None:
@@ -81,8 +82,8 @@ def test_every_run_on_a_data_set_counts(path: Path) -> None:
     assert final.epsilon_spent == TWO
     assert spent(path) == TWO
     assert spent(path, "voices") == ONE
-    assert ledger.uses_of_run("photos", "final") == (USE,)
-    assert ledger.uses_of_run("photos", "never") == ()
+    assert ledger.uses_of_run("photos", "final", unit="record") == (USE,)
+    assert ledger.uses_of_run("photos", "never", unit="record") == ()
 
 
 def test_a_request_past_the_cap_is_refused_and_writes_nothing(path: Path) -> None:
@@ -129,7 +130,7 @@ def test_a_round_without_privacy_costs_infinity_for_ever(path: Path) -> None:
     assert reserve(ledger, use=None, cap_epsilon=1.0).epsilon_spent == math.inf
 
     assert spent(path) == math.inf
-    assert ledger.uses("photos")[0].noise_multiplier == 0
+    assert ledger.uses("photos", unit="record")[0].noise_multiplier == 0
     with pytest.raises(BudgetError):
         reserve(ledger, round_number=2, cap_epsilon=1e9)
     assert reserve(ledger, data_set="voices").epsilon_spent == ONE
@@ -154,7 +155,7 @@ def test_rows_can_be_neither_changed_nor_deleted(path: Path) -> None:
 
 def test_the_ledger_syncs_every_commit(path: Path) -> None:
     """EXTRA (3) with a rollback journal: file, journal and folder are synced before reserve returns."""
-    with Ledger(path)._transaction() as connection:
+    with Ledger(path)._file.transaction() as connection:
         assert connection.execute("PRAGMA synchronous").fetchone() == (3,)
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("delete",)
 
