@@ -2,11 +2,15 @@
 
 import itertools
 import math
+from typing import Literal
 
 import numpy as np
 import torch
 
 from server.records import (
+    Audit,
+    AuditAttack,
+    CentralPrivacy,
     ClassScores,
     Estimate,
     Evaluation,
@@ -16,9 +20,14 @@ from server.records import (
     Scores,
     SitePrivacy,
     SiteRound,
+    SiteStatistics,
 )
 from shared.config import DataCard, RunConfig
 from shared.messages import PrivacyStatement, ReplyHeader, TrainReply, reply_fields
+from shared.preflight import PreflightCheck
+
+Protection = Literal["record", "subject", "site", "record+site", "subject+site", "none"]
+SITE_LIMIT = 4.0
 
 
 def build_record(
@@ -33,13 +42,24 @@ def build_record(
     rounds: int = 40,
     rating: bool = False,
     private: bool = True,
+    protection: Protection = "record",
+    secret: bool = False,
+    clipping: str = "flat",
+    statistics: bool = False,
+    tells: bool = True,
     reproducible_noise: bool = False,
     epsilon: float = 8.0,
     reached: float = 0.85,
     seed: int = 0,
     engine: str = "local",
 ) -> RunRecord:
-    """A record as a run would write it, with numbers of a plausible shape."""
+    """A record as a run would write it, with numbers of a plausible shape.
+
+    Args:
+        private: False is short for protection "none".
+        secret: the server draws who is asked by secret coins, and the record withholds who took part.
+        tells: owners let their cap and what they spent before be told.
+    """
     run = _run(
         name,
         modalities=modalities,
@@ -47,7 +67,10 @@ def build_record(
         groups=tuple(groups or {}),
         rounds=rounds,
         rating=rating,
-        private=private,
+        protection=protection if private else "none",
+        secret=secret,
+        clipping=clipping,
+        statistics=statistics,
         epsilon=epsilon,
         seed=seed,
     )
@@ -63,13 +86,67 @@ def build_record(
         versions={"python": "3.11.7", "motet": "0.1.0", "torch": "2.13.0", "opacus": "1.6.0", "flwr": "1.41.0"},
         stopped="completed",
         chosen_round=max(1, rounds - 2),
-        rounds=_history(run, sites=sites, reached=reached, generator=generator),
-        privacy=_plans(run, sites=sites, rounds=rounds) if private else (),
+        rounds=_history(run, sites=sites, reached=reached, generator=generator, tells=tells),
+        privacy=_plans(run, sites=sites, rounds=rounds, tells=tells) if run.local_privacy and not secret else (),
         test=_evaluation("test", run=run, skill=reached, groups=groups or {}, generator=generator),
         validation=_evaluation("validation", run=run, skill=reached, groups=groups or {}, generator=generator),
         num_parameters=48_210,
         sites=sites,
+        central=_central(run, num_sites=len(sites)),
+        statistics=tuple(
+            SiteStatistics(site=site, counts=(103.2, 96.7, 101.0, 98.4)[: len(labels)], noise_multiplier=6.0)
+            for site in (sites if statistics else ())
+        ),
+        code_digest="5f2c" * 16,
     )
+
+
+def audited(
+    record: RunRecord, *, lower_bound: float = 1.9, claimed_epsilon: float = 8.0, planted_fault: str | None = None
+) -> RunRecord:
+    """The record with an audit and preflight checks."""
+    attack = AuditAttack(
+        name="canaries in gradient space",
+        lower_bound=lower_bound,
+        confidence=0.95,
+        detail="1,000 canaries, 612 of 1,000 guessed rightly",
+    )
+    audit = Audit(
+        claimed_epsilon=claimed_epsilon,
+        delta=1e-5,
+        unit="record",
+        attacks=(attack,),
+        started="2026-03-02T10:00:00+00:00",
+        planted_fault=planted_fault,
+    )
+    check = PreflightCheck(name="noise-scale", passed=True, detail="standard deviation 1.002 of the promised one")
+    return record.model_copy(update={"audit": audit, "preflight": (check,)})
+
+
+def _central(run: RunConfig, *, num_sites: int) -> CentralPrivacy | None:
+    central, rounds = run.central_privacy, run.federation.rounds
+    if central is None:
+        return None
+    rate = run.federation.site_sample_rate or 1.0
+    return CentralPrivacy(
+        epsilon=_site_epsilon(run, number=rounds) + 0.2,
+        epsilon_before=0.5,
+        epsilon_run=_site_epsilon(run, number=rounds),
+        cap_epsilon=6.0,
+        delta=central.delta,
+        clipping=central.clipping,
+        noise_multiplier=2.41,
+        sample_rate=rate,
+        rounds=rounds,
+        denominator=rate * num_sites,
+        accountant=central.accountant,
+        second_epsilon=_site_epsilon(run, number=rounds) * 1.004,
+        second_accountant="prv",
+    )
+
+
+def _site_epsilon(run: RunConfig, *, number: int) -> float:
+    return SITE_LIMIT * math.sqrt(number / run.federation.rounds)
 
 
 def _card(title: str, *, generated: bool, run: RunConfig) -> DataCard:
@@ -84,29 +161,38 @@ def _card(title: str, *, generated: bool, run: RunConfig) -> DataCard:
 
 
 def _history(
-    run: RunConfig, *, sites: tuple[str, ...], reached: float, generator: np.random.Generator
+    run: RunConfig, *, sites: tuple[str, ...], reached: float, generator: np.random.Generator, tells: bool
 ) -> tuple[RoundRecord, ...]:
-    rounds = run.federation.rounds
+    rounds, central = run.federation.rounds, run.central_privacy
     return tuple(
         RoundRecord(
             round=number,
             seconds=1.5,
             sites=tuple(
-                _site_round(site, index=index, number=number, run=run, modalities=run.modalities)
+                SiteRound(site=site, outcome="withheld")
+                if run.federation.site_sample_rate is not None
+                else _site_round(site, index=index, number=number, run=run, tells=tells)
                 for index, site in enumerate(sites)
             ),
             validation=_scores(run, skill=reached * (1 - math.exp(-4 * number / rounds)), generator=generator),
             update_norm=1.0 / number,
+            clip_norm=1.0 - 0.5 * number / rounds if run.local_privacy and _adapts(run) else None,
+            site_clip_norm=1.0 if central else None,
+            site_epsilon=_site_epsilon(run, number=number) + 0.2 if central else None,
         )
         for number in range(1, rounds + 1)
     )
 
 
-def _plans(run: RunConfig, *, sites: tuple[str, ...], rounds: int) -> tuple[SitePrivacy, ...]:
+def _adapts(run: RunConfig) -> bool:
+    return run.local_privacy is not None and run.local_privacy.clipping == "adaptive"
+
+
+def _plans(run: RunConfig, *, sites: tuple[str, ...], rounds: int, tells: bool) -> tuple[SitePrivacy, ...]:
     return tuple(
         SitePrivacy(
             site=site,
-            unit="record",
+            unit=run.local_privacy.unit if run.local_privacy else "record",
             epsilon=_epsilon(index, number=rounds, run=run),
             delta=1e-5,
             noise_multiplier=1.07 + 0.02 * index,
@@ -115,6 +201,10 @@ def _plans(run: RunConfig, *, sites: tuple[str, ...], rounds: int) -> tuple[Site
             nominal_size=400 + 20 * index,
             accountant="rdp",
             second_epsilon=_epsilon(index, number=rounds, run=run) * 0.93,
+            run_epsilon=_epsilon(index, number=rounds, run=run),
+            epsilon_before=0.0 if tells else None,
+            cap_epsilon=10.0 if tells else None,
+            left_after_round=5 if index == 3 and rounds > 5 else None,
         )
         for index, site in enumerate(sites)
     )
@@ -128,12 +218,19 @@ def _run(
     groups: tuple[str, ...],
     rounds: int,
     rating: bool,
-    private: bool,
+    protection: Protection,
+    secret: bool,
+    clipping: str,
+    statistics: bool,
     epsilon: float,
     seed: int,
 ) -> RunConfig:
     task = {"task": "rating", "rating_range": (-3.0, 3.0)} if rating else {"task": "single-label", "labels": labels}
-    privacy = {"unit": "record", "trust": "nobody", "epsilon": epsilon, "delta": 1e-5, "clip_norm": 1.0}
+    local, _, central = protection.rpartition("+")
+    unit = local or protection
+    common = {"delta": 1e-5, "clip_norm": 1.0, "clipping": clipping}
+    at_sites = {"unit": unit, "trust": "nobody", "epsilon": epsilon, **common}
+    at_server = {"unit": "site", "trust": "server", "epsilon": SITE_LIMIT, **common, "clipping": "flat"}
     return RunConfig.model_validate(
         {
             "name": name,
@@ -149,22 +246,24 @@ def _run(
                 "fusion": {"name": "gated"},
             },
             "training": {"optimizer": "momentum", "learning_rate": 0.5, "batch_size": 32, "local_epochs": 1},
-            "privacy": privacy if private else "none",
-            "federation": {"rounds": rounds},
+            "privacy": "none" if protection == "none" else at_server if unit == "site" else at_sites,
+            "site_privacy": at_server if local and central else None,
+            "statistics": {"noise_multiplier": 6.0} if statistics else None,
+            "federation": {"rounds": rounds, "site_sample_rate": 0.5 if secret else None},
         }
     )
 
 
 def _epsilon(index: int, *, number: int, run: RunConfig) -> float:
-    limit = run.privacy.epsilon if run.privacy != "none" else 0.0
+    limit = run.local_privacy.epsilon if run.local_privacy else 0.0
     return limit * (1 - 0.03 * (index % 7)) * math.sqrt(number / run.federation.rounds)
 
 
-def _site_round(site: str, *, index: int, number: int, run: RunConfig, modalities: tuple[str, ...]) -> SiteRound:
+def _site_round(site: str, *, index: int, number: int, run: RunConfig, tells: bool) -> SiteRound:
     troubles: dict[tuple[int, int], tuple[Outcome, str]] = {
         (1, 3): ("late", "run-failed"),
         (3, 5): ("failed", "internal"),
-        (3, 6): ("refused", "refused"),
+        **{(3, later): ("refused", "refused") for later in range(6, run.federation.rounds + 1)},
         (4, 2): ("invalid", "message-invalid"),
     }
     if (index, number) in troubles:
@@ -172,34 +271,39 @@ def _site_round(site: str, *, index: int, number: int, run: RunConfig, modalitie
         return SiteRound(site=site, outcome=outcome, code=code)
     if run.federation.rounds > 1 and index % 10 == 9 and number % 4 == 0:
         return SiteRound(site=site, outcome="not-asked")
-    statement = PrivacyStatement(
-        unit="record",
+    local = run.local_privacy
+    statement = local and PrivacyStatement(
+        unit="subject" if local.unit == "subject" else "record",
         epsilon=_epsilon(index, number=number, run=run),
         delta=1e-5,
+        clipping=local.clipping,
         clip_norm=1.0,
         noise_multiplier=1.07 + 0.02 * index,
         sample_rate=0.08,
         steps_per_round=12,
         accountant="rdp",
         reproducible_noise=False,
+        cap_epsilon=10.0 if tells else None,
+        epsilon_before=0.0 if tells else None,
     )
-    private = run.privacy != "none"
     header = ReplyHeader(
         protocol_version=1,
         run_id="run-1",
         round_number=number,
         nominal_size=400 + 20 * index,
-        privacy=statement if private else None,
-        num_examples=None,
+        privacy=statement,
+        unclipped_share=0.52 if _adapts(run) else None,
     )
     names = [
-        f"encoders.{modality}.layers.{layer}.weight" for modality in modalities[: 1 + index % 3] for layer in range(3)
+        f"encoders.{modality}.layers.{layer}.weight"
+        for modality in run.modalities[: 1 + index % 3]
+        for layer in range(3)
     ]
     update = {name: torch.zeros(1) for name in [*names, "fusion.gates.weight", "head.weight", "head.bias"]}
     return SiteRound(
         site=site,
         outcome="used",
-        epsilon=statement.epsilon if private else None,
+        epsilon=statement.epsilon if statement else None,
         update_bytes=192_840,
         fields=reply_fields(TrainReply(header=header, update=update)),
         header=header,
