@@ -1,8 +1,8 @@
 """Private training: one round at one site, from the model as it came to the change that may leave.
 
-in        a model, the site's Samples, a PrivacyPlan that ledger.py has already charged for this round
-out       parameter -> change; update.py sends it
-relies on per-sample gradients (gradient/), Poisson batches (sampling.py), noise and scaling by Opacus' optimizer
+in        a model, the site's Samples, a PrivacyPlan whose round is in the ledger already
+out       TrainedRound: parameter -> change, and with adaptive clipping a noisy share; update.py sends both
+relies on clipped gradients (gradient/), Poisson batches (sampling.py), scaling by Opacus' optimizer
 """
 
 import math
@@ -16,10 +16,22 @@ from torch import Tensor, nn
 
 from client.gradient import GradientEngine, choose_engine
 from client.gradient.plain import PlainEngine
-from client.sampling import poisson_batch
+from client.plan import PrivacyPlan
+from client.sampling import draw_rows
 from shared.batch import Batch, Samples
-from shared.config import PrivacySettings, TrainingSettings, Unit
-from shared.privacy.accountant import Accountant, MechanismUse, calibrate_noise, spent_epsilon
+from shared.config import TrainingSettings
+from shared.privacy.mechanism import GRIDS_PER_NORM, Clip, split_noise, whole_number_sensitivity
+from shared.privacy.noise import RandomSource
+
+
+@dataclass(frozen=True)
+class TrainedRound:
+    """What one round of training gives; with a plan, all of it may leave the site."""
+
+    update: dict[str, Tensor]
+    """parameter -> change"""
+    unclipped_share: float | None
+    """adaptive clipping: noisy share of contributions that were within the clip norm; may lie outside 0 to 1"""
 
 
 def train_round(
@@ -33,17 +45,19 @@ def train_round(
     round_number: int,
     rounds: int,
     modality_dropout: float,
-    noise: torch.Generator,
-    sampling: torch.Generator,
-) -> dict[str, Tensor]:
+    noise: RandomSource,
+    sampling: RandomSource,
+) -> TrainedRound:
     """Change of the named parameters after one round of local steps; the model itself comes back as it was given.
 
-    Promise: with a plan, the change is a function of `plan.steps_per_round` clipped, noised sums over Poisson samples
-    and of nothing else private. Without one it is ordinary training on the same kind of batches.
-    Void if: the ledger was not charged before, or `noise` and `sampling` can be guessed (sampling.secret_generator).
+    Promise: with a plan, the result is a function of `plan.steps_per_round` clipped, noised sums (and, with adaptive
+    clipping, as many noised counts) over Poisson samples of the plan's units, and of nothing else private. Without a
+    plan it is ordinary training on the same kind of batches of records.
+    Void if: the ledger was not charged before, or `noise` and `sampling` can be guessed (noise.secret_source).
 
     Args:
         names: parameters that are trained; all others stay and get no gradient.
+        nominal_size: public number of units; read without a plan only.
         round_number: from 1 to `rounds`; only the learning rate depends on it.
         modality_dropout: chance that a step hides a present modality of a sample; one is always left.
         noise: makes the noise and nothing else.
@@ -52,32 +66,48 @@ def train_round(
     parameters = dict(model.named_parameters())
     trained = {name: parameters[name] for name in names}
     start = {name: parameter.detach().clone() for name, parameter in trained.items()}
-    rate = plan.sample_rate if plan else training.sampling(nominal_size)
-    engine = _engine(model, training=training, private=plan is not None)
+    unit, rows_per_unit = (plan.unit, plan.records_per_unit) if plan else ("record", 1)
+    rate, steps = (
+        (plan.sample_rate, plan.steps_per_round)
+        if plan
+        else (training.sampling(nominal_size), training.steps(nominal_size))
+    )
+    engine, clip, excesses = _engine(model, training=training, private=plan is not None), clip_of(plan), []
     with _as_given(model, trained, start), _own_randomness(sampling, next(iter(trained.values())).device):
-        optimizer = _optimizer(
-            list(trained.values()),
-            training=training,
-            learning_rate=learning_rate(training, round_number=round_number, rounds=rounds),
-            plan=plan,
-            expected_batch_size=plan.expected_batch_size if plan else rate * nominal_size,
-            noise=noise,
-        )
+        rate_now = learning_rate(training, round_number=round_number, rounds=rounds)
+        inner = _torch_optimizer(list(trained.values()), training=training, learning_rate=rate_now)
+        denominator = plan.expected_batch_size if plan else rate * nominal_size
+        optimizer = _CipherNoiseOptimizer(inner, plan=plan, expected_batch_size=denominator, source=noise)
         if training.proximal_mu:
             # PRIVACY: the pull starts from public weights and is added after the noise, so a sample's share of the
             # sum is still at most clip_norm. test_proximal_term_comes_after_the_noise
             optimizer.attach_step_hook(_pull(trained, start, mu=training.proximal_mu))
         # PRIVACY: as many steps as were charged, whatever was drawn. test_empty_batches_are_noised_and_counted
-        for _ in range(plan.steps_per_round if plan else training.steps(nominal_size)):
-            batch = samples.take(poisson_batch(len(samples), sample_rate=rate, generator=sampling))
+        for _ in range(steps):
+            rows = draw_rows(samples, unit=unit, sample_rate=rate, records_per_unit=rows_per_unit, source=sampling)
+            batch = samples.take(rows)
             if modality_dropout:
-                batch = hide_modalities(batch, chance=modality_dropout, generator=sampling)
+                batch = hide_modalities(batch, chance=modality_dropout, source=sampling)
+            clipped = engine.clipped_sum(model, batch, names=names, clip=clip, rows_per_unit=rows_per_unit)
             optimizer.zero_grad()
-            sums = engine.clipped_sum(model, batch, names=names, clip_norm=plan.clip_norm if plan else math.inf)
-            for name, parameter in trained.items():
-                parameter.grad = sums[name]
+            optimizer.clipped_sums = [clipped.sums[name] for name in names]
             optimizer.step()
-        return {name: parameter.detach() - start[name] for name, parameter in trained.items()}
+            if plan and plan.clipping == "adaptive":
+                units = len(rows) // rows_per_unit
+                excesses.append(_noisy_excess(clipped.unclipped, units=units, plan=plan, noise=noise))
+        update = {name: parameter.detach() - start[name] for name, parameter in trained.items()}
+    return TrainedRound(update, unclipped_share=0.5 + sum(excesses) / steps / denominator if excesses else None)
+
+
+def clip_of(plan: PrivacyPlan | None) -> Clip:
+    """How a plan bounds each unit's contribution; without a plan, not at all."""
+    if plan is None:
+        return Clip(math.inf)
+    return Clip(
+        plan.clip_norm,
+        per_layer=plan.clipping == "per-layer",
+        grid=plan.clip_norm / GRIDS_PER_NORM if plan.noise == "discrete" else None,
+    )
 
 
 def learning_rate(training: TrainingSettings, *, round_number: int, rounds: int) -> float:
@@ -90,17 +120,30 @@ def learning_rate(training: TrainingSettings, *, round_number: int, rounds: int)
     return training.learning_rate * share[training.schedule]
 
 
-def hide_modalities(batch: Batch, *, chance: float, generator: torch.Generator) -> Batch:
+def hide_modalities(batch: Batch, *, chance: float, source: RandomSource) -> Batch:
     """The batch with present modalities hidden at random, sample by sample; a sample keeps at least one it had.
 
-    Each sample's fate is drawn apart from the others', so it still has one gradient, clipped like any other.
+    Each sample's fate is drawn apart from the others', so its unit still has one gradient, clipped like any other.
     """
-    draws = torch.rand(batch.present.shape, generator=generator)
+    draws = source.uniform(batch.present.numel()).view_as(batch.present).to(batch.present.device)
     kept = batch.present & (draws >= chance)
     luckiest = torch.where(batch.present, draws, -1.0).argmax(dim=1, keepdim=True)
     rescued = torch.zeros_like(kept).scatter(1, luckiest, value=True)
     kept = torch.where(kept.any(dim=1, keepdim=True), kept, rescued & batch.present)
     return Batch(inputs=batch.inputs, present=kept, targets=batch.targets)
+
+
+def _noisy_excess(unclipped: float, *, units: int, plan: PrivacyPlan, noise: RandomSource) -> float:
+    """Noisy sum over a step's units of 1/2 for each that was within the clip norm and -1/2 for each that was not.
+
+    Source: Andrew et al. 2021, arXiv:1905.03871, section 2.2, with the half subtracted so that a unit moves it by 1/2.
+    """
+    twice = 2 * unclipped - units
+    # PRIVACY: what the count costs, the sum's noise has been raised for. test_the_count_has_the_promised_noise
+    _, std = split_noise(plan.noise_multiplier)
+    if plan.noise == "discrete":
+        return (twice + int(noise.discrete_normal((), std=2 * std))) / 2
+    return twice / 2 + float(noise.normal((), std=std))
 
 
 def _engine(model: nn.Module, *, training: TrainingSettings, private: bool) -> GradientEngine:
@@ -109,51 +152,79 @@ def _engine(model: nn.Module, *, training: TrainingSettings, private: bool) -> G
     return choose_engine(training.gradient_engine, model, microbatch_size=training.microbatch_size)
 
 
-def _optimizer(
-    parameters: list[nn.Parameter],
-    *,
-    training: TrainingSettings,
-    learning_rate: float,
-    plan: PrivacyPlan | None,
-    expected_batch_size: float,
-    noise: torch.Generator,
-) -> DPOptimizerFastGradientClipping:
-    """A torch optimizer in Opacus' wrapper, which adds the noise and divides; its state lasts one round."""
+def _torch_optimizer(
+    parameters: list[nn.Parameter], *, training: TrainingSettings, learning_rate: float
+) -> torch.optim.Optimizer:
     decay = training.weight_decay
-    inner: torch.optim.Optimizer
     if training.optimizer == "adam":
-        inner = torch.optim.Adam(parameters, lr=learning_rate, weight_decay=decay)
-    else:
-        momentum = training.momentum if training.optimizer == "momentum" else 0.0
-        inner = torch.optim.SGD(parameters, lr=learning_rate, momentum=momentum, weight_decay=decay)
-    return _DoubleNoiseOptimizer(
-        inner,
-        # PRIVACY: noise of the scale the accountant was told. test_noise_has_the_promised_scale
-        noise_multiplier=plan.noise_multiplier if plan else 0.0,
-        max_grad_norm=plan.clip_norm if plan else 1.0,
-        # PRIVACY: divide by the expected batch size; the drawn one depends on who is there. test_denominator_is_public
-        expected_batch_size=expected_batch_size,
-        generator=noise,
-    )
+        return torch.optim.Adam(parameters, lr=learning_rate, weight_decay=decay)
+    momentum = training.momentum if training.optimizer == "momentum" else 0.0
+    return torch.optim.SGD(parameters, lr=learning_rate, momentum=momentum, weight_decay=decay)
 
 
-class _DoubleNoiseOptimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc]  # Opacus has no types
-    """Opacus' optimizer, its noise drawn in float64 and then rounded.
+class _CipherNoiseOptimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc]  # Opacus has no types
+    """Opacus' optimizer, which adds noise, divides and steps; its noise comes from a cipher, and may be whole numbers.
 
-    Opacus draws in float32, whose uniform numbers have 24 bits, so that no draw passes 5.77 deviations. A Gaussian
-    passes them eight times in a thousand million: over all weights and steps, more than a delta of 1e-5 has room for.
+    Opacus draws in float32 from a generator that a seed of 32 bits gives back; its uniform numbers have 24 bits, so
+    that no draw passes 5.77 deviations. A Gaussian passes them eight times in a thousand million: over all weights and
+    steps, more than a delta of 1e-5 has room for. Its state lasts one round.
     """
+
+    clipped_sums: Sequence[Tensor]
+    """set before each step: of each parameter in order; int64 where the plan's noise is discrete"""
+
+    def __init__(
+        self,
+        inner: torch.optim.Optimizer,
+        *,
+        plan: PrivacyPlan | None,
+        expected_batch_size: float,
+        source: RandomSource,
+    ) -> None:
+        # PRIVACY: with adaptive clipping the sum gets a little more noise than the accountant is told, the count pays
+        # for it. test_sum_and_count_together_cost_what_one_gaussian_does
+        multiplier = 0.0 if plan is None else plan.noise_multiplier
+        if plan is not None and plan.clipping == "adaptive":
+            multiplier, _ = split_noise(multiplier)
+        super().__init__(
+            inner,
+            # PRIVACY: noise of the scale the accountant was told. test_noise_has_the_promised_scale
+            noise_multiplier=multiplier,
+            max_grad_norm=plan.clip_norm if plan else 1.0,
+            # PRIVACY: divide by the expected batch size; the drawn one depends on who is there.
+            # test_denominator_is_public
+            expected_batch_size=expected_batch_size,
+        )
+        self.source, self.kind = source, plan.noise if plan else "float64"
+        self.grid = clip_of(plan).grid
+
+    def accumulate(self) -> None:
+        """Takes over `clipped_sums`."""
+        for parameter, clipped in zip(self.params, self.clipped_sums, strict=True):
+            parameter.summed_grad = clipped
 
     def add_noise(self) -> None:
         """Leaves the clipped sum with its noise in every parameter's `grad`."""
-        std = self.noise_multiplier * self.max_grad_norm
         for parameter in self.params:
-            clipped = parameter.summed_grad
-            # PRIVACY: drawn with 53 bits, so that the tail is there. test_noise_is_drawn_in_double_precision
-            noise = torch.normal(
-                0.0, std, clipped.shape, generator=self.generator, device=clipped.device, dtype=torch.float64
-            )
-            parameter.grad = (clipped.double() + noise).to(clipped.dtype).view_as(parameter)
+            noised = self._noised(parameter.summed_grad)
+            parameter.grad = noised.to(parameter.dtype).view_as(parameter)
+
+    def _noised(self, clipped: Tensor) -> Tensor:
+        if not self.noise_multiplier:
+            return clipped if self.grid is None else clipped * self.grid
+        if self.grid is None:
+            std = self.noise_multiplier * self.max_grad_norm
+            # PRIVACY: drawn with 53 bits unless the owner chose float32, so that the tail is there.
+            # test_noise_is_drawn_in_double_precision
+            noise = self.source.normal(tuple(clipped.shape), std=std, kind=self.kind)
+            return clipped + noise.to(clipped.device)
+        num_parameters = sum(parameter.numel() for parameter in self.params)
+        sensitivity = whole_number_sensitivity(
+            clip_norm=self.max_grad_norm, grid=self.grid, num_parameters=num_parameters
+        )
+        noise = self.source.discrete_normal(tuple(clipped.shape), std=self.noise_multiplier * sensitivity)
+        # PRIVACY: added as whole numbers; only the noised sum is rounded. test_whole_numbers_are_added_exactly
+        return (clipped + noise.to(clipped.device)).double() * self.grid
 
 
 def _pull(trained: dict[str, nn.Parameter], start: dict[str, Tensor], *, mu: float) -> Callable[[object], None]:
@@ -185,9 +256,13 @@ def _as_given(model: nn.Module, trained: dict[str, nn.Parameter], start: dict[st
 
 
 @contextmanager
-def _own_randomness(generator: torch.Generator, device: torch.device) -> Iterator[None]:
-    """Dropout inside draws from `generator`'s stream; torch's global generator is left as it was."""
-    seed = int(torch.randint(2**62, (), generator=generator))
+def _own_randomness(source: RandomSource, device: torch.device) -> Iterator[None]:
+    """Dropout inside draws from a generator that `source` seeds; torch's global generator is left as it was.
+
+    torch keeps 32 bits of the seed. They suffice, because dropout protects nothing: whatever it drops, each unit has
+    one gradient, clipped, and the noise is not drawn from there.
+    """
+    seed = source.seed()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         # Not torch.manual_seed, which keeps a stack trace for every kind of device it has not started yet.
         torch.default_generator.manual_seed(seed)

@@ -1,59 +1,63 @@
-"""Sampling: which records enter a step, each by a coin of its own; and the generators whose draws must stay secret.
+"""Sampling: which units enter a step, each by a coin of its own, and which of a unit's records.
 
-in        the number of records at hand, the public sampling rate
-out       row numbers, read by private_training.py; generators for it
-relies on the operating system's random numbers
+in        the samples at hand, the public sampling rate, a source of random numbers
+out       row numbers, unit by unit, read by private_training.py
+relies on shared/privacy/noise.py: who can foretell the source knows who was sampled
 """
 
-import secrets
-
-import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-# Where torch keeps the 624 words of its Mersenne Twister in a generator's state, each in eight bytes.
-STATE_WORDS = slice(3, 3 + 624)
+from shared.batch import Samples
+from shared.config import Unit
+from shared.errors import PrivacyError
+from shared.privacy.noise import RandomSource
 
 
-def poisson_batch(num_records: int, *, sample_rate: float, generator: torch.Generator) -> Int[Tensor, "B"]:
-    """Rows of one step: each of `num_records` independently with probability `sample_rate`; often none.
+def poisson_batch(num_units: int, *, sample_rate: float, source: RandomSource) -> Int[Tensor, "B"]:
+    """Units of one step: each of `num_units` independently with probability `sample_rate`; often none.
 
     Source: Mironov et al. 2019, arXiv:1908.10530, section 3: the sampling that the accountant assumes. Shuffled
     batches of a fixed size would be another mechanism with another, larger epsilon.
     """
-    # PRIVACY: one coin a record, in float64 so that its chance is the stated one to 1e-16.
+    # PRIVACY: one coin a unit, in float64 so that its chance is the stated one to 1e-16.
     # test_every_record_enters_by_a_coin_of_its_own
-    coins = torch.rand(num_records, generator=generator, dtype=torch.float64)
-    return (coins < sample_rate).nonzero().flatten()
+    return (source.uniform(num_units) < sample_rate).nonzero().flatten()
 
 
-def secret_generator() -> torch.Generator:
-    """A generator whose whole state comes from the operating system; no seed gives its numbers back.
+def draw_rows(
+    samples: Samples, *, unit: Unit, sample_rate: float, records_per_unit: int, source: RandomSource
+) -> Int[Tensor, "R"]:
+    """Rows of one step, unit by unit: a Poisson sample of the units, and `records_per_unit` records of each.
 
-    torch keeps only 32 bits of a CPU generator's seed, `.seed()` included, so that all noise a seed can make could be
-    tried through in hours. Here all 19,968 bits of the state are drawn instead.
-    What it does not give: the Mersenne Twister is no cipher. Who saw 624 of its raw words could foretell the rest; they
-    are seen only through the sum of unknown gradients and noise.
+    A subject with at least that many records gives different ones; with fewer, all of them in a random order, again
+    and again until there are enough.
+
+    Args:
+        unit: "record" or "subject".
+        records_per_unit: 1 where records are protected.
+
+    Raises:
+        PrivacyError: several records of a unit that is one record, or a unit that no site samples.
     """
-    generator = torch.Generator()
-    state = generator.get_state()
-    words = np.frombuffer(secrets.token_bytes(4 * 624), dtype=np.uint32).astype(np.uint64)
-    # PRIVACY: every word of the state is secret, not only 32 bits of a seed.
-    # test_secret_generators_differ_beyond_their_seed
-    state.numpy().view(np.uint64)[STATE_WORDS] = words
-    generator.set_state(state)
-    return generator
+    if unit == "record" and records_per_unit == 1:
+        return poisson_batch(len(samples), sample_rate=sample_rate, source=source)
+    if unit != "subject":
+        raise PrivacyError(f'{records_per_unit} records of each {unit}; allowed: 1 with "record", any with "subject"')
+    rows = samples.rows_of_subjects
+    # PRIVACY: a subject has one coin, however many rows. test_every_subject_enters_by_a_coin_of_its_own
+    chosen = [rows[number] for number in poisson_batch(len(rows), sample_rate=sample_rate, source=source).tolist()]
+    return _some_of_each(chosen, num=records_per_unit, source=source)
 
 
-def reproducible_generator(seed: int, *, purpose: str) -> torch.Generator:
-    """A generator that the same seed and purpose give back: for simulations, where it protects nobody.
-
-    Two purposes, such as the noise of two sites, get unrelated numbers from one seed.
-    """
-    generator = torch.Generator()
-    state = generator.get_state()
-    entropy = [seed, *purpose.encode()]
-    state.numpy().view(np.uint64)[STATE_WORDS] = np.random.SeedSequence(entropy).generate_state(624).astype(np.uint64)
-    generator.set_state(state)
-    return generator
+def _some_of_each(rows: list[Tensor], *, num: int, source: RandomSource) -> Int[Tensor, "R"]:
+    """`num` rows of each subject, in the order of the subjects."""
+    if not rows:
+        return torch.empty(0, dtype=torch.int64)
+    sizes = torch.tensor([len(each) for each in rows])
+    keys, owner = source.uniform(int(sizes.sum())), torch.repeat_interleave(sizes)
+    by_key = keys.argsort()
+    shuffled = torch.cat(rows)[by_key[owner[by_key].argsort(stable=True)]]
+    starts = sizes.cumsum(0) - sizes
+    return shuffled[(starts[:, None] + torch.arange(num) % sizes[:, None]).flatten()]

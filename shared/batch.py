@@ -6,6 +6,7 @@ relies on every row having at least one modality of the run (dataset.py turns th
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Int
@@ -35,6 +36,14 @@ class Samples(Batch):
     """who each row is about; the row's own number where the folder has no subject_id"""
     groups: dict[str, tuple[str, ...]]
     """group column -> its value in each row, "" where it has none"""
+
+    @cached_property
+    def rows_of_subjects(self) -> tuple[Tensor, ...]:
+        """The rows of each subject, [n] int64, subjects in the order in which they first appear."""
+        rows: dict[str, list[int]] = {}
+        for row, subject in enumerate(self.subjects):
+            rows.setdefault(subject, []).append(row)
+        return tuple(torch.tensor(numbers) for numbers in rows.values())
 
     def take(self, rows: Int[Tensor, "B"]) -> Batch:
         """The named rows, in the order given; no rows give a batch of size 0."""

@@ -13,7 +13,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from shared.batch import Batch
-from shared.errors import ModelError
+from shared.errors import ModelError, PrivacyError
+from shared.privacy.mechanism import Clip, ClippedSum
 
 
 @runtime_checkable
@@ -35,17 +36,36 @@ class SampleModel(Protocol):
 
 @runtime_checkable
 class GradientEngine(Protocol):
-    """Sums the clipped per-sample gradients of a batch."""
+    """Sums the clipped gradients of the units of a batch."""
 
     def clipped_sum(
-        self, model: nn.Module, batch: Batch, *, names: Sequence[str], clip_norm: float
-    ) -> dict[str, Tensor]:
-        """Sum over the samples of the gradients of the loss, each clipped to L2 norm `clip_norm`.
+        self, model: nn.Module, batch: Batch, *, names: Sequence[str], clip: Clip, rows_per_unit: int = 1
+    ) -> ClippedSum:
+        """Sum over the units of the gradient of their mean loss, each clipped.
 
         The norm is taken over all named parameters jointly. A gradient that is not finite contributes exactly zero, an
         empty batch gives exact zeros. The model comes back as it was.
+
+        Args:
+            names: the parameters that are trained.
+            rows_per_unit: so many neighbouring rows of the batch belong to one unit.
+
+        Raises:
+            PrivacyError: the rows do not come in whole units.
         """
         ...
+
+
+def num_units(batch: Batch, *, rows_per_unit: int) -> int:
+    """How many units the rows of a batch belong to.
+
+    Raises:
+        PrivacyError: a unit's rows are not all there.
+    """
+    units, rest = divmod(len(batch), rows_per_unit)
+    if rest:
+        raise PrivacyError(f"a batch of {len(batch)} rows; allowed: a multiple of {rows_per_unit}, the rows of a unit")
+    return units
 
 
 def sample_losses(model: nn.Module, batch: Batch) -> Float[Tensor, "B"]:

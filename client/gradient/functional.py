@@ -12,42 +12,50 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from client.gradient.engine import SampleModel, only_trained, rows_of
+from client.gradient.engine import SampleModel, num_units, only_trained, rows_of
 from shared.batch import Batch
-from shared.privacy.mechanism import clipped_sum
+from shared.privacy.mechanism import Clip, ClippedSum, clipped_sum, sum_of_none
 
 # Per-sample gradients held at once: 32 MB. Models of 0.8 million weights take twice as long when 64 rows are held.
 LARGEST_HELD = 8_000_000
 
 
 class FunctionalEngine:
-    """vmap of grad over at most `microbatch_size` samples at a time, fewer where the model is large."""
+    """vmap of grad over at most `microbatch_size` rows at a time, fewer where the model is large."""
 
     def __init__(self, *, microbatch_size: int = 64) -> None:
         self.microbatch_size = microbatch_size
 
     def clipped_sum(
-        self, model: nn.Module, batch: Batch, *, names: Sequence[str], clip_norm: float
-    ) -> dict[str, Tensor]:
+        self, model: nn.Module, batch: Batch, *, names: Sequence[str], clip: Clip, rows_per_unit: int = 1
+    ) -> ClippedSum:
         """The promise of GradientEngine.clipped_sum."""
         parameters = dict(model.named_parameters())
         trained = {name: parameters[name].detach() for name in names}
-        total = {name: torch.zeros_like(parameter) for name, parameter in trained.items()}
+        total = sum_of_none(trained, clip=clip)
         sample_model = cast("SampleModel", model)
 
-        def loss(weights: Mapping[str, Tensor], inputs: dict[str, Tensor], present: Tensor, target: Tensor) -> Tensor:
-            rows = {name: value[None] for name, value in inputs.items()}
-            outputs = functional_call(model, dict(weights), (rows, present[None]))
-            return sample_model.loss(outputs, target[None]).sum()
+        def loss(weights: Mapping[str, Tensor], inputs: dict[str, Tensor], present: Tensor, targets: Tensor) -> Tensor:
+            outputs = functional_call(model, dict(weights), (inputs, present))
+            return sample_model.loss(outputs, targets).mean()
 
-        # Each sample draws dropout of its own.
-        per_sample = vmap(grad(loss), in_dims=(None, 0, 0, 0), randomness="different")
+        def by_unit(values: Tensor) -> Tensor:
+            return values.reshape(-1, rows_per_unit, *values.shape[1:])
+
+        # Each unit draws dropout of its own.
+        per_unit = vmap(grad(loss), in_dims=(None, 0, 0, 0), randomness="different")
+        units = num_units(batch, rows_per_unit=rows_per_unit)
         num_weights = sum(weights.numel() for weights in trained.values())
-        size = max(1, min(self.microbatch_size, LARGEST_HELD // max(1, num_weights)))
+        size = max(1, min(self.microbatch_size // rows_per_unit, LARGEST_HELD // max(1, num_weights)))
         with torch.no_grad(), only_trained(model, ()):
-            for start in range(0, len(batch), size):
-                rows = rows_of(batch, start=start, stop=start + size)
-                gradients = per_sample(trained, rows.inputs, rows.present, rows.targets)
-                for name, clipped in clipped_sum(gradients, clip_norm=clip_norm).items():
-                    total[name] += clipped
+            for start in range(0, units, size):
+                rows = rows_of(batch, start=start * rows_per_unit, stop=(start + size) * rows_per_unit)
+
+                gradients = per_unit(
+                    trained,
+                    {name: by_unit(values) for name, values in rows.inputs.items()},
+                    by_unit(rows.present),
+                    by_unit(rows.targets),
+                )
+                total.add(clipped_sum(gradients, clip=clip))
         return total

@@ -9,14 +9,13 @@ relies on every trained parameter lying in a layer that is called once and as a 
 import warnings
 from collections.abc import Sequence
 
-import torch
 from opacus.grad_sample import GradSampleModule
 from torch import Tensor, nn
 
-from client.gradient.engine import only_trained, sample_losses
+from client.gradient.engine import num_units, only_trained, sample_losses
 from shared.batch import Batch
 from shared.errors import ModelError
-from shared.privacy.mechanism import clipped_sum
+from shared.privacy.mechanism import Clip, ClippedSum, clipped_sum, sum_of_none
 
 ADVICE = 'Opacus has no per-sample gradient for a layer of this model; set gradient_engine = "functional"'
 
@@ -25,16 +24,17 @@ class HooksEngine:
     """Opacus' GradSampleModule, put on for one batch and taken off again."""
 
     def clipped_sum(
-        self, model: nn.Module, batch: Batch, *, names: Sequence[str], clip_norm: float
-    ) -> dict[str, Tensor]:
+        self, model: nn.Module, batch: Batch, *, names: Sequence[str], clip: Clip, rows_per_unit: int = 1
+    ) -> ClippedSum:
         """The promise of GradientEngine.clipped_sum.
 
         Raises:
             ModelError: Opacus has no per-sample gradient for a layer of the model.
         """
         parameters = dict(model.named_parameters())
-        if not len(batch):
-            return {name: torch.zeros_like(parameters[name], requires_grad=False) for name in names}
+        units = num_units(batch, rows_per_unit=rows_per_unit)
+        if not units:
+            return sum_of_none({name: parameters[name] for name in names}, clip=clip)
         with only_trained(model, names):
             try:
                 wrapped = GradSampleModule(model, batch_first=True, loss_reduction="sum")
@@ -53,7 +53,12 @@ class HooksEngine:
                 wrapped.to_standard_module()
                 for parameter in parameters.values():
                     parameter.grad = None
-        return clipped_sum(gradients, clip_norm=clip_norm)
+        if rows_per_unit > 1:
+            gradients = {
+                name: rows.reshape(units, rows_per_unit, *rows.shape[1:]).mean(dim=1)
+                for name, rows in gradients.items()
+            }
+        return clipped_sum(gradients, clip=clip)
 
 
 def _gradients(parameter: nn.Parameter, num_samples: int) -> Tensor:

@@ -9,32 +9,34 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from client.gradient.engine import only_trained, sample_losses
+from client.gradient.engine import num_units, only_trained, sample_losses
 from shared.batch import Batch
 from shared.errors import PrivacyError
+from shared.privacy.mechanism import Clip, ClippedSum, sum_of_none
 
 
 class PlainEngine:
     """Ordinary training: one backward pass of the summed loss."""
 
     def clipped_sum(
-        self, model: nn.Module, batch: Batch, *, names: Sequence[str], clip_norm: float
-    ) -> dict[str, Tensor]:
-        """The unclipped sum.
+        self, model: nn.Module, batch: Batch, *, names: Sequence[str], clip: Clip, rows_per_unit: int = 1
+    ) -> ClippedSum:
+        """The unclipped sum over the units of their mean gradients.
 
         Raises:
             PrivacyError: a finite clip norm, which this engine would not keep.
         """
         # PRIVACY: never stands in for an engine that clips. test_the_plain_engine_refuses_to_clip
-        if clip_norm != math.inf:
-            raise PrivacyError(f"clip_norm is {clip_norm}; allowed: infinity, as the plain engine does not clip")
+        if clip.norm != math.inf or clip.grid is not None:
+            raise PrivacyError(f"clip is {clip}; allowed: an infinite norm, as the plain engine does not clip")
         parameters = dict(model.named_parameters())
-        chosen = [parameters[name] for name in names]
-        if not len(batch):
-            return {name: torch.zeros_like(parameters[name], requires_grad=False) for name in names}
+        chosen = {name: parameters[name] for name in names}
+        units = num_units(batch, rows_per_unit=rows_per_unit)
+        if not units:
+            return sum_of_none(chosen, clip=clip)
         with only_trained(model, names):
-            loss = sample_losses(model, batch).sum()
-            gradients = torch.autograd.grad(loss, chosen, allow_unused=True, materialize_grads=True)
-        return dict(zip(names, gradients, strict=True))
+            loss = sample_losses(model, batch).sum() / rows_per_unit
+            gradients = torch.autograd.grad(loss, list(chosen.values()), allow_unused=True, materialize_grads=True)
+        return ClippedSum(sums=dict(zip(names, gradients, strict=True)), unclipped=float(units))

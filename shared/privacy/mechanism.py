@@ -17,6 +17,8 @@ from shared.config import PrivacySettings
 
 PIECE = 4096
 SMALLEST_FACTOR = 1e-30
+GRIDS_PER_NORM = 2**20
+"""noise on whole numbers: how many grid widths a clip norm has; the factor is a power of two, so nothing is rounded"""
 COUNT_RATIO = 5.0
 """adaptive clipping: noise of the count, over its sensitivity of 1/2, in units of the whole mechanism's noise"""
 
@@ -41,6 +43,19 @@ class ClippedSum:
     """parameter -> sum; with a grid, int64 numbers of grid widths"""
     unclipped: float
     """how many units were within the norm already"""
+
+    def add(self, more: "ClippedSum") -> None:
+        """Adds the sum over other units, in place."""
+        for name, total in self.sums.items():
+            total.add_(more.sums[name])
+        self.unclipped += more.unclipped
+
+
+def sum_of_none(parameters: Mapping[str, Tensor], *, clip: Clip) -> ClippedSum:
+    """The sum over no units: exact zeros, of the shapes and places of the parameters."""
+    dtype = None if clip.grid is None else torch.int64
+    zeros = {name: torch.zeros_like(value, dtype=dtype, requires_grad=False) for name, value in parameters.items()}
+    return ClippedSum(sums=zeros, unclipped=0.0)
 
 
 def sample_norms(gradients: Mapping[str, Tensor]) -> Float[Tensor, "B"]:

@@ -30,7 +30,7 @@ from shared.errors import ModelError, PrivacyError
 from shared.model.encoders import preprocessor
 from shared.model.multimodal import build_model
 from shared.model.registry import encoder_registry, fusion_registry
-from shared.privacy.mechanism import clipped_sum, sample_norms
+from shared.privacy.mechanism import Clip, clipped_sum, sample_norms
 from tests.client.toy import WIDTH, Planted, Toy, planted_samples, toy_samples
 
 ENGINES: dict[str, GradientEngine] = {
@@ -61,7 +61,7 @@ def test_one_unit_moves_the_sum_by_at_most_the_clip_norm(
 
     def summed(rows: list[list[float]]) -> Tensor:
         batch = planted_samples(torch.tensor(rows, dtype=torch.float32).reshape(-1, WIDTH + 1))
-        return flat(ENGINES[name].clipped_sum(model, batch, names=names, clip_norm=clip_norm))
+        return flat(ENGINES[name].clipped_sum(model, batch, names=names, clip=Clip(clip_norm)).sums)
 
     with_one, without = summed([*others, one]), summed(others)
 
@@ -75,22 +75,28 @@ def test_one_unit_moves_the_sum_by_at_most_the_clip_norm(
 def test_a_broken_gradient_contributes_exactly_zero(name: str, broken: float) -> None:
     healthy = [0.1] * (WIDTH + 1)
     rows = torch.tensor([healthy, [*[0.1] * WIDTH, broken], [broken] * (WIDTH + 1)])
-    sums = ENGINES[name].clipped_sum(Planted(), planted_samples(rows), names=("weight", "bias"), clip_norm=1.0)
+    sums = ENGINES[name].clipped_sum(Planted(), planted_samples(rows), names=("weight", "bias"), clip=Clip(1.0)).sums
 
-    alone = ENGINES[name].clipped_sum(Planted(), planted_samples(rows[:1]), names=("weight", "bias"), clip_norm=1.0)
+    alone = (
+        ENGINES[name].clipped_sum(Planted(), planted_samples(rows[:1]), names=("weight", "bias"), clip=Clip(1.0)).sums
+    )
     assert all(torch.equal(sums[key], alone[key]) for key in sums)
 
 
 def test_a_huge_gradient_is_clipped_and_a_small_one_is_left_alone() -> None:
     rows = torch.tensor([[1e15] + [0.0] * WIDTH, [0.0, 0.25] + [0.0] * (WIDTH - 1)])
-    sums = ReferenceEngine().clipped_sum(Planted(), planted_samples(rows), names=("weight", "bias"), clip_norm=0.5)
+    sums = (
+        ReferenceEngine().clipped_sum(Planted(), planted_samples(rows), names=("weight", "bias"), clip=Clip(0.5)).sums
+    )
 
     assert sums["weight"].tolist() == pytest.approx([0.5, 0.25, 0, 0, 0])
 
 
 def test_0d_parameters_share_the_norm() -> None:
     rows = torch.tensor([[3.0, 0, 0, 0, 0, 4.0]])
-    sums = FunctionalEngine().clipped_sum(Planted(), planted_samples(rows), names=("weight", "bias"), clip_norm=1.0)
+    sums = (
+        FunctionalEngine().clipped_sum(Planted(), planted_samples(rows), names=("weight", "bias"), clip=Clip(1.0)).sums
+    )
 
     assert sums["weight"][0].item() == pytest.approx(0.6)
     assert sums["bias"].item() == pytest.approx(0.8)
@@ -99,7 +105,7 @@ def test_0d_parameters_share_the_norm() -> None:
 @pytest.mark.parametrize("name", ENGINES)
 def test_an_empty_batch_gives_exact_zeros(name: str) -> None:
     model = Toy()
-    sums = ENGINES[name].clipped_sum(model, toy_samples(0), names=TOY_NAMES, clip_norm=1.0)
+    sums = ENGINES[name].clipped_sum(model, toy_samples(0), names=TOY_NAMES, clip=Clip(1.0)).sums
 
     assert {key: value.shape for key, value in sums.items()} == {
         key: parameter.shape for key, parameter in model.named_parameters()
@@ -111,8 +117,8 @@ def test_an_empty_batch_gives_exact_zeros(name: str) -> None:
 @pytest.mark.parametrize("clip_norm", [0.1, 1.0, math.inf])
 def test_engines_agree_on_a_model_with_absent_modalities_and_a_0d_weight(name: str, clip_norm: float) -> None:
     model, samples = Toy(), toy_samples(11)
-    wanted = ReferenceEngine().clipped_sum(model, samples, names=TOY_NAMES, clip_norm=clip_norm)
-    sums = ENGINES[name].clipped_sum(model, samples, names=TOY_NAMES, clip_norm=clip_norm)
+    wanted = ReferenceEngine().clipped_sum(model, samples, names=TOY_NAMES, clip=Clip(clip_norm)).sums
+    sums = ENGINES[name].clipped_sum(model, samples, names=TOY_NAMES, clip=Clip(clip_norm)).sums
 
     assert all(torch.allclose(sums[key], wanted[key], rtol=1e-5, atol=1e-6) for key in wanted)
 
@@ -120,7 +126,7 @@ def test_engines_agree_on_a_model_with_absent_modalities_and_a_0d_weight(name: s
 @pytest.mark.parametrize("name", ENGINES)
 def test_only_the_named_parameters_count_towards_the_norm(name: str) -> None:
     model, samples, names = Toy(), toy_samples(5), ("head.weight", "head.bias")
-    sums = ENGINES[name].clipped_sum(model, samples, names=names, clip_norm=0.2)
+    sums = ENGINES[name].clipped_sum(model, samples, names=names, clip=Clip(0.2)).sums
 
     expected = torch.zeros(2)
     rows = [samples.take(torch.tensor([row])) for row in range(5)]
@@ -143,7 +149,7 @@ def test_an_engine_leaves_the_model_as_it_was(name: str) -> None:
         (key, value.requires_grad, value.grad is None, set(vars(value))) for key, value in model.named_parameters()
     ]
     hooks = [len(module._forward_hooks) + len(module._backward_hooks) for module in model.modules()]
-    ENGINES[name].clipped_sum(model, toy_samples(4), names=("head.weight", "scale.factor"), clip_norm=1.0)
+    ENGINES[name].clipped_sum(model, toy_samples(4), names=("head.weight", "scale.factor"), clip=Clip(1.0))
 
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
     assert facts == [
@@ -155,13 +161,13 @@ def test_an_engine_leaves_the_model_as_it_was(name: str) -> None:
 @pytest.mark.parametrize("name", ENGINES)
 def test_a_name_that_is_not_in_the_model_is_refused(name: str) -> None:
     with pytest.raises((ModelError, KeyError)):
-        ENGINES[name].clipped_sum(Toy(), toy_samples(2), names=("no.such",), clip_norm=1.0)
+        ENGINES[name].clipped_sum(Toy(), toy_samples(2), names=("no.such",), clip=Clip(1.0))
 
 
 def test_hooks_refuse_a_model_they_cannot_carry() -> None:
     rows = torch.ones(2, WIDTH + 1)
     with pytest.raises(ModelError, match="functional"):
-        HooksEngine().clipped_sum(Planted(), planted_samples(rows), names=("weight",), clip_norm=1.0)
+        HooksEngine().clipped_sum(Planted(), planted_samples(rows), names=("weight",), clip=Clip(1.0))
 
 
 class FoldsTokens(nn.Module):
@@ -184,20 +190,20 @@ def test_rows_that_are_not_samples_are_refused_by_the_hooks_engine() -> None:
     model, names = FoldsTokens(), ["linear.weight", "linear.bias"]
     batch = Batch(inputs={"x": torch.ones(2, 8, 3)}, present=torch.ones(2, 1, dtype=torch.bool), targets=torch.zeros(2))
     with pytest.raises(ModelError, match="16 rows where the batch has 2 samples"):
-        HooksEngine().clipped_sum(model, batch, names=names, clip_norm=1.0)
-    whole = FunctionalEngine().clipped_sum(model, batch, names=names, clip_norm=1.0)
+        HooksEngine().clipped_sum(model, batch, names=names, clip=Clip(1.0))
+    whole = FunctionalEngine().clipped_sum(model, batch, names=names, clip=Clip(1.0)).sums
     assert float(torch.cat([each.reshape(-1) for each in whole.values()]).norm()) <= 2.0001
 
 
 def test_the_plain_engine_refuses_to_clip() -> None:
     with pytest.raises(PrivacyError, match="does not clip"):
-        PlainEngine().clipped_sum(Toy(), toy_samples(2), names=TOY_NAMES, clip_norm=1.0)
+        PlainEngine().clipped_sum(Toy(), toy_samples(2), names=TOY_NAMES, clip=Clip(1.0))
 
 
 def test_the_plain_engine_is_the_reference_without_clipping() -> None:
     model, samples = Toy(), toy_samples(9)
-    wanted = ReferenceEngine().clipped_sum(model, samples, names=TOY_NAMES, clip_norm=math.inf)
-    sums = PlainEngine().clipped_sum(model, samples, names=TOY_NAMES, clip_norm=math.inf)
+    wanted = ReferenceEngine().clipped_sum(model, samples, names=TOY_NAMES, clip=Clip(math.inf)).sums
+    sums = PlainEngine().clipped_sum(model, samples, names=TOY_NAMES, clip=Clip(math.inf)).sums
 
     assert all(torch.allclose(sums[key], wanted[key], rtol=1e-5, atol=1e-6) for key in wanted)
 
@@ -211,7 +217,7 @@ def test_norms_of_many_numbers_lose_no_digits() -> None:
 
 
 def test_clipping_is_joint_over_parameters() -> None:
-    sums = clipped_sum({"a": torch.tensor([[3.0]]), "b": torch.tensor([4.0])}, clip_norm=1.0)
+    sums = clipped_sum({"a": torch.tensor([[3.0]]), "b": torch.tensor([4.0])}, clip=Clip(1.0)).sums
 
     assert sums["a"].item() == pytest.approx(0.6)
     assert sums["b"].item() == pytest.approx(0.8)
@@ -284,10 +290,10 @@ def assert_engines_agree(run: RunConfig) -> None:
     # In float64, where a ReLU at its kink does not tip over because one engine rounds another way.
     model, batch = build_model(run).double(), registry_batch(run, size=4)
     names = tuple(name for name, _ in model.named_parameters())
-    wanted = ReferenceEngine().clipped_sum(model, batch, names=names, clip_norm=0.5)
+    wanted = ReferenceEngine().clipped_sum(model, batch, names=names, clip=Clip(0.5)).sums
     assert float(flat(wanted).norm()) > 0.1
     for engine in (HooksEngine(), FunctionalEngine(microbatch_size=3)):
-        sums = engine.clipped_sum(model, batch, names=names, clip_norm=0.5)
+        sums = engine.clipped_sum(model, batch, names=names, clip=Clip(0.5)).sums
         for key in names:
             assert torch.allclose(sums[key], wanted[key], rtol=1e-9, atol=1e-12), (type(engine).__name__, key)
 

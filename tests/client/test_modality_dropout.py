@@ -6,13 +6,13 @@ import torch
 from scipy import stats
 
 from client.private_training import hide_modalities
-from client.sampling import reproducible_generator
+from shared.privacy.noise import reproducible_source
 from tests.client.toy import Toy, flat, plan_of, toy_samples, trained, training_settings
 
 
 def test_modality_dropout_hides_only_what_is_there_and_never_the_last() -> None:
     samples = toy_samples(3000, seed=9)
-    kept = hide_modalities(samples, chance=0.4, generator=reproducible_generator(2, purpose="test")).present
+    kept = hide_modalities(samples, chance=0.4, source=reproducible_source(2, purpose="test")).present
 
     assert not (kept & ~samples.present).any()
     assert kept.any(dim=1).all()
@@ -28,10 +28,10 @@ def test_modality_dropout_hides_only_what_is_there_and_never_the_last() -> None:
 def test_modality_dropout_keeps_empty_batches_and_rows_without_any_modality() -> None:
     samples = toy_samples(6)
     nothing = replace(samples, present=torch.zeros(6, 2, dtype=torch.bool))
-    generator = reproducible_generator(2, purpose="test")
+    source = reproducible_source(2, purpose="test")
 
-    assert not hide_modalities(nothing, chance=0.9, generator=generator).present.any()
-    assert len(hide_modalities(toy_samples(0), chance=0.9, generator=generator)) == 0
+    assert not hide_modalities(nothing, chance=0.9, source=source).present.any()
+    assert len(hide_modalities(toy_samples(0), chance=0.9, source=source)) == 0
 
 
 def test_modality_dropout_leaves_one_clipped_gradient_a_sample() -> None:

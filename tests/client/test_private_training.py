@@ -9,12 +9,11 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
-from client.private_training import (
-    PrivacyPlan,
-    learning_rate,
-)
-from client.sampling import poisson_batch, reproducible_generator, secret_generator
+from client.plan import PrivacyPlan
+from client.private_training import learning_rate
+from client.sampling import poisson_batch
 from shared.batch import Samples
+from shared.privacy.noise import RandomSource, reproducible_source, secret_source
 from tests.client.toy import (
     NAMES,
     WIDTH,
@@ -59,8 +58,8 @@ def test_noise_has_the_promised_scale(optimizer: Optimizer) -> None:
         training=training_settings(optimizer),
         plan=plan,
         names=("weight",),
-        noise=secret_generator(),
-        sampling=secret_generator(),
+        noise=secret_source(),
+        sampling=secret_source(),
     )["weight"]
     std = clip_norm * multiplier / expected
 
@@ -159,21 +158,17 @@ def test_without_noise_and_clipping_a_round_is_ordinary_training(optimizer: Opti
 def test_noise_is_drawn_in_double_precision() -> None:
     """float32 draws end at 5.77 deviations; the numbers that leave are those of a float64 draw, and of no other."""
     noise = trained(Wide(), toy_samples(20), training=training_settings(), plan=plan_of(), names=("weight",))["weight"]
-    generators = [reproducible_generator(1, purpose="noise") for _ in range(2)]
     double, single = (
-        torch.normal(0.0, 0.7 * 1.3, (20_000,), generator=generator, dtype=dtype)
-        for generator, dtype in zip(generators, (torch.float64, torch.float32), strict=True)
+        reproducible_source(1, purpose="noise").normal((20_000,), std=0.7 * 1.3, kind=kind)
+        for kind in ("float64", "float32")
     )
 
-    def is_of(draw: Tensor) -> bool:
-        return abs(float(torch.corrcoef(torch.stack([noise.double(), draw.double()]))[0, 1])) > 0.999
-
-    assert is_of(double)
-    assert not is_of(single)
+    assert torch.equal(noise, -(double.float() / 10.0))
+    assert not torch.equal(noise, -(single.float() / 10.0))
 
 
-def double_noise(std: float, reference: Tensor, generator: torch.Generator, secure_mode: bool) -> Tensor:
-    return torch.normal(0.0, std, reference.shape, generator=generator, dtype=torch.float64).to(reference.dtype)
+def cipher_noise(std: float, reference: Tensor, generator: RandomSource, secure_mode: bool) -> Tensor:
+    return generator.normal(tuple(reference.shape), std=std).to(reference.dtype)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam"])
@@ -181,7 +176,7 @@ def test_a_round_equals_opacus_own_engine_on_the_same_draws(
     optimizer: Optimizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Opacus' DPOptimizer with its own hooks and clipping, given our batches and our noise, drawn in float64."""
-    monkeypatch.setattr("opacus.optimizers.optimizer._generate_noise", double_noise)
+    monkeypatch.setattr("opacus.optimizers.optimizer._generate_noise", cipher_noise)
     from opacus.grad_sample import GradSampleModule
     from opacus.optimizers import DPOptimizer
 
@@ -198,12 +193,12 @@ def test_a_round_equals_opacus_own_engine_on_the_same_draws(
         noise_multiplier=1.3,
         max_grad_norm=0.7,
         expected_batch_size=10,
-        generator=reproducible_generator(1, purpose="noise"),
+        generator=reproducible_source(1, purpose="noise"),
     )
-    sampling = reproducible_generator(1, purpose="sampling")
-    torch.randint(2**62, (), generator=sampling)  # the draw that seeds dropout
+    sampling = reproducible_source(1, purpose="sampling")
+    sampling.seed()  # the draw that seeds dropout
     for _ in range(steps):
-        batch = samples.take(poisson_batch(20, sample_rate=0.5, generator=sampling))
+        batch = samples.take(poisson_batch(20, sample_rate=0.5, source=sampling))
         theirs.zero_grad()
         outputs = wrapped(batch.inputs, batch.present)
         with pytest.warns(UserWarning, match="Full backward hook"):
@@ -283,8 +278,8 @@ def test_the_change_depends_on_nothing_but_its_generators() -> None:
                 toy_samples(20),
                 training=training_settings(local_steps=3),
                 plan=plan_of(steps_per_round=3),
-                noise=reproducible_generator(noise, purpose="noise"),
-                sampling=reproducible_generator(sampling, purpose="sampling"),
+                noise=reproducible_source(noise, purpose="noise"),
+                sampling=reproducible_source(sampling, purpose="sampling"),
             )
         )
 
@@ -341,8 +336,8 @@ def test_secret_runs_differ() -> None:
                 toy_samples(20),
                 training=training_settings(),
                 plan=plan_of(),
-                noise=secret_generator(),
-                sampling=secret_generator(),
+                noise=secret_source(),
+                sampling=secret_source(),
             )
         )
         for _ in range(2)

@@ -5,20 +5,21 @@ import math
 import torch
 from scipy import stats
 
-from client.sampling import poisson_batch, reproducible_generator, secret_generator
+from client.sampling import poisson_batch
+from shared.privacy.noise import reproducible_source, secret_source
 
 FALSE_ALARM = 1e-6
 
 
 def inclusions(draw: object, *, rows: int, rate: float, batches: int) -> torch.Tensor:
     """[batches, rows] of 0 and 1."""
-    generator = reproducible_generator(5, purpose="test")
+    source = reproducible_source(5, purpose="test")
     table = torch.zeros(batches, rows)
     for batch in range(batches):
         chosen = (
-            poisson_batch(rows, sample_rate=rate, generator=generator)
+            poisson_batch(rows, sample_rate=rate, source=source)
             if draw == "poisson"
-            else torch.randperm(rows, generator=generator)[: round(rate * rows)]
+            else source.uniform(rows).argsort()[: round(rate * rows)]
         )
         table[batch, chosen] = 1.0
     return table
@@ -51,8 +52,8 @@ def test_every_record_enters_by_a_coin_of_its_own() -> None:
 
 def test_batch_sizes_are_binomial() -> None:
     """Goodness of fit over the whole distribution; fails by chance once in a million."""
-    generator = reproducible_generator(6, purpose="test")
-    sizes = [len(poisson_batch(12, sample_rate=0.25, generator=generator)) for _ in range(5000)]
+    source = reproducible_source(6, purpose="test")
+    sizes = [len(poisson_batch(12, sample_rate=0.25, source=source)) for _ in range(5000)]
     counts = torch.bincount(torch.tensor(sizes), minlength=13)
     expected = torch.tensor([stats.binom.pmf(size, 12, 0.25) for size in range(13)]) * 5000
     kept = expected > 5
@@ -63,49 +64,7 @@ def test_batch_sizes_are_binomial() -> None:
 
 
 def test_rate_one_takes_all_rows_in_order_and_no_records_give_an_empty_batch() -> None:
-    generator = secret_generator()
+    source = secret_source()
 
-    assert poisson_batch(7, sample_rate=1.0, generator=generator).tolist() == list(range(7))
-    assert poisson_batch(0, sample_rate=0.5, generator=generator).tolist() == []
-
-
-def test_secret_generators_differ_beyond_their_seed() -> None:
-    first, second = secret_generator(), secret_generator()
-
-    assert first.initial_seed() == second.initial_seed()  # the seed says nothing of the state
-    assert not torch.equal(torch.randn(100, generator=first), torch.randn(100, generator=second))
-    words = [generator.get_state().numpy().tobytes() for generator in (secret_generator(), secret_generator())]
-    same = sum(a == b for a, b in zip(*(word[24 : 24 + 8 * 624] for word in words), strict=True))
-    assert same < 624 * 4 + 624 * 4 * 0.02  # of each word's 8 bytes, 4 are always zero, and others by chance
-
-
-def test_a_torch_seed_would_have_been_32_bits() -> None:
-    """Why secret_generator fills the state: should torch ever keep all 64 bits, this says so."""
-    first, second = torch.Generator().manual_seed(7), torch.Generator().manual_seed(7 + (1 << 32))
-
-    assert torch.equal(torch.randn(100, generator=first), torch.randn(100, generator=second))
-
-
-def test_secret_noise_is_normal_and_coins_are_uniform() -> None:
-    """A wrong state layout would give patterns; fails by chance twice in a million."""
-    generator = secret_generator()
-
-    assert stats.kstest(torch.randn(50_000, generator=generator).double().numpy(), "norm").pvalue > FALSE_ALARM
-    assert stats.kstest(torch.rand(50_000, generator=generator).double().numpy(), "uniform").pvalue > FALSE_ALARM
-
-
-def test_reproducible_generators_follow_seed_and_purpose() -> None:
-    def draw(seed: int, purpose: str) -> torch.Tensor:
-        return torch.randn(10, generator=reproducible_generator(seed, purpose=purpose))
-
-    assert torch.equal(draw(1, "noise"), draw(1, "noise"))
-    assert not torch.equal(draw(1, "noise"), draw(1, "sampling"))
-    assert not torch.equal(draw(1, "noise"), draw(2, "noise"))
-
-
-def test_no_generator_touches_the_global_one() -> None:
-    before = torch.random.get_rng_state()
-    poisson_batch(100, sample_rate=0.5, generator=secret_generator())
-    reproducible_generator(3, purpose="test")
-
-    assert torch.equal(before, torch.random.get_rng_state())
+    assert poisson_batch(7, sample_rate=1.0, source=source).tolist() == list(range(7))
+    assert poisson_batch(0, sample_rate=0.5, source=source).tolist() == []

@@ -1,6 +1,7 @@
 """Toy: a two-modality model small enough to differentiate by hand, and samples for it; used by the tests beside it."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -8,10 +9,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from client.plan import PrivacyPlan
-from client.private_training import train_round
-from client.sampling import reproducible_generator
+from client.private_training import TrainedRound, train_round
 from shared.batch import Samples
 from shared.config import TrainingSettings
+from shared.privacy.noise import RandomSource, reproducible_source
 
 NUM_CLASSES, WIDTH = 3, 5
 Optimizer = Literal["sgd", "momentum", "adam"]
@@ -94,30 +95,54 @@ def training_settings(optimizer: Optimizer = "sgd", **changes: object) -> Traini
     return TrainingSettings.model_validate({**table, **changes})
 
 
-def plan_of(**changes: float) -> PrivacyPlan:
-    table: dict[str, float] = {
-        "clip_norm": 0.7,
-        "noise_multiplier": 1.3,
-        "sample_rate": 0.5,
-        "expected_batch_size": 10.0,
-        "steps_per_round": 1,
-        **changes,
-    }
-    return PrivacyPlan(
+def plan_of(**changes: float | str) -> PrivacyPlan:
+    """A plan of one step, with some fields changed."""
+    plan = PrivacyPlan(
         unit="record",
         epsilon=1.0,
         delta=1e-5,
         planned_rounds=1,
         accountant="pld",
-        clip_norm=table["clip_norm"],
-        noise_multiplier=table["noise_multiplier"],
-        sample_rate=table["sample_rate"],
-        expected_batch_size=table["expected_batch_size"],
-        steps_per_round=int(table["steps_per_round"]),
+        clip_norm=0.7,
+        noise_multiplier=1.3,
+        sample_rate=0.5,
+        expected_batch_size=10.0,
+        steps_per_round=1,
     )
+    return replace(plan, **changes)  # type: ignore[arg-type]
 
 
 NAMES = tuple(name for name, _ in Toy().named_parameters())
+
+
+def trained_round(
+    model: nn.Module,
+    samples: Samples,
+    *,
+    training: TrainingSettings,
+    plan: PrivacyPlan | None,
+    names: tuple[str, ...] = NAMES,
+    nominal_size: int = 20,
+    round_number: int = 1,
+    rounds: int = 1,
+    modality_dropout: float = 0.0,
+    noise: RandomSource | None = None,
+    sampling: RandomSource | None = None,
+) -> TrainedRound:
+    """A round with random numbers that a seed gives back."""
+    return train_round(
+        model,
+        samples,
+        names=names,
+        training=training,
+        plan=plan,
+        nominal_size=nominal_size,
+        round_number=round_number,
+        rounds=rounds,
+        modality_dropout=modality_dropout,
+        noise=noise or reproducible_source(1, purpose="noise"),
+        sampling=sampling or reproducible_source(1, purpose="sampling"),
+    )
 
 
 def trained(
@@ -131,23 +156,23 @@ def trained(
     round_number: int = 1,
     rounds: int = 1,
     modality_dropout: float = 0.0,
-    noise: torch.Generator | None = None,
-    sampling: torch.Generator | None = None,
+    noise: RandomSource | None = None,
+    sampling: RandomSource | None = None,
 ) -> dict[str, Tensor]:
-    """A round with generators that a seed gives back."""
-    return train_round(
+    """The change that `trained_round` gives."""
+    return trained_round(
         model,
         samples,
-        names=names,
         training=training,
         plan=plan,
+        names=names,
         nominal_size=nominal_size,
         round_number=round_number,
         rounds=rounds,
         modality_dropout=modality_dropout,
-        noise=noise or reproducible_generator(1, purpose="noise"),
-        sampling=sampling or reproducible_generator(1, purpose="sampling"),
-    )
+        noise=noise,
+        sampling=sampling,
+    ).update
 
 
 def flat(change: dict[str, Tensor]) -> Tensor:
