@@ -1,0 +1,1 @@
+"""Audit: attacks on the training code, and what they prove about its epsilon."""
