@@ -8,9 +8,12 @@ relies on importing torch, and all that needs it, only in the commands that do
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+if TYPE_CHECKING:
+    from shared.config import RunConfig
 
 app = typer.Typer(
     name="motet",
@@ -120,6 +123,59 @@ def check(
         console.print(f"faults in {faulty} of {len(folders)} folders", style="red")
         raise typer.Exit(1)
     console.print(f"no faults in {len(folders)} folder{'' if len(folders) == 1 else 's'}", style="green")
+
+
+@app.command()
+def budget(
+    site: Annotated[Path | None, typer.Argument(help="The owner's site.toml.")] = None,
+    run: Annotated[
+        str | None, typer.Option(help="What this scenario's run would cost here: a shipped name, or a path.")
+    ] = None,
+    changes: Set = None,
+    ledger: Annotated[
+        Path | None, typer.Option(help="In place of site.toml: a ledger file, all its data sets.")
+    ] = None,
+    delta: Annotated[float | None, typer.Option(help="With --ledger: the delta at which to say epsilon.")] = None,
+    accountant: Annotated[str, typer.Option(help="pld (the tightest), prv or rdp.")] = "pld",
+    json: Annotated[
+        bool, typer.Option("--json", help='JSON; an epsilon without bound is the word "infinite".')
+    ] = False,
+) -> None:
+    """Show what a data set has spent of its privacy budget, and what a run would cost. Nothing is charged."""
+    if (site is None) == (ledger is None):
+        raise typer.BadParameter("give the owner's SITE.toml, or --ledger FILE with --delta; one of them")
+    if (ledger is None) != (delta is None):
+        raise typer.BadParameter("--ledger and --delta belong together; site.toml has a delta of its own")
+    if (changes and run is None) or (run is not None and site is None):
+        raise typer.BadParameter("--run belongs to a SITE.toml, and --set to a --run")
+    if accountant not in {"pld", "prv", "rdp"}:
+        raise typer.BadParameter(f"{accountant!r}; allowed: pld, prv, rdp", param_hint="--accountant")
+    from client.ledger import budget_of, list_ledger
+    from client.ledger_table import render_budget, render_listing
+
+    by: Literal["pld", "prv", "rdp"] = "pld" if accountant == "pld" else "prv" if accountant == "prv" else "rdp"
+    if site is None:
+        listing = list_ledger(ledger or Path(), delta=delta or 0.0, accountant=by)
+        shown, text = render_listing(listing), listing.model_dump_json(indent=2)
+    else:
+        plan = _asked_run(run, changes=changes or [], site=site) if run is not None else None
+        found = budget_of(site, plan=plan, accountant=by)
+        shown, text = render_budget(found), found.model_dump_json(indent=2)
+    if json:
+        typer.echo(text)
+        return
+    from rich.console import Console
+
+    Console().print(shown)
+
+
+def _asked_run(scenario: str, *, changes: list[str], site: Path) -> "RunConfig":
+    from client.site import read_site
+    from shared.card import find_card
+    from simulations.scenario import find_scenario, read_run
+
+    card = find_card(read_site(site).data)
+    return read_run(find_scenario(scenario), changes=changes, data=card.content if card else None)
 
 
 @app.command()

@@ -14,7 +14,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from shared.config import DataCard, NoiseKind, Option, RunConfig, Settings, parse_settings, read_toml
+from shared.config import DataCard, DataSchema, NoiseKind, Option, RunConfig, Settings, parse_settings, read_toml
 from shared.errors import ConfigError
 
 SCENARIOS = Path(__file__).parent / "scenarios"
@@ -103,6 +103,25 @@ def read_scenario(path: Path, *, changes: Sequence[str] = (), home: Path) -> tup
     if card is not None and isinstance(run, dict):
         run.setdefault("data", card.content.model_dump(exclude_none=True))
     return parse_settings(Scenario, table, place=str(path)), data_set
+
+
+def read_run(path: Path, *, changes: Sequence[str] = (), data: DataSchema | None) -> RunConfig:
+    """A scenario's run alone, with changes made to it; its data set is neither looked for nor built.
+
+    Args:
+        data: what the data looks like where the scenario leaves that to its data set.
+
+    Raises:
+        ConfigError: the file or a change is not allowed; every fault is named.
+    """
+    table = read_toml(path)
+    for change in changes:
+        _apply(change, table)
+    run = table.get("run")
+    run = dict(run) if isinstance(run, dict) else {}
+    if data is not None:
+        run.setdefault("data", data.model_dump(exclude_none=True))
+    return parse_settings(RunConfig, run, place=f"{path}: run")
 
 
 def _data_set(settings: SourceSettings, *, beside: Path, home: Path) -> Path:
