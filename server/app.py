@@ -19,19 +19,22 @@ from flwr.serverapp import Grid, ServerApp
 from rich.console import Console
 
 from server.checkpoint import Progress, save_model
+from server.code_digest import code_digest
 from server.evaluation import evaluate
 from server.heldout import HeldOut, load_held_out
-from server.privacy_summary import summarise_privacy
+from server.plan import Central, Plan, make_plan, start_central
+from server.privacy_summary import summarise_central, summarise_privacy
 from server.progress import ProgressLine
-from server.records import RoundRecord, RunRecord
+from server.records import RoundRecord, RunRecord, SiteStatistics
 from server.report import closing_table, write_report
-from server.rounds import Plan, chosen, load_weights, make_plan, run_rounds, start_or_resume
-from server.settings import ServerSettings, count_start, read_settings
+from server.rounds import chosen, load_weights, run_rounds, start_or_resume
+from server.settings import ServerSettings, count_start, read_preflight, read_settings
 from server.strategy import FlowerTransport
 from server.tensorboard import EventWriter
 from shared.errors import RunError
 from shared.model.multimodal import MultimodalModel, build_model
 from shared.model.registry import load_extensions
+from shared.preflight import PreflightCheck
 from shared.version import VERSION
 
 RUN_FOLDER_KEY = "run-folder"
@@ -56,6 +59,7 @@ def main(grid: Grid, context: Context) -> None:
         expected=settings.num_sites, min_sites=run.federation.min_sites, timeout_s=run.federation.wait_for_sites_s
     )
     plan = make_plan(sites, run=run, model=model)
+    central = start_central(plan, settings=settings, model=model)
     progress = start_or_resume(model, settings=settings, folder=folder)
     with ProgressLine(run=run, done=progress.round_number) as line, EventWriter(folder) as events:
 
@@ -73,8 +77,19 @@ def main(grid: Grid, context: Context) -> None:
             folder=folder,
             attempt=attempt,
             tell=tell,
+            central=central,
         )
-    record = _record(progress, stopped, model=model, plan=plan, settings=settings, held_out=held_out, began=began)
+    record = _record(
+        progress,
+        stopped,
+        model=model,
+        plan=plan,
+        central=central,
+        settings=settings,
+        held_out=held_out,
+        preflight=read_preflight(folder),
+        began=began,
+    )
     save_model(chosen(progress, run=run)[1], path=folder / "model.safetensors", run_digest=run.digest)
     write_report(record, folder)
     Console().print(closing_table(record, folder=folder))
@@ -86,8 +101,10 @@ def _record(
     *,
     model: MultimodalModel,
     plan: Plan,
+    central: Central | None,
     settings: ServerSettings,
     held_out: HeldOut,
+    preflight: tuple[PreflightCheck, ...],
     began: float,
 ) -> RunRecord:
     run = settings.run
@@ -102,17 +119,12 @@ def _record(
     )
     test = measure(held_out.test, part="test", subsets=run.evaluation.modality_subsets)
     validation = measure(held_out.validation, part="validation", subsets=False)
-    privacy = summarise_privacy(progress.history)
+    statistics = progress.statistics or {}
     return RunRecord(
         run=run,
         card=settings.card,
         engine=settings.engine,
-        reproducible_noise=any(
-            site.header.privacy.reproducible_noise
-            for record in progress.history
-            for site in record.sites
-            if site.header and site.header.privacy
-        ),
+        reproducible_noise=progress.reproducible_noise or (central is not None and settings.reproducible_noise),
         started=settings.started,
         seconds=time.monotonic() - began,
         peak_memory_bytes=_peak_memory_bytes(),
@@ -124,11 +136,18 @@ def _record(
         stopped=stopped,
         chosen_round=chosen_round,
         rounds=tuple(progress.history),
-        privacy=privacy,
+        privacy=summarise_privacy(progress.history, run=run, plan=plan, statistics=statistics),
         test=test,
         validation=validation,
         num_parameters=sum(value.numel() for value in weights.values()),
-        sites=tuple(site.site for site in plan.sites),
+        sites=plan.site_names,
+        central=summarise_central(central) if central else None,
+        statistics=tuple(
+            SiteStatistics(site=site, counts=reply.counts, noise_multiplier=reply.privacy.noise_multiplier)
+            for site, reply in sorted(statistics.items())
+        ),
+        preflight=preflight,
+        code_digest=code_digest(),
     )
 
 

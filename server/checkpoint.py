@@ -1,12 +1,13 @@
 """Checkpoint: what a run needs to go on after any round, on disk, whole or not at all.
 
 in        weights, moments, best model so far and the history of rounds
-out       RUN/checkpoints/ (safetensors and state.json) and RUN/metrics.jsonl; the same back again
+out       RUN/checkpoints/ (safetensors and state.json), RUN/metrics.jsonl, RUN/participations.json; the same back again
 relies on settings.write_atomically; state.json names the tensor file that belongs to it
 """
 
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,9 +21,11 @@ from server.records import RoundRecord
 from server.settings import write_atomically
 from shared.config import Settings, parse_settings_json
 from shared.errors import RunError
+from shared.messages import StatisticsReply
 
 METRICS_FILE = "metrics.jsonl"
 STATE_FILE = "state.json"
+PARTICIPATIONS_FILE = "participations.json"
 
 
 class _State(Settings):
@@ -31,6 +34,10 @@ class _State(Settings):
     best_round: int = Field(ge=0)
     best_score: float | None
     tensors: str = Field(pattern=r"^round-\d{6}\.safetensors$")
+    clip_norm: float | None = None
+    site_clip_norm: float | None = None
+    statistics: dict[str, StatisticsReply] | None = None
+    reproducible_noise: bool = False
 
 
 @dataclass
@@ -45,6 +52,14 @@ class Progress:
     moments: Weights = field(default_factory=dict)
     second_moments: Weights = field(default_factory=dict)
     history: list[RoundRecord] = field(default_factory=list)
+    clip_norm: float | None = None
+    """adaptive clipping of records or subjects: the norm of the next round"""
+    site_clip_norm: float | None = None
+    """unit site: the norm of whole updates in the next round"""
+    statistics: dict[str, StatisticsReply] | None = None
+    """site -> its noisy counts, of those that gave any; None: nobody was asked yet"""
+    reproducible_noise: bool = False
+    """a site whose update was used said that a seed gives its noise back"""
 
 
 def save_progress(progress: Progress, *, folder: Path, run_digest: str) -> None:
@@ -60,6 +75,10 @@ def save_progress(progress: Progress, *, folder: Path, run_digest: str) -> None:
         best_round=progress.best_round,
         best_score=progress.best_score,
         tensors=tensors.name,
+        clip_norm=progress.clip_norm,
+        site_clip_norm=progress.site_clip_norm,
+        statistics=progress.statistics,
+        reproducible_noise=progress.reproducible_noise,
     )
     write_atomically(checkpoints / STATE_FILE, state.model_dump_json(indent=2).encode())
     for old in checkpoints.glob("round-*.safetensors"):
@@ -96,7 +115,34 @@ def load_progress(*, folder: Path, run_digest: str) -> Progress | None:
         moments=_part(flat, "moments"),
         second_moments=_part(flat, "second_moments"),
         history=history,
+        clip_norm=state.clip_norm,
+        site_clip_norm=state.site_clip_norm,
+        statistics=state.statistics,
+        reproducible_noise=state.reproducible_noise,
     )
+
+
+def read_participations(folder: Path) -> dict[str, int]:
+    """How often each site may have been asked so far, rounds that were cut short included; unit site only.
+
+    Raises:
+        RunError: the file is damaged.
+    """
+    path = folder / PARTICIPATIONS_FILE
+    if not path.is_file():
+        return {}
+    try:
+        return {str(site): int(count) for site, count in json.loads(path.read_text(encoding="utf-8")).items()}
+    except (ValueError, AttributeError, TypeError) as error:
+        raise RunError(f"{path}: not readable ({error}); restore it from a backup or start a new run") from None
+
+
+def write_participations(participations: Mapping[str, int], *, folder: Path) -> None:
+    """RUN/participations.json, on the disk before the sites are asked.
+
+    Where participation is secret every site counts in every round: the file does not tell who was drawn.
+    """
+    write_atomically(folder / PARTICIPATIONS_FILE, json.dumps(dict(sorted(participations.items()))).encode())
 
 
 def save_model(weights: Weights, *, path: Path, run_digest: str) -> None:

@@ -1,44 +1,133 @@
-"""Privacy summary: each site's mechanism as its replies stated it, with a second accountant's opinion.
+"""Privacy summary: each site's mechanism as its replies stated it, the server's own as its ledger holds it.
 
-in        the history of rounds
-out       SitePrivacy, one a site that protected anything
-relies on two libraries that share no code: where a site used the one, the other judges the epsilon it states
+in        the history of rounds, noisy counts, the server's ledger
+out       SitePrivacy, one a site that protected anything, and CentralPrivacy, each with a second accountant's opinion
+relies on two libraries that share no code: where the one was used, the other judges what it says
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from server.records import RoundRecord, SitePrivacy
-from shared.messages import PrivacyStatement, ReplyHeader
-from shared.privacy.accountant import Accountant, MechanismUse, spent_epsilon
+from server.plan import Central, Plan
+from server.records import CentralPrivacy, RoundRecord, SitePrivacy
+from shared.config import PrivacySettings, RunConfig
+from shared.messages import PrivacyStatement, StatisticsReply
+from shared.privacy.accountant import Accountant, MechanismUse, calibrate_noise, spent_epsilon
 
 
-def summarise_privacy(history: Sequence[RoundRecord]) -> tuple[SitePrivacy, ...]:
+def summarise_privacy(
+    history: Sequence[RoundRecord], *, run: RunConfig, plan: Plan, statistics: Mapping[str, StatisticsReply]
+) -> tuple[SitePrivacy, ...]:
     """The last statement of every site, and what all the mechanisms it stated compose to.
 
-    The second opinion covers this run's rounds; what a site spent in other runs is in its own statement only.
+    Composed is what came back in this run; a round whose reply was lost is in the site's own statement only. Where
+    participation is secret: what was planned for each site.
     """
-    statements: dict[str, list[tuple[ReplyHeader, PrivacyStatement]]] = {}
+    local = run.local_privacy
+    if local is None:
+        return ()
+    if plan.rounds is None:
+        return tuple(_planned(local, site=site, plan=plan, run=run) for site in plan.site_names)
+    sizes: dict[str, int] = {}
+    said: dict[str, list[PrivacyStatement]] = {}
     for record in history:
         for site in record.sites:
             if site.header is not None and site.header.privacy is not None:
-                statements.setdefault(site.site, []).append((site.header, site.header.privacy))
-    return tuple(_summary(site, said) for site, said in sorted(statements.items()))
+                sizes[site.site] = site.header.nominal_size
+                said.setdefault(site.site, []).append(site.header.privacy)
+    return tuple(
+        _stated(site, statements, counts=statistics.get(site), nominal_size=sizes[site], history=history)
+        for site, statements in sorted(said.items())
+    )
 
 
-def _summary(site: str, said: Sequence[tuple[ReplyHeader, PrivacyStatement]]) -> SitePrivacy:
-    header, last = said[-1]
-    uses = [MechanismUse(each.noise_multiplier, each.sample_rate, each.steps_per_round) for _, each in said]
-    second: Accountant = "prv" if last.accountant == "pld" else "pld"
+def summarise_central(central: Central) -> CentralPrivacy:
+    """What the server's ledger says about this federation and this run."""
+    plan, privacy = central.plan, central.plan.privacy
+    delta, accountant, second = privacy.delta, privacy.accountant, _other(privacy.accountant)
+    before, mine = central.budget.before(), central.budget.of_run()
+    return CentralPrivacy(
+        epsilon=spent_epsilon([*before, *mine], delta=delta, accountant=accountant),
+        epsilon_before=spent_epsilon(before, delta=delta, accountant=accountant),
+        epsilon_run=spent_epsilon(mine, delta=delta, accountant=accountant),
+        cap_epsilon=plan.cap_epsilon,
+        delta=delta,
+        clipping=privacy.clipping,
+        noise_multiplier=plan.noise_multiplier,
+        sample_rate=plan.sample_rate,
+        rounds=central.budget.charged(),
+        denominator=plan.denominator,
+        accountant=accountant,
+        second_epsilon=spent_epsilon(mine, delta=delta, accountant=second),
+        second_accountant=second,
+    )
+
+
+def _stated(
+    site: str,
+    said: Sequence[PrivacyStatement],
+    *,
+    counts: StatisticsReply | None,
+    nominal_size: int,
+    history: Sequence[RoundRecord],
+) -> SitePrivacy:
+    last = said[-1]
+    uses = [MechanismUse(each.noise_multiplier, each.sample_rate, each.steps_per_round) for each in said]
+    steps = sum(use.steps for use in uses)
+    if counts is not None:
+        uses.append(MechanismUse(counts.privacy.noise_multiplier, 1.0, 1))
+    own: Accountant = "rdp" if last.accountant == "rdp" else "prv" if last.accountant == "prv" else "pld"
     return SitePrivacy(
         site=site,
         unit=last.unit,
-        epsilon=max(each.epsilon for _, each in said),
+        epsilon=max(each.epsilon for each in said),
         delta=last.delta,
         noise_multiplier=last.noise_multiplier,
         sample_rate=last.sample_rate,
-        steps=sum(use.steps for use in uses),
-        nominal_size=header.nominal_size,
-        accountant=last.accountant,
-        second_epsilon=spent_epsilon(uses, delta=last.delta, accountant=second),
-        second_accountant=second,
+        steps=steps,
+        nominal_size=nominal_size,
+        accountant=own,
+        second_epsilon=spent_epsilon(uses, delta=last.delta, accountant=_other(own)),
+        second_accountant=_other(own),
+        run_epsilon=spent_epsilon(uses, delta=last.delta, accountant=own),
+        epsilon_before=last.epsilon_before,
+        cap_epsilon=last.cap_epsilon,
+        left_after_round=_left_after(site, history),
     )
+
+
+def _left_after(site: str, history: Sequence[RoundRecord]) -> int | None:
+    """The last round in which a site's update was used, where it refused every later one that asked it."""
+    asked = [(record.round, each.outcome) for record in history for each in record.sites if each.site == site]
+    used = max((number for number, outcome in asked if outcome == "used"), default=0)
+    later = {outcome for number, outcome in asked if number > used} - {"not-asked"}
+    return used if used and later == {"refused"} else None
+
+
+def _planned(local: PrivacySettings, *, site: str, plan: Plan, run: RunConfig) -> SitePrivacy:
+    """What a site protects at least, if it is ever drawn: its own noise may be more, and never less."""
+    nominal_size = plan.nominal_size(site)
+    rate, steps = run.training.sampling(nominal_size), run.training.steps(nominal_size) * plan.planned[site]
+    noise = calibrate_noise(
+        epsilon=local.epsilon, delta=local.delta, sample_rate=rate, steps=steps, accountant=local.accountant
+    )
+    use, second = MechanismUse(noise, rate, steps), _other(local.accountant)
+    epsilon = spent_epsilon([use], delta=local.delta, accountant=local.accountant)
+    return SitePrivacy(
+        site=site,
+        unit=local.unit,
+        epsilon=epsilon,
+        delta=local.delta,
+        noise_multiplier=noise,
+        sample_rate=rate,
+        steps=steps,
+        nominal_size=nominal_size,
+        accountant=local.accountant,
+        second_epsilon=spent_epsilon([use], delta=local.delta, accountant=second),
+        second_accountant=second,
+        run_epsilon=epsilon,
+    )
+
+
+def _other(accountant: Accountant) -> Accountant:
+    """The accountant that judges another."""
+    return "prv" if accountant == "pld" else "pld"

@@ -23,7 +23,7 @@ class ProgressLine:
     def __init__(self, *, run: RunConfig, done: int, console: Console | None = None) -> None:
         self._run, self._console = run, console or Console()
         self._live = self._console.is_terminal
-        self._last_line, self._shown, self._highest = -_PLAIN_EVERY_S, "", 0.0
+        self._last_line, self._shown, self._highest, self._of_sites = -_PLAIN_EVERY_S, "", 0.0, 0.0
         self._bar = Progress(
             TextColumn("[bold]round"),
             MofNCompleteColumn(),
@@ -47,6 +47,7 @@ class ProgressLine:
     def tell(self, record: RoundRecord) -> None:
         """Show the round that has just ended."""
         self._highest = max((site.epsilon or 0.0 for site in record.sites), default=0.0) or self._highest
+        self._of_sites = record.site_epsilon or self._of_sites
         if record.validation is not None:
             self._shown = headline(record)
         state = f"{self._shown}  {self._privacy()}  {_absences(record)}".rstrip()
@@ -57,9 +58,17 @@ class ProgressLine:
             self._console.print(f"round {record.round}/{self._run.federation.rounds}  {state}", highlight=False)
 
     def _privacy(self) -> str:
-        if self._run.privacy == "none":
+        local, central = self._run.local_privacy, self._run.central_privacy
+        if local is None and central is None:
             return "NOT PRIVATE"
-        return f"highest epsilon {self._highest:.2f} (this run: up to {self._run.privacy.epsilon:g})"
+        shown = []
+        if local is not None and self._run.federation.site_sample_rate is not None:
+            shown.append(f"{local.unit}: up to epsilon {local.epsilon:g}")
+        elif local is not None:
+            shown.append(f"highest epsilon {self._highest:.2f} (this run: up to {local.epsilon:g})")
+        if central is not None:
+            shown.append(f"site: epsilon {self._of_sites:.2f} (this run: up to {central.epsilon:g})")
+        return ", ".join(shown)
 
 
 def headline(record: RoundRecord) -> str:
@@ -72,7 +81,7 @@ def headline(record: RoundRecord) -> str:
 
 
 def _absences(record: RoundRecord) -> str:
-    missing = [site for site in record.sites if site.outcome not in {"used", "not-asked"}]
+    missing = [site for site in record.sites if site.outcome not in {"used", "not-asked", "withheld"}]
     return (
         f"{len(missing)} of {len(record.sites)} sites missing ({missing[0].site}: {missing[0].outcome})"
         if missing

@@ -2,7 +2,7 @@
 
 in        replies that aggregation.py judged, scores from evaluation.py
 out       RoundRecord (a line of metrics.jsonl) and RunRecord (report.json)
-relies on nothing private: a site's entry holds only what its reply holds
+relies on nothing private: a site's entry holds only what its reply holds, and nothing where participation is secret
 """
 
 from typing import Literal
@@ -84,6 +84,7 @@ class RoundRecord(Settings):
 
     round: int = Field(ge=1)
     seconds: float
+    """0 where participation is secret: how long a round takes tells how many sites were in it"""
     sites: tuple[SiteRound, ...]
     validation: Scores | None = None
     """None on rounds that did not evaluate"""
@@ -98,11 +99,16 @@ class RoundRecord(Settings):
 
 
 class SitePrivacy(Settings):
-    """The plan by which one site protected its records, as its replies stated it."""
+    """The plan by which one site protected its records, as its replies stated it.
+
+    Where participation is secret: what the run planned for the site, the same whether or not it was ever drawn.
+    """
 
     site: str
     unit: str
     epsilon: float
+    """all that was ever released about its data set, by its own ledger; where participation is secret, the most that
+    the run's planned rounds can add"""
     delta: float
     noise_multiplier: float
     sample_rate: float
@@ -137,11 +143,12 @@ class CentralPrivacy(Settings):
     sample_rate: float
     """chance that a site is asked in a round; 1 where the schedule is public"""
     rounds: int
-    """rounds that were charged, repeated ones too"""
+    """rounds that were charged, repeated ones too; of a public schedule, the most that any one site was in"""
     denominator: float
     """what the noisy sum is divided by; public"""
     accountant: str
     second_epsilon: float | None
+    """`epsilon_run` by the other library"""
     second_accountant: str
 
 

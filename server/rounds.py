@@ -1,14 +1,14 @@
 """Rounds: ask sites, judge their replies, step the model, measure it, write it down; until the plan is done.
 
 in        a Transport to the sites, the run's settings, the server's held-out samples
-out       a RunRecord, and in the run folder a checkpoint after every round
-relies on Flower for nothing: strategy.py is the Transport that speaks it
+out       the Progress of a run, and in the run folder a checkpoint after every round
+relies on Flower for nothing: strategy.py is the Transport that speaks it; central.py where whole sites are protected
 """
 
+import logging
 import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
@@ -16,37 +16,33 @@ import torch
 from torch import Tensor
 
 from server.aggregation import ServerOptimizer, Weights, aggregate
+from server.central import noisy_unclipped_share, protect
 from server.checkpoint import Progress, load_progress, save_progress
 from server.evaluation import score
+from server.judgement import Reply, StatisticsAnswer, judge, judge_statistics
+from server.plan import Central, Plan, participants
 from server.records import Outcome, RoundRecord, Scores, SiteRound
-from server.schedule import plan_rounds, planned_participations
 from server.settings import ServerSettings
 from shared.batch import Samples
 from shared.config import RunConfig
-from shared.errors import RunError
+from shared.errors import BudgetError
 from shared.messages import (
     PROTOCOL_VERSION,
     Hello,
     Refusal,
     RequestHeader,
     Shapes,
+    StatisticsHeader,
+    StatisticsReply,
     TrainReply,
     TrainRequest,
     reply_fields,
 )
 from shared.model.multimodal import MultimodalModel
 from shared.model.parameters import trainable_names
+from shared.privacy.mechanism import next_clip_norm
 
-
-@dataclass(frozen=True)
-class Failure:
-    """A site whose reply cannot be used, and why."""
-
-    outcome: Literal["failed", "late", "invalid"]
-    code: str
-
-
-Reply = TrainReply | Refusal | Failure
+log = logging.getLogger("motet.server")
 
 
 @runtime_checkable
@@ -56,43 +52,32 @@ class Transport(Protocol):
     def hello(self, *, expected: int, min_sites: int, timeout_s: float) -> list[Hello]:
         """Introductions of the sites that are there, once `expected` are or the time is over."""
 
+    def statistics(
+        self, requests: Mapping[str, StatisticsHeader], *, num_counts: int, timeout_s: float
+    ) -> dict[str, StatisticsAnswer]:
+        """One answer for every request for noisy counts."""
+
     def train(
         self, requests: Mapping[str, TrainRequest], *, shapes: Mapping[str, Shapes], timeout_s: float
     ) -> dict[str, Reply]:
         """One answer for every request; whatever went wrong at a site is in its own answer."""
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Who is asked when, and what each site sends: fixed before the first round."""
-
-    sites: tuple[Hello, ...]
-    rounds: tuple[tuple[str, ...], ...]
-    planned: Mapping[str, int]
-    names: Mapping[str, tuple[str, ...]]
-
-
-def make_plan(sites: list[Hello], *, run: RunConfig, model: MultimodalModel) -> Plan:
-    """The schedule of a run over the sites that introduced themselves and share a modality with it."""
-    able = sorted((site for site in sites if set(site.modalities) & set(run.modalities)), key=lambda site: site.site)
-    if len(able) < run.federation.min_sites:
-        raise RunError(
-            f"{len(able)} of {len(sites)} sites have any of {list(run.modalities)}; "
-            f"federation.min_sites asks for {run.federation.min_sites}"
-        )
-    rounds = plan_rounds([site.site for site in able], settings=run.federation, seed=run.seed)
-    names = {site.site: trainable_names(model, [m for m in run.modalities if m in site.modalities]) for site in able}
-    return Plan(sites=tuple(able), rounds=tuple(rounds), planned=planned_participations(rounds), names=names)
-
-
 def start_or_resume(model: MultimodalModel, *, settings: ServerSettings, folder: Path) -> Progress:
     """The last checkpoint, or the untrained model where there is none."""
-    found = load_progress(folder=folder, run_digest=settings.run.digest)
+    run = settings.run
+    found = load_progress(folder=folder, run_digest=run.digest)
     if found is not None:
         return found
     parameters = dict(model.named_parameters())
-    weights = {name: parameters[name].detach().clone() for name in trainable_names(model, settings.run.modalities)}
-    return Progress(weights=weights, best_weights=dict(weights))
+    weights = {name: parameters[name].detach().clone() for name in trainable_names(model, run.modalities)}
+    local, central = run.local_privacy, run.central_privacy
+    return Progress(
+        weights=weights,
+        best_weights=dict(weights),
+        clip_norm=local.clip_norm if local and local.clipping == "adaptive" else None,
+        site_clip_norm=central.clip_norm if central else None,
+    )
 
 
 def run_rounds(
@@ -106,6 +91,7 @@ def run_rounds(
     folder: Path,
     attempt: int,
     tell: Callable[[RoundRecord], None],
+    central: Central | None = None,
 ) -> tuple[Progress, Literal["completed", "early"]]:
     """Train until the plan is done or nothing has got better for `patience_rounds`.
 
@@ -113,25 +99,50 @@ def run_rounds(
         progress: where the run stands (`start_or_resume`); goes on from there, and comes back.
         attempt: how often this run was started before; keeps a site from taking a repeated round for the first.
         tell: called after every round, once its checkpoint is on disk.
+        central: where whole sites are protected (`start_central`).
     """
     run = settings.run
     optimizer = ServerOptimizer(
         run.federation.server_optimizer, moments=progress.moments, second_moments=progress.second_moments
     )
+    if run.statistics is not None and progress.statistics is None:
+        progress.statistics = _ask_statistics(transport, plan=plan, settings=settings, attempt=attempt)
+        # on the disk before round 1: whoever was asked has paid, and is not asked twice
+        save_progress(progress, folder=folder, run_digest=run.digest)
     if progress.round_number == 0 and progress.best_score is None:
         progress.best_score = _selection_score(_scores(model, progress.weights, samples=validation, run=run))
     while progress.round_number < run.federation.rounds:
         if _patience_is_over(progress, run=run):
             return progress, "early"
-        record = _one_round(
-            transport,
-            progress,
-            optimizer,
-            model=model,
-            plan=plan,
-            settings=settings,
-            validation=validation,
-            attempt=attempt,
+        began, number = time.monotonic(), progress.round_number + 1
+        try:
+            asked, site_epsilon = participants(plan, central, number=number, attempt=attempt, folder=folder)
+        except BudgetError as error:
+            if progress.round_number == 0:
+                raise
+            log.warning("the run ends before round %d: %s", number, error)
+            return progress, "early"
+        requests = _requests(asked, progress, plan=plan, settings=settings, attempt=attempt)
+        shapes = {site: {name: tuple(value.shape) for name, value in r.weights.items()} for site, r in requests.items()}
+        replies = transport.train(requests, shapes=shapes, timeout_s=run.federation.round_timeout_s)
+        judged = {site: judge(replies[site], request=requests[site]) for site in asked}
+        norms = (progress.clip_norm, progress.site_clip_norm)
+        update_norm = _take(judged, progress, optimizer, run=run, central=central)
+        scores = None
+        if number % run.evaluation.every_rounds == 0 or number == run.federation.rounds:
+            scores = _scores(model, progress.weights, samples=validation, run=run)
+            _remember_best(progress, scores)
+        is_secret = plan.rounds is None
+        record = RoundRecord(
+            round=number,
+            # PRIVACY: how long a round took tells how many sites were in it. test_records_do_not_tell_who_was_drawn
+            seconds=0.0 if is_secret else time.monotonic() - began,
+            sites=_site_rounds(judged, plan=plan, history=progress.history),
+            validation=scores,
+            update_norm=update_norm,
+            clip_norm=norms[0],
+            site_clip_norm=norms[1],
+            site_epsilon=site_epsilon,
         )
         progress.history.append(record)
         save_progress(progress, folder=folder, run_digest=run.digest)
@@ -154,84 +165,113 @@ def load_weights(model: MultimodalModel, weights: Weights) -> None:
             parameters[name].copy_(value)
 
 
-def _one_round(
-    transport: Transport,
-    progress: Progress,
-    optimizer: ServerOptimizer,
-    *,
-    model: MultimodalModel,
-    plan: Plan,
-    settings: ServerSettings,
-    validation: Samples,
-    attempt: int,
-) -> RoundRecord:
-    run, number, began = settings.run, progress.round_number + 1, time.monotonic()
-    asked = plan.rounds[number - 1]
-    shapes = {site: {name: tuple(progress.weights[name].shape) for name in plan.names[site]} for site in asked}
+def _ask_statistics(
+    transport: Transport, *, plan: Plan, settings: ServerSettings, attempt: int
+) -> dict[str, StatisticsReply]:
+    """Noisy counts of the sites that gave any."""
+    run = settings.run
     requests = {
+        site: StatisticsHeader(
+            protocol_version=PROTOCOL_VERSION,
+            run=run,
+            run_id=settings.run_id,
+            attempt=attempt,
+            planned_rounds=planned,
+        )
+        for site, planned in plan.planned.items()
+    }
+    answers = transport.statistics(
+        requests, num_counts=max(1, len(run.data.labels)), timeout_s=run.federation.round_timeout_s
+    )
+    judged = {site: judge_statistics(answers[site], run=run, run_id=settings.run_id) for site in sorted(requests)}
+    for site, answer in judged.items():
+        if not isinstance(answer, StatisticsReply):
+            log.warning("%s gave no counts: %s", site, answer.code)
+    return {site: answer for site, answer in judged.items() if isinstance(answer, StatisticsReply)}
+
+
+def _requests(
+    asked: Sequence[str], progress: Progress, *, plan: Plan, settings: ServerSettings, attempt: int
+) -> dict[str, TrainRequest]:
+    return {
         site: TrainRequest(
             header=RequestHeader(
                 protocol_version=PROTOCOL_VERSION,
-                run=run,
+                run=settings.run,
                 run_id=settings.run_id,
-                round_number=number,
+                round_number=progress.round_number + 1,
                 attempt=attempt,
                 planned_rounds=plan.planned[site],
+                clip_norm=progress.clip_norm,
+                site_clip_norm=progress.site_clip_norm,
             ),
             weights={name: progress.weights[name] for name in plan.names[site]},
         )
         for site in asked
     }
-    replies = transport.train(requests, shapes=shapes, timeout_s=run.federation.round_timeout_s)
-    judged = {site: _judge(replies[site], request=requests[site]) for site in asked}
+
+
+def _take(
+    judged: Mapping[str, Reply],
+    progress: Progress,
+    optimizer: ServerOptimizer,
+    *,
+    run: RunConfig,
+    central: Central | None,
+) -> float | None:
+    """Step the model and the clip norms by what was used; the L2 norm of the step, None where there was none."""
     used = {site: reply for site, reply in judged.items() if isinstance(reply, TrainReply)}
+    progress.round_number += 1
+    said = [reply.header.privacy for reply in used.values()]
+    progress.reproducible_noise |= any(privacy.reproducible_noise for privacy in said if privacy)
     norm = None
-    if len(used) >= max(1, run.federation.min_sites):
-        update = aggregate(
-            {site: reply.update for site, reply in used.items()},
-            weights=_weights(used, run=run),
-            settings=run.federation,
-        )
+    update = _average(used, progress, run=run, central=central)
+    if update is not None:
         new = optimizer.step(progress.weights, update=update)
         norm = _norm({name: new[name] - progress.weights[name] for name in update})
         progress.weights = new
         progress.moments, progress.second_moments = optimizer.moments, optimizer.second_moments
-    progress.round_number = number
-    known = {site.site: site.fields for record in progress.history for site in record.sites if site.fields}
-    scores = None
-    if number % run.evaluation.every_rounds == 0 or number == run.federation.rounds:
-        scores = _scores(model, progress.weights, samples=validation, run=run)
-        _remember_best(progress, scores)
-    return RoundRecord(
-        round=number,
-        seconds=time.monotonic() - began,
-        sites=tuple(_site_round(site.site, judged.get(site.site), known=known.get(site.site)) for site in plan.sites),
-        validation=scores,
-        update_norm=norm,
-    )
+    local, shares = run.local_privacy, [reply.header.unclipped_share for reply in used.values()]
+    # each held to what a share can be, so that none has a larger say than any other
+    told = [min(1.0, max(0.0, share)) for share in shares if share is not None]
+    if local is not None and progress.clip_norm is not None and told:
+        progress.clip_norm = next_clip_norm(progress.clip_norm, unclipped_share=sum(told) / len(told), settings=local)
+    return norm
 
 
-def _judge(reply: Reply, *, request: TrainRequest) -> Reply:
-    """A reply that belongs to this round and run, protected as the run asks; or why it is not used."""
-    if not isinstance(reply, TrainReply):
-        return reply
-    header, asked = reply.header, request.header
-    if (header.run_id, header.round_number) != (asked.run_id, asked.round_number):
-        return Failure("invalid", "another-round")
-    if (header.privacy is None) != (asked.run.privacy == "none"):
-        return Failure("invalid", "privacy-differs")
-    return reply
+def _average(
+    used: Mapping[str, TrainReply], progress: Progress, *, run: RunConfig, central: Central | None
+) -> Weights | None:
+    """The average update of a round; None where too few are usable, which matters only where no noise covers it."""
+    updates = {site: reply.update for site, reply in used.items()}
+    if central is None or progress.site_clip_norm is None:
+        if len(used) < max(1, run.federation.min_sites):
+            return None
+        return aggregate(updates, weights=_weights(used, progress, run=run), settings=run.federation)
+    plan, source = central.plan, central.plan.source(progress.round_number, purpose="noise")
+    # PRIVACY: also where nobody answered; a round left out would tell. test_a_round_without_updates_is_noise_alone
+    update = protect(updates, plan=plan, clip_norm=progress.site_clip_norm, source=source)
+    if plan.is_adaptive:
+        within = [bool(reply.header.is_within_clip) for reply in used.values()]
+        share = noisy_unclipped_share(within, plan=plan, source=source)
+        progress.site_clip_norm = next_clip_norm(progress.site_clip_norm, unclipped_share=share, settings=plan.privacy)
+    return update
 
 
-def _weights(used: Mapping[str, TrainReply], *, run: RunConfig) -> dict[str, float]:
-    """How much each update counts: alike, or by examples; by nominal size where a site does not tell."""
+def _weights(used: Mapping[str, TrainReply], progress: Progress, *, run: RunConfig) -> dict[str, float]:
+    """How much each update counts: alike, or by noisy counts where the run asked for them, else by nominal size."""
     if run.federation.weighting == "uniform":
         return dict.fromkeys(used, 1.0)
-    counts = {site: reply.header.num_examples for site, reply in used.items()}
-    return {
-        site: float(max(1, used[site].header.nominal_size if count is None else count))
-        for site, count in counts.items()
-    }
+    counts = {site: sum(reply.counts) for site, reply in (progress.statistics or {}).items()}
+    return {site: max(1.0, counts.get(site, float(reply.header.nominal_size))) for site, reply in used.items()}
+
+
+def _site_rounds(judged: Mapping[str, Reply], *, plan: Plan, history: Sequence[RoundRecord]) -> tuple[SiteRound, ...]:
+    if plan.rounds is None:
+        # PRIVACY: the cost counts on nobody knowing who was drawn. test_records_do_not_tell_who_was_drawn
+        return tuple(SiteRound(site=site, outcome="withheld") for site in plan.site_names)
+    known = {site.site: site.fields for record in history for site in record.sites if site.fields}
+    return tuple(_site_round(site, judged.get(site), known=known.get(site)) for site in plan.site_names)
 
 
 def _site_round(site: str, reply: Reply | None, *, known: tuple[str, ...] | None) -> SiteRound:

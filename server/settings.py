@@ -1,19 +1,22 @@
 """Server settings: what a run needs on the server's own machine, written once into its folder.
 
 in        a run's settings, where the held-out data lies, which engine carries the messages
-out       ServerSettings in RUN/server.json, from which the server app starts and resumes
+out       ServerSettings in RUN/server.json, from which the server app starts and resumes; RUN/preflight.json
 relies on shared/config.py; nothing here is sent to a site but `run`
 """
 
 import os
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, TypeAdapter, ValidationError
 
 from shared.config import DataCard, RunConfig, Settings, parse_settings_json
 from shared.errors import RunError
+from shared.preflight import PreflightCheck
 
 FILE_NAME = "server.json"
+PREFLIGHT_FILE = "preflight.json"
+_CHECKS = TypeAdapter(tuple[PreflightCheck, ...])
 
 
 class ServerSettings(Settings):
@@ -28,8 +31,12 @@ class ServerSettings(Settings):
     num_sites: int = Field(ge=1, description="sites to wait for before the first round")
     started: str
     ledger: Path | None = Field(default=None, description="unit site: the server's own ledger")
-    federation: str = Field(default="", description="unit site: the ledger's key, the same for all runs over these sites")
-    site_cap_epsilon: float | None = Field(default=None, gt=0, description="unit site: all runs together; the run's own")
+    federation: str = Field(
+        default="", description="unit site: the ledger's key, the same for all runs over these sites"
+    )
+    site_cap_epsilon: float | None = Field(
+        default=None, gt=0, description="unit site: largest total of all runs together; this run's own if not set"
+    )
     reproducible_noise: bool = Field(default=False, description="simulations only")
     extensions: tuple[Path, ...] = Field(default=(), description="files of this machine that register further parts")
 
@@ -64,6 +71,26 @@ def count_start(folder: Path) -> int:
     before = int(path.read_text(encoding="utf-8")) if path.is_file() else 0
     write_atomically(path, str(before + 1).encode())
     return before
+
+
+def write_preflight(checks: tuple[PreflightCheck, ...], *, folder: Path) -> None:
+    """RUN/preflight.json: what was checked before the run's first round."""
+    write_atomically(folder / PREFLIGHT_FILE, _CHECKS.dump_json(checks, indent=2))
+
+
+def read_preflight(folder: Path) -> tuple[PreflightCheck, ...]:
+    """The checks of a run folder; none where none were made.
+
+    Raises:
+        RunError: the file is damaged.
+    """
+    path = folder / PREFLIGHT_FILE
+    if not path.is_file():
+        return ()
+    try:
+        return _CHECKS.validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise RunError(f"{path}: not readable ({error.error_count()} faults); remove it and resume the run") from None
 
 
 def write_atomically(path: Path, data: bytes) -> None:

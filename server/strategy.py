@@ -6,16 +6,28 @@ relies on the Grid returning only replies to the messages it was given
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TypeVar
 
 from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
-from server.rounds import Failure, Reply
+from server.judgement import Failure, Reply, StatisticsAnswer
 from shared.errors import RunError, WireError
-from shared.messages import PROTOCOL_VERSION, Hello, Shapes, TrainRequest
-from shared.wire import decode_hello, decode_reply, encode_request
+from shared.messages import (
+    PROTOCOL_VERSION,
+    Hello,
+    Refusal,
+    Shapes,
+    StatisticsHeader,
+    StatisticsReply,
+    TrainReply,
+    TrainRequest,
+)
+from shared.wire import decode_hello, decode_reply, decode_statistics, encode_request, encode_statistics_request
 
+Said = TypeVar("Said", TrainReply | Refusal, StatisticsReply | Refusal)
 _POLL_S = 0.5
 _HELLO_TIMEOUT_S = 300.0
 """for nodes that are connected: on a busy machine their first process takes minutes to import all it needs"""
@@ -54,6 +66,19 @@ class FlowerTransport:
             )
         return sorted(found, key=lambda hello: hello.site)
 
+    def statistics(
+        self, requests: Mapping[str, StatisticsHeader], *, num_counts: int, timeout_s: float
+    ) -> dict[str, StatisticsAnswer]:
+        """One answer for every request for noisy counts, within `timeout_s`."""
+        messages = {
+            site: Message(encode_statistics_request(header), self._nodes[site], MessageType.QUERY)
+            for site, header in requests.items()
+        }
+        answers: dict[str, StatisticsAnswer] = dict.fromkeys(requests, Failure("late", "no-reply"))
+        for site, reply in self._replies(messages, timeout_s=timeout_s).items():
+            answers[site] = _answer(reply, decode=partial(decode_statistics, num_counts=num_counts))
+        return answers
+
     def train(
         self, requests: Mapping[str, TrainRequest], *, shapes: Mapping[str, Shapes], timeout_s: float
     ) -> dict[str, Reply]:
@@ -64,16 +89,25 @@ class FlowerTransport:
             )
             for site, request in requests.items()
         }
+        answers: dict[str, Reply] = dict.fromkeys(requests, Failure("late", "no-reply"))
+        for site, reply in self._replies(messages, timeout_s=timeout_s).items():
+            answers[site] = _answer(reply, decode=partial(decode_reply, shapes=shapes[site]))
+        return answers
+
+    def _replies(self, messages: Mapping[str, Message], *, timeout_s: float) -> dict[str, Message]:
+        """The replies that came, by site."""
+        if not messages:
+            return {}
         replies = list(self._grid.send_and_receive(list(messages.values()), timeout=timeout_s))
         # Flower gives a message its id when it is sent. By the id a reply finds its site also where the SuperLink
         # answers in place of one that is gone, and no other site knows it
         asked = {message.metadata.message_id: site for site, message in messages.items()}
-        answers: dict[str, Reply] = {site: Failure("late", "no-reply") for site in requests}
+        found: dict[str, Message] = {}
         for reply in replies:
             site = asked.get(reply.metadata.reply_to_message_id)
             if site is not None and (reply.has_error() or reply.metadata.src_node_id == self._nodes[site]):
-                answers[site] = _answer(reply, shapes=shapes[site])
-        return answers
+                found[site] = reply
+        return found
 
 
 def _introduction(reply: Message) -> Hello | None:
@@ -87,11 +121,11 @@ def _introduction(reply: Message) -> Hello | None:
     return hello if isinstance(hello, Hello) and hello.protocol_version == PROTOCOL_VERSION else None
 
 
-def _answer(reply: Message, *, shapes: Shapes) -> Reply:
+def _answer(reply: Message, *, decode: Callable[[RecordDict], Said]) -> Said | Failure:
     if not reply.has_content():
         # Flower's own error text is not repeated: a site's exception may have put its data into it
         return Failure("failed", f"flower-{reply.error.code}")
     try:
-        return decode_reply(reply.content, shapes=shapes)
+        return decode(reply.content)
     except WireError as error:
         return Failure("invalid", error.code)

@@ -26,6 +26,7 @@ class Hello(Settings):
     protocol_version: int
     site: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     modalities: tuple[str, ...] = Field(min_length=1, max_length=64)
+    nominal_size: int | None = Field(default=None, ge=1, description="of the unit that the owner protects; public")
 
 
 class RequestHeader(Settings):

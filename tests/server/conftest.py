@@ -7,11 +7,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from server.rounds import Reply
+from server.judgement import Failure, Reply, StatisticsAnswer
 from server.settings import ServerSettings
 from shared.batch import Samples
 from shared.config import RunConfig
-from shared.messages import PROTOCOL_VERSION, Hello, ReplyHeader, Shapes, TrainReply, TrainRequest
+from shared.messages import (
+    PROTOCOL_VERSION,
+    Hello,
+    PrivacyStatement,
+    ReplyHeader,
+    Shapes,
+    StatisticsHeader,
+    TrainReply,
+    TrainRequest,
+)
 from shared.model.multimodal import build_model
 from shared.model.parameters import trainable_names
 
@@ -71,10 +80,25 @@ class CallTransport:
     """(site, round) -> what it says instead"""
     asked: list[tuple[str, int, int]] = field(default_factory=list)
     """(site, round, attempt) of every request"""
+    counts: dict[str, StatisticsAnswer] = field(default_factory=dict)
+    """site -> what it answers when asked for counts"""
+    counted: list[tuple[str, ...]] = field(default_factory=list)
+    """sites of every request for counts"""
+    privacy: PrivacyStatement | None = None
+    """how the sites say that they protected their updates"""
+    unclipped_share: float | None = None
+    is_within_clip: bool | None = None
 
     def hello(self, *, expected: int, min_sites: int, timeout_s: float) -> list[Hello]:
         """Everybody is there."""
         return [Hello(protocol_version=PROTOCOL_VERSION, site=s, modalities=m) for s, m in self.sites.items()]
+
+    def statistics(
+        self, requests: Mapping[str, StatisticsHeader], *, num_counts: int, timeout_s: float
+    ) -> dict[str, StatisticsAnswer]:
+        """What the test has them answer; nobody, if it has nothing."""
+        self.counted.append(tuple(requests))
+        return {site: self.counts.get(site, Failure("late", "no-reply")) for site in requests}
 
     def train(
         self, requests: Mapping[str, TrainRequest], *, shapes: Mapping[str, Shapes], timeout_s: float
@@ -107,7 +131,9 @@ class CallTransport:
                 run_id=request.header.run_id,
                 round_number=request.header.round_number,
                 nominal_size=30,
-                privacy=None,
+                privacy=self.privacy,
+                unclipped_share=self.unclipped_share,
+                is_within_clip=self.is_within_clip,
             ),
             update=update,
         )

@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from server.checkpoint import Progress, load_progress
+from server.judgement import Failure, Reply
+from server.plan import make_plan, start_central
 from server.records import RoundRecord
-from server.rounds import Failure, Reply, make_plan, run_rounds, start_or_resume
+from server.rounds import run_rounds, start_or_resume
 from shared.config import PrivacySettings, RunConfig
 from shared.errors import RunError
 from shared.messages import PROTOCOL_VERSION, Refusal, RequestHeader, TrainReply, TrainRequest
@@ -46,6 +48,7 @@ def train(
         folder=folder,
         attempt=attempt,
         tell=tell,
+        central=start_central(plan, settings=settings, model=model),
     )
     return progress, transport
 

@@ -8,7 +8,7 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from server.rounds import Failure, Reply
+from server.judgement import Failure, Reply
 from server.strategy import FlowerTransport
 from shared.errors import RunError
 from shared.messages import PROTOCOL_VERSION, Hello, Refusal, ReplyHeader, RequestHeader, TrainReply, TrainRequest

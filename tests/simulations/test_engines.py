@@ -11,7 +11,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from client.app import SITE_KEY
 from client.app import app as real_client_app
-from server.rounds import Failure
+from server.judgement import Failure
 from server.strategy import FlowerTransport
 from shared.messages import PROTOCOL_VERSION, Hello, Refusal, RequestHeader, TrainRequest
 from shared.wire import decode_hello, encode_reply

@@ -1,0 +1,262 @@
+"""Central protection: a whole site hides in the sum of the updates, under noise that the server adds.
+
+in        the updates of one round, clipped at the sites and not believed; the server's own ledger
+out       their noisy average, divided by a public number; a row in the ledger before anybody is asked
+relies on shared/privacy/ for clip, noise, accountant and ledger; schedule.py for who is asked
+
+Neighbouring: every update of one site replaced by zeros. Whoever reads the models and the report learns little of any
+one site; the server itself sees the updates and has to be trusted.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from server.aggregation import Weights
+from server.settings import ServerSettings
+from shared.config import PrivacySettings
+from shared.errors import BudgetError, PrivacyError, RunError
+from shared.messages import Shapes
+from shared.privacy.accountant import MechanismUse, calibrate_noise, spent_epsilon
+from shared.privacy.ledger import Ledger
+from shared.privacy.mechanism import clip_update, split_noise
+from shared.privacy.noise import RandomSource, reproducible_source, secret_source
+
+
+@dataclass(frozen=True)
+class CentralPlan:
+    """How the server protects whole sites in every round of one run; fixed before the first."""
+
+    privacy: PrivacySettings
+    cap_epsilon: float
+    """all runs over these sites together"""
+    noise_multiplier: float
+    """noise standard deviation divided by the clip norm, of all that a round releases, the count included"""
+    sample_rate: float
+    """chance that a site is asked in a round; 1 where the schedule is public, for which nothing is claimed"""
+    denominator: float
+    """public: how many sites a round asks, in expectation or by its schedule"""
+    shapes: Shapes
+    """every parameter that the model trains, whichever sites train it"""
+    reproducible_seed: int | None = None
+    """simulations only: coins and noise that a seed gives back protect nobody"""
+
+    @property
+    def is_adaptive(self) -> bool:
+        """The clip norm moves from round to round, at the price of a noisy count."""
+        return self.privacy.clipping == "adaptive"
+
+    def source(self, round_number: int, *, purpose: str) -> RandomSource:
+        """Random numbers of one round, for the draw of sites or for the noise."""
+        if self.reproducible_seed is None:
+            # PRIVACY: coins and noise that a seed gives back protect nobody.
+            # test_central_noise_differs_between_equal_runs
+            return secret_source()
+        return reproducible_source(self.reproducible_seed, purpose=f"server/{round_number}/{purpose}")
+
+    def use(self, steps: int) -> MechanismUse:
+        """The mechanism of so many rounds that a site may have been in."""
+        return MechanismUse(self.noise_multiplier, self.sample_rate, steps)
+
+
+class SiteBudget:
+    """The server's own ledger, for one federation and one run: what its rounds cost any one site."""
+
+    def __init__(self, settings: ServerSettings) -> None:
+        """Opens the ledger, or starts it.
+
+        Raises:
+            RunError: the run folder names no ledger or no federation.
+            LedgerError: the file cannot be used.
+        """
+        if settings.ledger is None or not settings.federation:
+            raise RunError(
+                'server.json: unit "site" needs ledger and federation, where the server keeps what its runs cost the '
+                "sites; make the run folder anew with: motet simulate or motet prepare"
+            )
+        self._ledger, self._federation, self._run_id = Ledger(settings.ledger), settings.federation, settings.run_id
+
+    def before(self) -> tuple[MechanismUse, ...]:
+        """What all other runs over these sites have cost."""
+        rows = self._ledger.rows(self._federation)
+        return tuple(row.use for row in rows if row.run_id != self._run_id and row.state != "void")
+
+    def of_run(self) -> tuple[MechanismUse, ...]:
+        """What this run has cost so far."""
+        return self._ledger.uses_of_run(self._federation, self._run_id, unit="site")
+
+    def charged(self) -> int:
+        """Rounds that were charged to this run, repeated ones too."""
+        return sum(use.steps for use in self.of_run())
+
+    def spent(self, plan: CentralPlan) -> float:
+        """All that the ledger holds about this federation."""
+        privacy = plan.privacy
+        return self._ledger.spent(self._federation, unit="site", delta=privacy.delta, accountant=privacy.accountant)
+
+    def charge(self, plan: CentralPlan, *, steps: int, round_number: int, attempt: int) -> float:
+        """Writes down what a round costs, before anybody is asked; all spent so far, this round included.
+
+        Args:
+            plan: the run's.
+            steps: by how much the most rounds that any site may have been in have grown; 0 costs nothing.
+            round_number: of the round.
+            attempt: how often the run was started before.
+
+        Raises:
+            BudgetError: the run's epsilon or the cap does not cover it; nothing was written.
+        """
+        if steps == 0:
+            return self.spent(plan)
+        privacy = plan.privacy
+        total = spent_epsilon([*self.of_run(), plan.use(steps)], delta=privacy.delta, accountant=privacy.accountant)
+        # PRIVACY: a round that was repeated after a crash was paid for twice, and the last one may not be left.
+        # test_a_repeated_round_is_charged_again
+        if not total <= min(privacy.epsilon, plan.cap_epsilon):
+            raise BudgetError(
+                f"round {round_number}: would bring the run to epsilon {total:.4g} for a site; it asked for "
+                f"{privacy.epsilon:.4g}. Rounds that were repeated after an interruption were charged again"
+            )
+        # PRIVACY: on the disk before a message leaves. test_a_round_of_sites_is_charged_before_anybody_is_asked
+        reservation = self._ledger.reserve(
+            data_set=self._federation,
+            unit="site",
+            use=plan.use(steps),
+            run_id=self._run_id,
+            round_number=round_number,
+            attempt=attempt,
+            cap_epsilon=plan.cap_epsilon,
+            delta=privacy.delta,
+            accountant=privacy.accountant,
+            mechanism="adaptive-gaussian" if plan.is_adaptive else "gaussian",
+        )
+        return reservation.epsilon_spent
+
+
+def make_central_plan(
+    privacy: PrivacySettings,
+    *,
+    budget: SiteBudget,
+    settings: ServerSettings,
+    num_sites: int,
+    planned_steps: int,
+    shapes: Shapes,
+) -> CentralPlan:
+    """The plan that keeps the run's epsilon and the cap over all runs, calibrated once for all planned rounds.
+
+    A run that is resumed keeps the noise that its first round was given.
+
+    Args:
+        privacy: what the run asks for whole sites.
+        budget: of this federation.
+        settings: of the run.
+        num_sites: sites that take part, public.
+        planned_steps: the most rounds that any site is planned for.
+        shapes: every parameter that the model trains.
+
+    Raises:
+        BudgetError: the planned rounds do not fit into what earlier runs have left of the cap.
+        PrivacyError: delta is so large that publishing a whole site would keep the promise.
+    """
+    run, federation = settings.run, settings.run.federation
+    if privacy.delta * num_sites > 1:
+        raise PrivacyError(
+            f"delta is {privacy.delta:g} for {num_sites} sites; allowed: at most {1 / num_sites:.1e}, above which "
+            "publishing one whole site would keep the promise"
+        )
+    rate = federation.site_sample_rate or 1.0
+    cap, mine = settings.site_cap_epsilon or privacy.epsilon, budget.of_run()
+    # PRIVACY: the stricter of the run and the cap wins. test_the_stricter_of_run_and_cap_wins
+    noise = (
+        mine[0].noise_multiplier
+        if mine
+        else calibrate_noise(
+            epsilon=min(privacy.epsilon, cap),
+            delta=privacy.delta,
+            sample_rate=rate,
+            steps=planned_steps,
+            accountant=privacy.accountant,
+        )
+    )
+    plan = CentralPlan(
+        privacy=privacy,
+        cap_epsilon=cap,
+        noise_multiplier=noise,
+        sample_rate=rate,
+        # PRIVACY: how many sites were drawn, or answered, does not move it. test_the_central_denominator_is_public
+        denominator=rate * num_sites
+        if federation.site_sample_rate
+        else float(min(federation.sites_per_round or num_sites, num_sites)),
+        shapes=shapes,
+        reproducible_seed=run.seed if settings.reproducible_noise else None,
+    )
+    if not mine:
+        _refuse_beyond_cap(plan, before=budget.before(), planned_steps=planned_steps, settings=settings)
+    return plan
+
+
+def steps_due(participations: Mapping[str, int], *, charged: int) -> int:
+    """What the ledger still owes: the most rounds that any one site may have been in, less those charged."""
+    return max(0, max(participations.values(), default=0) - charged)
+
+
+def with_round(participations: Mapping[str, int], *, sites: Sequence[str]) -> dict[str, int]:
+    """How often each site may have been asked, once these may be asked again."""
+    return dict(Counter(participations) + Counter(sites))
+
+
+def protect(updates: Mapping[str, Weights], *, plan: CentralPlan, clip_norm: float, source: RandomSource) -> Weights:
+    """The noisy average of a round: every trainable parameter is in it, and has noise, whoever sent it.
+
+    Promise: one site moves the sum by at most `clip_norm`, whatever numbers it sent. No updates give noise alone.
+
+    Args:
+        updates: site -> parameter -> change; what a site does not send counts as zeros.
+        plan: of the run.
+        clip_norm: of this round.
+        source: of the noise.
+
+    Source: McMahan et al. 2018, arXiv:1710.06963, algorithm 1, with the fixed denominator of its section 2.2.
+    """
+    sums = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in plan.shapes.items()}
+    # sorted by site: sums of floats depend on their order, and replies come in any order
+    for site in sorted(updates):
+        exact = {name: value.double() for name, value in updates[site].items()}
+        # PRIVACY: clipped again here, where a site's word counts for nothing.
+        # test_one_site_moves_the_sum_by_at_most_the_clip_norm
+        clipped, _ = clip_update(exact, clip_norm=clip_norm, per_layer=plan.privacy.clipping == "per-layer")
+        for name, value in clipped.items():
+            sums[name] += value
+    noise = split_noise(plan.noise_multiplier)[0] if plan.is_adaptive else plan.noise_multiplier
+    # PRIVACY: on every parameter, also of a round that nobody answered. test_a_round_without_updates_is_noise_alone,
+    # test_central_noise_has_the_promised_scale
+    noisy = {name: value + source.normal(tuple(value.shape), std=noise * clip_norm) for name, value in sums.items()}
+    return {name: (value / plan.denominator).float() for name, value in noisy.items()}
+
+
+def noisy_unclipped_share(within: Sequence[bool], *, plan: CentralPlan, source: RandomSource) -> float:
+    """Share of the updates that were within the clip norm, about; any one site moves the count by at most 1/2.
+
+    Source: Andrew et al. 2021, arXiv:1905.03871, algorithm 1.
+    """
+    count = sum(0.5 if is_within else -0.5 for is_within in within)
+    # PRIVACY: paid for by more noise on the sum (split_noise). test_central_count_has_the_promised_noise
+    noise = float(source.normal((1,), std=split_noise(plan.noise_multiplier)[1]))
+    return 0.5 + (count + noise) / plan.denominator
+
+
+def _refuse_beyond_cap(
+    plan: CentralPlan, *, before: Sequence[MechanismUse], planned_steps: int, settings: ServerSettings
+) -> None:
+    privacy = plan.privacy
+    spent = spent_epsilon(before, delta=privacy.delta, accountant=privacy.accountant)
+    total = spent_epsilon([*before, plan.use(planned_steps)], delta=privacy.delta, accountant=privacy.accountant)
+    # PRIVACY: what earlier runs cost the same sites counts. test_a_second_run_on_a_federation_is_refused_beyond_the_cap
+    if not total <= plan.cap_epsilon:
+        raise BudgetError(
+            f"{settings.ledger}: federation {settings.federation!r} has spent epsilon {spent:.4g} of "
+            f"{plan.cap_epsilon:.4g}, and the run would bring it to {total:.4g}; ask for a smaller epsilon, or raise "
+            "the cap, which all sites have to agree to: motet prepare SCENARIO --site-cap-epsilon NUMBER"
+        )

@@ -1,0 +1,69 @@
+"""Judgement: whether a reply is what was asked for; one that is not is left out, and the round goes on.
+
+in        replies that wire.py found to have the agreed form, and the request of each
+out       the reply, or a Failure with a code
+relies on a site's own word for how it protected its update: nobody else was there
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from shared.config import PrivacySettings, RunConfig
+from shared.messages import PrivacyStatement, Refusal, StatisticsReply, TrainReply, TrainRequest
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A site whose reply cannot be used, and why."""
+
+    outcome: Literal["failed", "late", "invalid"]
+    code: str
+
+
+Reply = TrainReply | Refusal | Failure
+StatisticsAnswer = StatisticsReply | Refusal | Failure
+
+
+def judge(reply: Reply, *, request: TrainRequest) -> Reply:
+    """A reply that belongs to this round and run and is protected as the run asks; or why it is not used."""
+    if not isinstance(reply, TrainReply):
+        return reply
+    header, asked = reply.header, request.header
+    if (header.run_id, header.round_number) != (asked.run_id, asked.round_number):
+        return Failure("invalid", "another-round")
+    local, central = asked.run.local_privacy, asked.run.central_privacy
+    clip_norm = asked.clip_norm if asked.clip_norm is not None else local.clip_norm if local else None
+    if not _keeps(header.privacy, asked=local, clip_norm=clip_norm):
+        return Failure("invalid", "privacy-differs")
+    for value, privacy in ((header.unclipped_share, local), (header.is_within_clip, central)):
+        if (value is not None) != (privacy is not None and privacy.clipping == "adaptive"):
+            return Failure("invalid", "fields-differ")
+    return reply
+
+
+def judge_statistics(reply: StatisticsAnswer, *, run: RunConfig, run_id: str) -> StatisticsAnswer:
+    """Noisy counts that belong to this run, with at least the noise that it asks; or why they are not used."""
+    if not isinstance(reply, StatisticsReply):
+        return reply
+    if reply.run_id != run_id:
+        return Failure("invalid", "another-round")
+    said, local, asked = reply.privacy, run.local_privacy, run.statistics
+    is_same = local is not None and asked is not None and said.noise_multiplier >= asked.noise_multiplier
+    if not (is_same and _protects(said, asked=local)):
+        return Failure("invalid", "privacy-differs")
+    return reply
+
+
+def _keeps(said: PrivacyStatement | None, *, asked: PrivacySettings | None, clip_norm: float | None) -> bool:
+    """Whether a site protected its update as the run asks, or more strictly."""
+    if said is None or asked is None:
+        return said is None and asked is None
+    return _protects(said, asked=asked) and said.clip_norm == clip_norm and said.clipping == asked.clipping
+
+
+def _protects(said: PrivacyStatement, *, asked: PrivacySettings | None) -> bool:
+    """Whether a statement is about the run's unit or a stricter one, at its delta, by its accountant."""
+    if asked is None:
+        return False
+    is_weaker = asked.unit == "subject" and said.unit == "record"
+    return not is_weaker and said.delta <= asked.delta and said.accountant == asked.accountant

@@ -1,0 +1,121 @@
+"""Plan: who takes part in a run and who is asked in a round, which is paid for before anybody is.
+
+in        the sites that introduced themselves, the run's settings, the server's ledger where whole sites are protected
+out       Plan, and round by round the sites that are asked
+relies on schedule.py for the order or the draw; central.py for what a round costs
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from server.central import CentralPlan, SiteBudget, make_central_plan, steps_due, with_round
+from server.checkpoint import read_participations, write_participations
+from server.schedule import draw_sites, plan_rounds, planned_participations
+from server.settings import ServerSettings
+from shared.config import RunConfig
+from shared.errors import RunError
+from shared.messages import Hello
+from shared.model.multimodal import MultimodalModel
+from shared.model.parameters import trainable_names
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Who is asked when, and what each site sends: fixed before the first round."""
+
+    sites: tuple[Hello, ...]
+    rounds: tuple[tuple[str, ...], ...] | None
+    """None: each round's sites are drawn in secret when it begins"""
+    planned: Mapping[str, int]
+    """site -> most rounds that it can be asked for"""
+    names: Mapping[str, tuple[str, ...]]
+
+    @property
+    def site_names(self) -> tuple[str, ...]:
+        """All sites that take part, sorted."""
+        return tuple(site.site for site in self.sites)
+
+    def nominal_size(self, name: str) -> int:
+        """The public number of units at a site.
+
+        Raises:
+            RunError: its introduction does not tell.
+        """
+        (size,) = (site.nominal_size for site in self.sites if site.site == name)
+        if size is None:
+            raise RunError(f"{name}: its introduction holds no nominal_size; install the newest Motet there")
+        return size
+
+
+@dataclass(frozen=True)
+class Central:
+    """How whole sites are protected, and the ledger that says what it has cost."""
+
+    plan: CentralPlan
+    budget: SiteBudget
+
+
+def make_plan(sites: list[Hello], *, run: RunConfig, model: MultimodalModel) -> Plan:
+    """The schedule of a run over the sites that introduced themselves and share a modality with it."""
+    able = sorted((site for site in sites if set(site.modalities) & set(run.modalities)), key=lambda site: site.site)
+    if len(able) < run.federation.min_sites:
+        raise RunError(
+            f"{len(able)} of {len(sites)} sites have any of {list(run.modalities)}; "
+            f"federation.min_sites asks for {run.federation.min_sites}"
+        )
+    names = {site.site: trainable_names(model, [m for m in run.modalities if m in site.modalities]) for site in able}
+    if run.federation.site_sample_rate is not None:
+        plan = Plan(tuple(able), rounds=None, planned=dict.fromkeys(names, run.federation.rounds), names=names)
+        if run.local_privacy is not None:
+            # the report says what was planned for each site, since what was really drawn is secret: told now if it
+            # cannot be
+            for name in names:
+                plan.nominal_size(name)
+        return plan
+    rounds = plan_rounds([site.site for site in able], settings=run.federation, seed=run.seed)
+    return Plan(tuple(able), rounds=tuple(rounds), planned=planned_participations(rounds), names=names)
+
+
+def start_central(plan: Plan, *, settings: ServerSettings, model: MultimodalModel) -> Central | None:
+    """The protection of whole sites, for a run that asks for it; no message leaves before its ledger is open.
+
+    Raises:
+        BudgetError: the run does not fit into what earlier runs over these sites have left.
+        LedgerError: the server's ledger cannot be used.
+    """
+    privacy = settings.run.central_privacy
+    if privacy is None:
+        return None
+    parameters, budget = dict(model.named_parameters()), SiteBudget(settings)
+    central = make_central_plan(
+        privacy,
+        budget=budget,
+        settings=settings,
+        num_sites=len(plan.sites),
+        planned_steps=max(plan.planned.values()),
+        shapes={name: tuple(parameters[name].shape) for name in trainable_names(model, settings.run.modalities)},
+    )
+    return Central(central, budget)
+
+
+def participants(
+    plan: Plan, central: Central | None, *, number: int, attempt: int, folder: Path
+) -> tuple[tuple[str, ...], float | None]:
+    """The sites of a round; where whole sites are protected, once it is paid for, and all that is spent then.
+
+    Raises:
+        BudgetError: the round is not covered; nobody may be asked.
+    """
+    # in secret, any site may be the one that was drawn
+    possible = plan.site_names if plan.rounds is None else plan.rounds[number - 1]
+    if central is None:
+        return possible, None
+    participations = with_round(read_participations(folder), sites=possible)
+    due = steps_due(participations, charged=central.budget.charged())
+    epsilon = central.budget.charge(central.plan, steps=due, round_number=number, attempt=attempt)
+    write_participations(participations, folder=folder)
+    if plan.rounds is None:
+        source = central.plan.source(number, purpose="sites")
+        return draw_sites(possible, sample_rate=central.plan.sample_rate, source=source), epsilon
+    return possible, epsilon
