@@ -51,7 +51,8 @@ class OwnerSettings(Settings):
     delta: float | None = Field(default=None, gt=0, lt=1)
     on_short_budget: Literal["refuse", "fewer-rounds", "more-noise"] = "refuse"
     noise: NoiseKind = "float64"
-    reproducible_noise: bool = False
+    tell_budget: bool = True
+    reproducible_noise: bool = Field(default=False, description="the server's too; it protects nobody")
 
 
 class Scenario(Settings):

@@ -1,7 +1,7 @@
 """Simulate: a whole federation on one machine, owners included, from a scenario to a report.
 
 in        a scenario, an engine, a run folder to make or to go on with
-out       the run folder: server.json, sites/, ledger.sqlite, checkpoints/, metrics.jsonl, report.html, report.json
+out       the run folder: server.json, sites/, preflight.json, the ledgers, checkpoints/, metrics.jsonl, the report
 relies on the two apps, unchanged, behind either engine
 """
 
@@ -12,14 +12,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from server.settings import ServerSettings, read_settings, write_settings
+from server.settings import PREFLIGHT_FILE, ServerSettings, read_settings, write_preflight, write_settings
 from shared.config import DataSchema, RunConfig
-from shared.errors import RunError
+from shared.errors import ModelError, RunError
 from shared.manifest import read_manifest
 from simulations.scenario import OwnerSettings, Scenario, motet_home, read_card
 
 Engine = Literal["local", "flower"]
 SITES_FOLDER = "sites"
+SERVER_LEDGER = "server-ledger.sqlite"
 DEPLOYMENT = "deployment"
 """engine of a run whose sites are other people's: no settings are made for them, and no data of theirs is looked at"""
 
@@ -32,11 +33,13 @@ def prepare_run(
     engine: str,
     extensions: Sequence[Path] = (),
     num_sites: int | None = None,
+    site_cap_epsilon: float | None = None,
 ) -> ServerSettings:
     """A run folder with the server's settings and a settings file for every simulated owner.
 
     Args:
         num_sites: sites to wait for before the first round; as many as the data set has, if not given.
+        site_cap_epsilon: unit site: the most that all runs over these sites may spend; this run's own, if not given.
 
     Raises:
         RunError: the folder holds a run already, or it is unknown how many sites there are.
@@ -59,15 +62,21 @@ def prepare_run(
     (folder / SITES_FOLDER).mkdir(parents=True, exist_ok=True)
     for name, text in owners.items():
         (folder / SITES_FOLDER / f"{name}.toml").write_text(text, encoding="utf-8")
+    card, is_deployment = read_card(data_set), engine == DEPLOYMENT
     settings = ServerSettings(
         run=scenario.run,
         run_id=f"{scenario.run.name}-{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.urandom(3).hex()}",
         held_out=data_set / "held-out",
         cache=motet_home() / "features",
-        card=read_card(data_set),
+        card=card,
         engine=engine,
         num_sites=num_sites or len(sites),
         started=datetime.now(UTC).isoformat(timespec="seconds"),
+        # a simulation's sites begin anew with it; real ones have been in whatever ran before
+        ledger=(motet_home() if is_deployment else folder.resolve()) / SERVER_LEDGER,
+        federation=card.title if card else data_set.name,
+        site_cap_epsilon=site_cap_epsilon,
+        reproducible_noise=scenario.owners.reproducible_noise and not is_deployment,
         extensions=tuple(path.resolve() for path in extensions),
     )
     write_settings(settings, folder=folder)
@@ -78,9 +87,11 @@ def run_simulation(folder: Path, *, engine: Engine | None = None) -> None:
     """Run what a run folder describes, from its last checkpoint if it has one, to its report.
 
     Raises:
+        ModelError: the run's training code does not pass its preflight; no data was read.
         MotetError: whatever stopped the server app; what a site does cannot.
     """
     settings = read_settings(folder)
+    _check_first(settings, folder=folder)
     sites = sorted((folder / SITES_FOLDER).glob("*.toml"))
     os.environ["MOTET_RUN_FOLDER"] = str(folder.resolve())
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
@@ -97,6 +108,25 @@ def run_simulation(folder: Path, *, engine: Engine | None = None) -> None:
         run_locally(server_app, client_app, sites=sites)
 
 
+def _check_first(settings: ServerSettings, *, folder: Path) -> None:
+    """The preflight of a run, once, before its first round; a resumed run has it behind it."""
+    if (folder / PREFLIGHT_FILE).is_file():
+        return
+    from client.preflight import preflight
+    from shared.model.registry import load_extensions
+
+    for extension in settings.extensions:
+        load_extensions(extension)
+    checks = preflight(settings.run)
+    failed = [f"  {check.name}: {check.detail}" for check in checks if not check.passed]
+    if failed:
+        raise ModelError(
+            "\n".join([f"preflight: {len(failed)} of {len(checks)} checks failed; no data was read", *failed])
+        )
+    write_preflight(checks, folder=folder)
+    print(f"preflight: {len(checks)} of {len(checks)} checks passed")
+
+
 def _try_to_build(run: RunConfig, *, extensions: Sequence[Path]) -> None:
     """Names and options of the model's parts are told wrong before anything is made."""
     from shared.model.multimodal import build_model
@@ -108,9 +138,12 @@ def _try_to_build(run: RunConfig, *, extensions: Sequence[Path]) -> None:
 
 
 def _site_toml(site: Path, *, run: RunConfig, owners: OwnerSettings, folder: Path, extensions: Sequence[Path]) -> str:
-    """What a simulated owner declares: rows rounded to two digits as nominal size, and the modalities its rows have."""
-    num_rows, modalities = _public_facts(site, schema=run.data)
-    private = run.privacy if run.privacy != "none" else None
+    """What a simulated owner declares: rows and subjects, rounded to two digits, and the modalities its rows have."""
+    num_rows, num_subjects, modalities = _public_facts(site, schema=run.data)
+    local = run.local_privacy
+    private = local or run.central_privacy
+    if local is not None and local.unit == "subject" and not num_subjects:
+        raise RunError(f'{site}: no subject_id in its manifest; unit "subject" needs one in every row')
     epsilon = owners.epsilon or (private.epsilon if private else 1.0)
     delta = owners.delta or (private.delta if private else min(1e-5, 1 / num_rows))
     values = {
@@ -118,6 +151,7 @@ def _site_toml(site: Path, *, run: RunConfig, owners: OwnerSettings, folder: Pat
         "data": str(site.resolve()),
         "data_set": site.name,
         "nominal_size": _two_digits(num_rows),
+        **({"nominal_subjects": _two_digits(num_subjects)} if num_subjects else {}),
         "modalities": list(modalities),
         "ledger": str((folder / "ledger.sqlite").resolve()),
         "cache": str(motet_home() / "features"),
@@ -129,8 +163,12 @@ def _site_toml(site: Path, *, run: RunConfig, owners: OwnerSettings, folder: Pat
     privacy = {
         "epsilon": epsilon,
         "delta": delta,
+        "unit": local.unit if local else "record",
+        "on_short_budget": owners.on_short_budget,
+        "noise": owners.noise,
         "allow_non_private": private is None,
-        "share_num_examples": owners.share_num_examples,
+        "trust_server": run.central_privacy is not None,
+        "tell_budget": owners.tell_budget,
         "reproducible_noise": owners.reproducible_noise,
     }
     # a JSON string, number, list or boolean is also one in TOML
@@ -138,9 +176,11 @@ def _site_toml(site: Path, *, run: RunConfig, owners: OwnerSettings, folder: Pat
     return "\n".join([*lines, "", "[privacy]", *(f"{key} = {json.dumps(value)}" for key, value in privacy.items()), ""])
 
 
-def _public_facts(site: Path, *, schema: DataSchema) -> tuple[int, tuple[str, ...]]:
+def _public_facts(site: Path, *, schema: DataSchema) -> tuple[int, int, tuple[str, ...]]:
+    """Rows, subjects that they name, and modalities that they have."""
     rows = read_manifest(site, schema=schema).rows
-    return len(rows), tuple(name for name in schema.modalities if any(name in row.values for row in rows))
+    modalities = tuple(name for name in schema.modalities if any(name in row.values for row in rows))
+    return len(rows), len({row.subject for row in rows} - {None}), modalities
 
 
 def _two_digits(number: int) -> int:
