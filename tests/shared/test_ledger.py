@@ -208,13 +208,6 @@ def test_rows_can_be_neither_changed_nor_deleted(path: Path) -> None:
     assert spent(path) == ONE
 
 
-def test_the_ledger_syncs_every_commit(path: Path) -> None:
-    """EXTRA (3) with a rollback journal: file, journal and folder are synced before reserve returns."""
-    with Ledger(path)._file.transaction() as connection:
-        assert connection.execute("PRAGMA synchronous").fetchone() == (3,)
-        assert connection.execute("PRAGMA journal_mode").fetchone() == ("delete",)
-
-
 def test_many_rounds_compose_as_one_mechanism(path: Path) -> None:
     ledger = Ledger(path)
     for number in range(25):
