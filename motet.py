@@ -88,12 +88,23 @@ def prepare(
     num_sites: Annotated[
         int | None, typer.Option(help="Sites to wait for; those of the data set if not given.")
     ] = None,
+    site_cap_epsilon: Annotated[
+        float | None,
+        typer.Option(help='Unit "site": the most that all runs over these sites may spend; this run\'s if not given.'),
+    ] = None,
     changes: Set = None,
     parts: Parts = None,
 ) -> None:
     """Make the run folder of a real deployment, for `flwr run`; nothing is trained yet."""
     folder = _prepared(
-        scenario, out=out, engine="deployment", seed=None, changes=changes or [], parts=parts or [], num_sites=num_sites
+        scenario,
+        out=out,
+        engine="deployment",
+        seed=None,
+        changes=changes or [],
+        parts=parts or [],
+        num_sites=num_sites,
+        site_cap_epsilon=site_cap_epsilon,
     )
     typer.echo(
         f"prepared: {folder}\nrun it with: flwr run . LINK --stream --run-config 'run-folder=\"{folder.resolve()}\"'"
@@ -328,6 +339,7 @@ def _prepared(
     changes: list[str],
     parts: list[Path],
     num_sites: int | None = None,
+    site_cap_epsilon: float | None = None,
 ) -> Path:
     from datetime import datetime
 
@@ -338,7 +350,15 @@ def _prepared(
         changes = [*changes, f"run.seed={seed}"]
     settings, data_set = read_scenario(find_scenario(scenario), changes=changes, home=motet_home())
     folder = out or Path("runs") / f"{settings.run.name}-{datetime.now():%Y%m%d-%H%M%S}"
-    prepare_run(settings, data_set=data_set, folder=folder, engine=engine, extensions=parts, num_sites=num_sites)
+    prepare_run(
+        settings,
+        data_set=data_set,
+        folder=folder,
+        engine=engine,
+        extensions=parts,
+        num_sites=num_sites,
+        site_cap_epsilon=site_cap_epsilon,
+    )
     return folder
 
 

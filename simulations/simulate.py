@@ -12,6 +12,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
+from rich.console import Console
+
 from server.settings import PREFLIGHT_FILE, ServerSettings, read_settings, write_preflight, write_settings
 from shared.config import DataSchema, RunConfig
 from shared.errors import ModelError, RunError
@@ -120,11 +122,10 @@ def _check_first(settings: ServerSettings, *, folder: Path) -> None:
     checks = preflight(settings.run)
     failed = [f"  {check.name}: {check.detail}" for check in checks if not check.passed]
     if failed:
-        raise ModelError(
-            "\n".join([f"preflight: {len(failed)} of {len(checks)} checks failed; no data was read", *failed])
-        )
+        heading = f"preflight: {len(failed)} of {len(checks)} checks failed; no data was read"
+        raise ModelError("\n".join([heading, *failed]))
     write_preflight(checks, folder=folder)
-    print(f"preflight: {len(checks)} of {len(checks)} checks passed")
+    Console().print(f"preflight: {len(checks)} of {len(checks)} checks passed", highlight=False)
 
 
 def _try_to_build(run: RunConfig, *, extensions: Sequence[Path]) -> None:
@@ -145,7 +146,7 @@ def _site_toml(site: Path, *, run: RunConfig, owners: OwnerSettings, folder: Pat
     if local is not None and local.unit == "subject" and not num_subjects:
         raise RunError(f'{site}: no subject_id in its manifest; unit "subject" needs one in every row')
     epsilon = owners.epsilon or (private.epsilon if private else 1.0)
-    delta = owners.delta or (private.delta if private else min(1e-5, 1 / num_rows))
+    delta = owners.delta or (local.delta if local else min(1e-5, 1 / num_rows))
     values = {
         "name": site.name,
         "data": str(site.resolve()),
