@@ -1,43 +1,47 @@
 """Agent: the one door to an owner's data, budget and model; whatever arrives, this decides what leaves.
 
 in        a request from the network and the path of the owner's own settings
-out       a protected update with public numbers, or a refusal that is a code and nothing else
-relies on ledger.py having the cost on disk before dataset.py opens a file
+out       a protected update with public numbers, noisy counts, or a refusal that is a code and nothing else
+relies on permission.py for what the owner allows, and on charge.py for the cost, on disk before a file is opened
 """
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from shared.privacy.ledger import Ledger
-from client.plan import PrivacyPlan, make_plan
-from client.private_training import train_round
-from client.sampling import reproducible_generator, secret_generator
+from client.charge import as_counts, history_of, plan_counts, plan_round, reserve_counts, reserve_round, statement
+from client.permission import Permitted, clip_norm_of_round, permit, site_clip_norm_of_round
+from client.plan import PrivacyPlan
+from client.private_training import TrainedRound, train_round
 from client.site import SiteConfig, read_site
+from client.statistics import noisy_counts
 from shared.batch import Samples
-from shared.card import find_card
-from shared.config import DataSchema, RunConfig
+from shared.config import RunConfig
 from shared.dataset import load_samples
-from shared.errors import BudgetError, ConfigError, MotetError, PermissionRefused, WireError
+from shared.errors import MotetError, PermissionRefused, WireError
 from shared.manifest import find_manifest
 from shared.messages import (
     PROTOCOL_VERSION,
     Hello,
-    PrivacyStatement,
     Refusal,
     ReplyHeader,
     RequestHeader,
+    StatisticsHeader,
+    StatisticsReply,
     TrainReply,
     TrainRequest,
 )
 from shared.model.multimodal import MultimodalModel, build_model
 from shared.model.parameters import trainable_names
 from shared.model.registry import load_extensions
+from shared.privacy.ledger import Ledger, Reservation
+from shared.privacy.mechanism import clip_update
+from shared.privacy.noise import RandomSource, reproducible_source, secret_source
 
 Shapes = dict[str, tuple[int, ...]]
 log = logging.getLogger("motet.site")
@@ -47,7 +51,25 @@ def answer_hello(site_file: Path) -> Hello | Refusal:
     """What the owner's settings say is public about the site."""
     try:
         site = read_site(site_file)
-        return Hello(protocol_version=PROTOCOL_VERSION, site=site.name, modalities=site.modalities)
+        return Hello(
+            protocol_version=PROTOCOL_VERSION,
+            site=site.name,
+            modalities=site.modalities,
+            nominal_size=site.nominal_units(site.privacy.unit),
+        )
+    except Exception as error:  # noqa: BLE001  whatever it is, its text must not travel
+        return _refuse(site_file, error)
+
+
+def answer_statistics(header: StatisticsHeader, *, site_file: Path) -> StatisticsReply | Refusal:
+    """Noisy counts of the site's records or subjects, paid for like a round; or a refusal, never an exception.
+
+    Args:
+        header: what is asked.
+        site_file: the owner's settings, named by the owner's machine and not by the request.
+    """
+    try:
+        return _count(header, read_site(site_file))
     except Exception as error:  # noqa: BLE001  whatever it is, its text must not travel
         return _refuse(site_file, error)
 
@@ -68,165 +90,144 @@ def answer_train(
         return _refuse(site_file, error)
 
 
+def _count(header: StatisticsHeader, site: SiteConfig) -> StatisticsReply:
+    permitted = _permitted(header, site=site)
+    if permitted.unit is None:
+        raise PermissionRefused("counts are asked for, and the site protects nothing in this run")
+    ledger = _ledger(site.ledger)
+    history = history_of(ledger, site=site, run_id=header.run_id, unit=permitted.unit)
+    plan, use = plan_counts(header, unit=permitted.unit, site=site, history=history)
+    # PRIVACY: the cost is on disk before a file of the owner's is opened. test_counts_are_paid_for_before_data_is_read
+    reservation = reserve_counts(header, site=site, ledger=ledger, plan=plan, use=use)
+    counts = noisy_counts(
+        _load(permitted, site=site, ledger=ledger, reservation=reservation),
+        unit=permitted.unit,
+        num_classes=len(permitted.run.data.labels) or 1,
+        noise_multiplier=use.noise_multiplier,
+        kind=plan.noise,
+        source=_source(header.run, site=site, purpose="0/counts", is_secret=True),
+    )
+    ledger.release(reservation)
+    said = statement(as_counts(plan, use=use), site=site, reservation=reservation, history=history)
+    return StatisticsReply(protocol_version=PROTOCOL_VERSION, run_id=header.run_id, counts=counts, privacy=said)
+
+
 def _train(header: RequestHeader, read_weights: Callable[[Shapes], dict[str, Tensor]], site: SiteConfig) -> TrainReply:
+    permitted = _permitted(header, site=site)
+    clip_norm = clip_norm_of_round(header)
+    site_clip_norm = site_clip_norm_of_round(header)
+    model = _model(permitted.run, max_parameters=site.max_parameters)
+    parameters = dict(model.named_parameters())
+    names = trainable_names(model, permitted.modalities)
+    request = TrainRequest(header, read_weights({name: tuple(parameters[name].shape) for name in names}))
+
+    ledger, plan, history = _ledger(site.ledger), None, None
+    if permitted.unit is not None:
+        history = history_of(ledger, site=site, run_id=header.run_id, unit=permitted.unit)
+        plan = plan_round(header, unit=permitted.unit, site=site, history=history)
+        plan = plan if clip_norm is None else replace(plan, clip_norm=clip_norm)
+        if not history.rounds:
+            _preflight(permitted.run)
+    # PRIVACY: the cost is on disk before a file of the owner's is opened. test_cost_is_on_disk_before_data_is_read
+    reservation = reserve_round(header, site=site, ledger=ledger, plan=plan)
+    samples = _load(permitted, site=site, ledger=ledger, reservation=reservation)
+    with torch.no_grad():
+        for name, value in request.weights.items():
+            parameters[name].copy_(value)
+    trained = _trained(model, samples, names=names, header=header, run=permitted.run, plan=plan, site=site)
+    update, is_within = trained.update, None
+    if site_clip_norm is not None and (central := header.run.central_privacy) is not None:
+        # PRIVACY: what a site adds to the sum is bounded here and again at the server.
+        # test_the_whole_update_is_clipped_before_it_leaves
+        per_layer = central.clipping == "per-layer"
+        update, was_within = clip_update(update, clip_norm=site_clip_norm, per_layer=per_layer)
+        is_within = was_within if central.clipping == "adaptive" else None
+    ledger.release(reservation)
+    said = None
+    if plan is not None and history is not None:
+        said = statement(plan, site=site, reservation=reservation, history=history)
+    reply = ReplyHeader(
+        protocol_version=PROTOCOL_VERSION,
+        run_id=header.run_id,
+        round_number=header.round_number,
+        nominal_size=_nominal_size(plan, site=site),
+        privacy=said,
+        unclipped_share=trained.unclipped_share,
+        is_within_clip=is_within,
+    )
+    return TrainReply(header=reply, update=update)
+
+
+def _permitted(header: RequestHeader | StatisticsHeader, *, site: SiteConfig) -> Permitted:
     if header.protocol_version != PROTOCOL_VERSION:
         raise WireError(
             f"protocol_version is {header.protocol_version}; allowed: {PROTOCOL_VERSION}; install the same Motet"
         )
-    run = header.run.model_copy(update={"data": _owners_schema(header.run, site=site)})
-    modalities = _permitted_modalities(run, site=site)
+    permitted = permit(header.run, site=site)
     for part in site.parts:
         _load_part(part)
-    model = _model(run, max_parameters=site.max_parameters)
-    names = trainable_names(model, modalities)
-    parameters = dict(model.named_parameters())
-    request = TrainRequest(header, read_weights({name: tuple(parameters[name].shape) for name in names}))
+    return permitted
 
-    ledger = _ledger(site.ledger)
-    plan = _plan(header, site=site, ledger=ledger)
-    # PRIVACY: the cost is on disk before a file of the owner's is opened. test_cost_is_on_disk_before_data_is_read
-    reservation = ledger.reserve(
-        data_set=site.data_set,
-        unit="record",
-        use=plan.uses(1) if plan else None,
-        run_id=header.run_id,
-        round_number=header.round_number,
-        attempt=header.attempt,
-        cap_epsilon=site.privacy.epsilon,
-        delta=plan.delta if plan else site.privacy.delta,
-        accountant=plan.accountant if plan else "pld",
+
+def _preflight(run: RunConfig) -> None:
+    """The training code is tried out on made-up rows, in a run's first round; once a process for equal settings."""
+    from client.preflight import assert_sound  # tests of chance, which no other request needs
+
+    # PRIVACY: code that does not protect is found before it sees a record. test_unsound_training_costs_nothing
+    assert_sound(run)
+
+
+def _load(permitted: Permitted, *, site: SiteConfig, ledger: Ledger, reservation: Reservation) -> Samples:
+    """The site's samples; where they cannot be read nothing can have left, and the reservation is given back."""
+    try:
+        return _samples(permitted, site=site)
+    except Exception:
+        # PRIVACY: before any mechanism ran, and never later. test_only_data_that_cannot_be_read_is_given_back
+        ledger.void(reservation)
+        raise
+
+
+def _trained(
+    model: MultimodalModel,
+    samples: Samples,
+    *,
+    names: tuple[str, ...],
+    header: RequestHeader,
+    run: RunConfig,
+    plan: PrivacyPlan | None,
+    site: SiteConfig,
+) -> TrainedRound:
+    """One round of local training, with random numbers of its own."""
+    noise, sampling = (
+        _source(run, site=site, purpose=f"{header.round_number}/{use}", is_secret=plan is not None)
+        for use in ("noise", "sampling")
     )
-    samples = _samples(run, site.data, site.cache, modalities)
-    with torch.no_grad():
-        for name, value in request.weights.items():
-            parameters[name].copy_(value)
-    noise, sampling = _generators(header, site=site, private=plan is not None)
-    update = train_round(
+    return train_round(
         model,
         samples,
         names=names,
         training=run.training,
         plan=plan,
-        nominal_size=site.nominal_size,
+        nominal_size=_nominal_size(plan, site=site),
         round_number=header.round_number,
         rounds=run.federation.rounds,
         modality_dropout=run.model.modality_dropout,
         noise=noise,
         sampling=sampling,
     )
-    ledger.release(reservation)
-    return TrainReply(
-        header=ReplyHeader(
-            protocol_version=PROTOCOL_VERSION,
-            run_id=header.run_id,
-            round_number=header.round_number,
-            nominal_size=site.nominal_size,
-            privacy=_statement(plan, site=site, epsilon=reservation.epsilon_spent) if plan else None,
-            num_examples=len(samples) if site.privacy.share_num_examples else None,
-        ),
-        update=update,
-    )
 
 
-def _owners_schema(run: RunConfig, *, site: SiteConfig) -> DataSchema:
-    """What the owner's own dataset.toml says records look like; the run must say the same.
-
-    Were the server's word taken, each record that breaks it would show in a refusal: a list of labels, or a range of
-    ratings, made narrower from round to round would ask the records one exact question after the other.
-    """
-    card = find_card(site.data)
-    if card is None:
-        raise ConfigError(
-            f"{site.data}: no dataset.toml in it or above it; what records look like is the owner's to say"
-        )
-    # PRIVACY: no word of the server's decides which records are faults. test_a_run_with_another_schema_is_refused
-    agreed = {"task", "labels", "rating_range", "modalities"}
-    if run.data.model_dump_json(include=agreed) != card.content.model_dump_json(include=agreed):
-        raise PermissionRefused(
-            f"{site.data}: the run's task, labels, range or modalities differ from the owner's dataset.toml"
-        )
-    return card.content
+def _nominal_size(plan: PrivacyPlan | None, *, site: SiteConfig) -> int:
+    """The public number that sampling follows from: of what is protected, or of records."""
+    return site.nominal_units(plan.unit if plan else "record")
 
 
-def _permitted_modalities(run: RunConfig, *, site: SiteConfig) -> tuple[str, ...]:
-    """What of the run this site can train, once its owner permits the run at all."""
-    if run.privacy == "none" and not site.privacy.allow_non_private:
-        raise PermissionRefused(
-            'the run has privacy = "none"; allowed: a private one, unless the owner sets privacy.allow_non_private'
-        )
-    for name, encoder in run.model.encoders.items():
-        path = encoder.options.get("path")
-        if path is not None and Path(str(path)).resolve() not in site.checkpoints:
-            raise PermissionRefused(
-                f"the run's encoder of {name} names the folder {path}; allowed: those the owner lists in checkpoints, "
-                f"{[str(each) for each in site.checkpoints]}"
-            )
-    modalities = tuple(name for name in run.modalities if name in site.modalities)
-    if not modalities:
-        raise PermissionRefused(f"the run uses {list(run.modalities)}; this site has {list(site.modalities)}")
-    return modalities
-
-
-def _plan(header: RequestHeader, *, site: SiteConfig, ledger: Ledger) -> PrivacyPlan | None:
-    """The mechanism of the whole run, calibrated when the run first asks and the same ever after."""
-    privacy = header.run.privacy
-    if privacy == "none":
-        return None
-    mine = ledger.uses_of_run(site.data_set, header.run_id)
-    # PRIVACY: a run was calibrated for so many rounds and gets no more. test_a_run_gets_the_rounds_it_was_planned_for
-    if header.round_number > header.run.federation.rounds or len(mine) >= header.planned_rounds:
-        raise PermissionRefused(
-            f"round {header.round_number}: the run was calibrated for {header.planned_rounds} rounds and "
-            f"{len(mine)} are charged here; a round that was asked again after an interruption is charged again"
-        )
-    plan = make_plan(
-        training=header.run.training,
-        privacy=privacy,
-        nominal_size=site.nominal_size,
-        planned_rounds=header.planned_rounds,
-        site_epsilon=site.privacy.epsilon,
-        site_delta=site.privacy.delta,
-        before=ledger.uses(site.data_set),
-        least_noise=site.privacy.least_noise_multiplier,
-        # PRIVACY: one multiplier for the whole run. test_a_second_run_has_more_noise_and_keeps_it
-        agreed_noise=mine[0].noise_multiplier if mine else None,
-    )
-    if not mine:
-        if plan.noise_multiplier > plan.expected_batch_size and ledger.uses(site.data_set):
-            raise BudgetError(
-                f"data set {site.data_set!r}: so little of its epsilon {site.privacy.epsilon:g} is left "
-                f"that {header.planned_rounds} rounds would need a noise multiplier of {plan.noise_multiplier:.3g}"
-            )
-        return plan
-    if (mine[0].sample_rate, mine[0].steps) != (plan.sample_rate, plan.steps_per_round):
-        raise PermissionRefused("the run's sampling or steps differ from its first round's; start another run")
-    return plan
-
-
-def _statement(plan: PrivacyPlan, *, site: SiteConfig, epsilon: float) -> PrivacyStatement:
-    return PrivacyStatement(
-        unit=plan.unit,
-        epsilon=epsilon,
-        delta=plan.delta,
-        clip_norm=plan.clip_norm,
-        noise_multiplier=plan.noise_multiplier,
-        sample_rate=plan.sample_rate,
-        steps_per_round=plan.steps_per_round,
-        accountant=plan.accountant,
-        reproducible_noise=site.privacy.reproducible_noise,
-    )
-
-
-def _generators(header: RequestHeader, *, site: SiteConfig, private: bool) -> tuple[torch.Generator, torch.Generator]:
-    """Noise and sampling: secret where they protect, from the run's seed only where the owner simulates."""
+def _source(run: RunConfig, *, site: SiteConfig, purpose: str, is_secret: bool) -> RandomSource:
+    """Random numbers: secret where they protect, from the run's seed only where the owner simulates."""
     # PRIVACY: noise and batches that a seed gives back protect nobody. test_noise_differs_between_equal_runs
-    if private and not site.privacy.reproducible_noise:
-        return secret_generator(), secret_generator()
-    first, second = (
-        reproducible_generator(header.run.seed, purpose=f"{site.name}/{header.round_number}/{use}")
-        for use in ("noise", "sampling")
-    )
-    return first, second
+    if is_secret and not site.privacy.reproducible_noise:
+        return secret_source()
+    return reproducible_source(run.seed, purpose=f"{site.name}/{purpose}")
 
 
 @dataclass(frozen=True)
@@ -271,10 +272,17 @@ def _num_parameters(key: _Key) -> int:
         return sum(parameter.numel() for parameter in build_model(key.run).parameters())
 
 
-def _samples(run: RunConfig, data: Path, cache: Path, modalities: tuple[str, ...]) -> Samples:
+def _samples(permitted: Permitted, *, site: SiteConfig) -> Samples:
     """The site's samples; kept from round to round, and read again when the manifest has changed."""
-    manifest = find_manifest(data).stat()
-    return _loaded_samples(_Key(run.digest, run), data, cache, modalities, (manifest.st_mtime_ns, manifest.st_size))
+    manifest = find_manifest(site.data).stat()
+    return _loaded_samples(
+        _Key(permitted.run.digest, permitted.run),
+        site.data,
+        site.cache,
+        permitted.modalities,
+        permitted.unit == "subject",
+        (manifest.st_mtime_ns, manifest.st_size),
+    )
 
 
 @lru_cache(maxsize=2)
@@ -284,9 +292,14 @@ def _built_model(key: _Key) -> MultimodalModel:
 
 @lru_cache(maxsize=1024)
 def _loaded_samples(
-    key: _Key, data: Path, cache: Path, modalities: tuple[str, ...], _manifest_stamp: tuple[int, int]
+    key: _Key,
+    data: Path,
+    cache: Path,
+    modalities: tuple[str, ...],
+    needs_subjects: bool,
+    _manifest_stamp: tuple[int, int],
 ) -> Samples:
-    return load_samples(data, run=key.run, cache=cache, modalities=modalities)
+    return load_samples(data, run=key.run, cache=cache, modalities=modalities, needs_subjects=needs_subjects)
 
 
 def _refuse(site_file: Path, error: Exception) -> Refusal:

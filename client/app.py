@@ -14,10 +14,10 @@ from pathlib import Path
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from client.agent import answer_hello, answer_train
+from client.agent import answer_hello, answer_statistics, answer_train
 from shared.errors import WireError
 from shared.messages import Refusal
-from shared.wire import decode_arrays, decode_request_header, encode_reply
+from shared.wire import decode_arrays, decode_request_header, decode_statistics_header, encode_reply
 
 SITE_KEY = "site"
 """node setting that names the site file: flower-supernode --node-config 'site="/path/site.toml"'"""
@@ -46,12 +46,18 @@ def _never_raising(handler: Handler) -> Handler:
 
 @app.query()
 @_never_raising
-def hello(message: Message, context: Context) -> Message:
-    """Who this site is and which modalities it has, as its owner published them."""
-    site_file = _site_file(context)
-    return Message(
-        encode_reply(answer_hello(site_file) if site_file else Refusal("settings-invalid")), reply_to=message
-    )
+def hello_or_counts(message: Message, context: Context) -> Message:
+    """Who this site is, as its owner published it, if nothing is asked; or the noisy counts that are asked for."""
+    records, site_file = message.content, _site_file(context)
+    if site_file is None:
+        return Message(encode_reply(Refusal("settings-invalid")), reply_to=message)
+    if not records:
+        return Message(encode_reply(answer_hello(site_file)), reply_to=message)
+    try:
+        header = decode_statistics_header(records)
+    except WireError as error:
+        return Message(encode_reply(Refusal(error.code)), reply_to=message)
+    return Message(encode_reply(answer_statistics(header, site_file=site_file)), reply_to=message)
 
 
 @app.train()

@@ -48,6 +48,8 @@ class _Terms:
 
     epsilon: float
     """the stricter of the run's and the owner's, for this run alone"""
+    cap: float
+    """the owner's, for all runs together"""
     delta: float
     sample_rate: float
     steps: int
@@ -85,7 +87,7 @@ def make_plan(
     site_delta: float,
     before: Sequence[MechanismUse] = (),
     statistics: StatisticsSettings | None = None,
-    statistics_asked: int = 1,
+    counted: Sequence[MechanismUse] = (),
     on_short_budget: ShortBudget = "refuse",
     least_noise: float = 0.0,
     noise: NoiseKind = "float64",
@@ -100,45 +102,34 @@ def make_plan(
         unit: what is protected here; it may be stricter than the run's.
         nominal_units: the owner's public number of those units; nothing follows from counting rows.
         before: what other runs have spent on this data set, as it protects `unit`.
-        statistics_asked: how often the run asked for counts; above 1 after requests that were cut off.
+        counted: what the run's requests for counts have cost; nothing as long as it has not asked.
         least_noise: the owner's floor under the noise multiplier.
-        noise: the owner's kind of noise, passed on.
         agreed_noise: the multiplier that the run's first round was given; it is kept, and nothing is calibrated.
 
     Raises:
         BudgetError: nothing, or too little, is left at the site; or the run was calibrated for fewer rounds.
     """
-    rate = training.sampling(nominal_units)
     # PRIVACY: the counts are paid for whether or not they were asked yet. test_counts_are_paid_out_of_the_runs_epsilon
-    counts = (counts_use(statistics, least_noise=least_noise),) * max(1, statistics_asked) if statistics else ()
-    terms = _Terms(
-        # PRIVACY: the stricter of the run and the owner wins. test_the_stricter_budget_wins
-        epsilon=min(privacy.epsilon, site_epsilon),
-        delta=min(privacy.delta, site_delta),
-        sample_rate=rate,
-        steps=training.steps(nominal_units),
-        rounds=planned_rounds,
-        counts=counts,
-        accountant=privacy.accountant,
-    )
-    if agreed_noise is None:
-        multiplier = _fitting_noise(
-            terms, before=before, cap=site_epsilon, least=least_noise, short=on_short_budget, most=rate * nominal_units
-        )
-    else:
+    counts = tuple(counted) or ((counts_use(statistics, least_noise=least_noise),) if statistics else ())
+    site = (site_epsilon, site_delta)
+    terms = _terms(training, privacy=privacy, units=nominal_units, rounds=planned_rounds, site=site, counts=counts)
+    # PRIVACY: from the declared number, not from counting rows. test_denominator_is_public
+    expected = terms.sample_rate * nominal_units
+    if agreed_noise is not None:
         multiplier = _kept_noise(terms, agreed=agreed_noise, least=least_noise)
+    else:
+        multiplier = _fitting_noise(terms, before=before, least=least_noise, short=on_short_budget, most=expected)
     return PrivacyPlan(
         unit=unit,
         epsilon=terms.spent(multiplier, rounds=planned_rounds),
         delta=terms.delta,
         clip_norm=privacy.clip_norm,
         noise_multiplier=multiplier,
-        sample_rate=rate,
-        # PRIVACY: from the declared number, not from counting rows. test_denominator_is_public
-        expected_batch_size=rate * nominal_units,
+        sample_rate=terms.sample_rate,
+        expected_batch_size=expected,
         steps_per_round=terms.steps,
         planned_rounds=planned_rounds,
-        accountant=privacy.accountant,
+        accountant=terms.accountant,
         clipping=privacy.clipping,
         records_per_unit=training.records_per_subject if unit == "subject" else 1,
         noise=noise,
@@ -150,8 +141,31 @@ def counts_use(statistics: StatisticsSettings, *, least_noise: float) -> Mechani
     return MechanismUse(max(statistics.noise_multiplier, least_noise), 1.0, 1)
 
 
+def _terms(
+    training: TrainingSettings,
+    *,
+    privacy: PrivacySettings,
+    units: int,
+    rounds: int,
+    site: tuple[float, float],
+    counts: tuple[MechanismUse, ...],
+) -> _Terms:
+    """The terms of a run at a site with so many units and its own epsilon and delta."""
+    return _Terms(
+        # PRIVACY: the stricter of the run and the owner wins. test_the_stricter_budget_wins
+        epsilon=min(privacy.epsilon, site[0]),
+        cap=site[0],
+        delta=min(privacy.delta, site[1]),
+        sample_rate=training.sampling(units),
+        steps=training.steps(units),
+        rounds=rounds,
+        counts=counts,
+        accountant=privacy.accountant,
+    )
+
+
 def _fitting_noise(
-    terms: _Terms, *, before: Sequence[MechanismUse], cap: float, least: float, short: ShortBudget, most: float
+    terms: _Terms, *, before: Sequence[MechanismUse], least: float, short: ShortBudget, most: float
 ) -> float:
     """The noise multiplier of a run that begins; with "more-noise" at most `most`, above which nothing is learned.
 
@@ -161,14 +175,14 @@ def _fitting_noise(
     # test_the_owners_floor_under_the_noise_holds
     own = max(terms.calibrated(terms.epsilon), least)
     # PRIVACY: what other runs spent counts. test_whatever_the_owner_chose_the_total_stays_within_the_cap
-    if terms.spent(own, rounds=terms.rounds, before=before) <= cap:
+    if terms.spent(own, rounds=terms.rounds, before=before) <= terms.cap:
         return own
-    if short == "fewer-rounds" and terms.spent(own, rounds=1, before=before) <= cap:
+    if short == "fewer-rounds" and terms.spent(own, rounds=1, before=before) <= terms.cap:
         return own
-    if short == "more-noise" and (more := terms.calibrated(cap, before=before)) <= most:
+    if short == "more-noise" and (more := terms.calibrated(terms.cap, before=before)) <= most:
         return max(own, more)
     raise BudgetError(
-        f"too little of epsilon {cap:.4g} is left for {terms.rounds} rounds with noise multiplier {own:.4g}; "
+        f"too little of epsilon {terms.cap:.4g} is left for {terms.rounds} rounds with noise multiplier {own:.4g}; "
         f'privacy.on_short_budget is "{short}"'
     )
 

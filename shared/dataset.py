@@ -21,7 +21,7 @@ from shared.card import find_card, infer_schema
 from shared.check import check_folder
 from shared.config import ModalitySchema, RunConfig
 from shared.errors import MediaFault, ModelError
-from shared.findings import Findings
+from shared.findings import WHOLE_MANIFEST, Findings
 from shared.manifest import Row, scan_manifest
 from shared.media import DECODER_VERSION, Originals, Waveform, decode, read_file
 from shared.preprocess import Preprocessor, RawValue
@@ -38,6 +38,7 @@ def load_samples(
     cache: Path,
     modalities: tuple[str, ...] | None = None,
     preprocessors: Mapping[str, Preprocessor] | None = None,
+    needs_subjects: bool = False,
 ) -> Samples:
     """All rows of a folder that have a modality of the run; files are opened only where the cache lacks them.
 
@@ -47,6 +48,7 @@ def load_samples(
         cache: folder for preprocessed values, as private as the data.
         modalities: those that rows may have here; others are not looked into. None: all of the run.
         preprocessors: modality -> preprocessor, instead of those of the run's encoders.
+        needs_subjects: rows that do not say who they are about are a fault, because subjects are what is protected.
 
     Raises:
         ManifestError: the folder has faults, all of which are named; nothing was loaded.
@@ -54,6 +56,10 @@ def load_samples(
     """
     names = tuple(name for name in run.modalities if modalities is None or name in modalities)
     manifest, findings = scan_manifest(folder, schema=run.data)
+    if needs_subjects and all(row.subject is None for row in manifest.rows):
+        # PRIVACY: each row would be taken for a person of its own. test_subjects_that_nobody_names_are_a_fault
+        allowed = 'a value in every row, because the owner\'s settings say privacy.unit = "subject"'
+        findings.add(WHOLE_MANIFEST, field="subject_id", came="absent", allowed=allowed)
     store = FolderCache(cache, folder=folder)
     ways = _preprocessors(run, names) if preprocessors is None else preprocessors
     loaders = {

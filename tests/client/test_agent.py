@@ -1,6 +1,5 @@
 """The agent: what an owner permits, what it costs, and that nothing else leaves."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,59 +8,28 @@ import torch
 from torch import Tensor
 
 from client import agent
-from client.agent import answer_hello, answer_train
-from shared.privacy.ledger import Ledger
+from client.agent import answer_hello
+from client.private_training import train_round
 from client.sampling import poisson_batch
-from shared.config import RunConfig
-from shared.messages import PROTOCOL_VERSION, Hello, Refusal, ReplyHeader, RequestHeader, Shapes, TrainReply
+from shared.errors import ModelError
+from shared.messages import PROTOCOL_VERSION, Hello, Refusal, ReplyHeader, TrainReply
 from shared.privacy.accountant import MechanismUse, spent_epsilon
-from tests.tiny import CARD, LABELS, PRIVACY, tiny_config, write_folder
+from shared.privacy.noise import RandomSource
+from tests.client.asking import ask, private, rows_of, site_file, used
+from tests.tiny import LABELS, PRIVACY, tiny_config
 
 
 @pytest.fixture(autouse=True)
-def _cold() -> None:
+def _cold(monkeypatch: pytest.MonkeyPatch) -> None:
     agent._loaded_samples.cache_clear()
     agent._built_model.cache_clear()
-
-
-def site_file(
-    folder: Path, *, modalities: tuple[str, ...] = ("left", "right"), rows: int = 40, **privacy: object
-) -> Path:
-    """A site with data, and its owner's settings."""
-    if not (folder / "data").exists():
-        write_folder(folder / "data", rows=rows, modalities=modalities, seed=5)
-        (folder / "dataset.toml").write_text(CARD, encoding="utf-8")
-    values = {"name": "north", "data": "data", "data_set": "north-2026", "nominal_size": 40, "modalities": list(modalities),
-              "ledger": "ledger.sqlite", "cache": "cache"}  # fmt: skip
-    owner = {"epsilon": 8.0, "delta": 1e-3, **privacy}
-    lines = [f"{key} = {json.dumps(value)}" for key, value in values.items()]
-    lines += ["[privacy]", *(f"{key} = {json.dumps(value)}" for key, value in owner.items())]
-    (folder / "site.toml").write_text("\n".join(lines), encoding="utf-8")
-    return folder / "site.toml"
-
-
-def ask(
-    path: Path, run: RunConfig, *, number: int = 1, run_id: str = "r", planned: int | None = None
-) -> TrainReply | Refusal:
-    header = RequestHeader(
-        protocol_version=PROTOCOL_VERSION, run=run, run_id=run_id, round_number=number,
-        planned_rounds=planned or run.federation.rounds,
-    )  # fmt: skip
-    return answer_train(header, zeros, site_file=path)
-
-
-def zeros(shapes: Shapes) -> dict[str, Tensor]:
-    return {name: torch.zeros(shape) for name, shape in shapes.items()}
-
-
-def used(reply: TrainReply | Refusal) -> TrainReply:
-    assert isinstance(reply, TrainReply), reply
-    return reply
+    # four seconds each, and tests of their own; below, one test has the real one
+    monkeypatch.setattr("client.preflight.assert_sound", lambda _: None)
 
 
 def test_a_hello_says_what_the_owner_published_and_nothing_else(tmp_path: Path) -> None:
     hello = answer_hello(site_file(tmp_path, modalities=("left",)))
-    assert hello == Hello(protocol_version=PROTOCOL_VERSION, site="north", modalities=("left",))
+    assert hello == Hello(protocol_version=PROTOCOL_VERSION, site="north", modalities=("left",), nominal_size=40)
 
 
 def test_cost_is_on_disk_before_data_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,13 +37,63 @@ def test_cost_is_on_disk_before_data_is_read(tmp_path: Path, monkeypatch: pytest
 
     def load(*_: object, **__: object) -> None:
         # another connection, as after a crash: what it sees is on the disk
-        seen.append(Ledger(tmp_path / "ledger.sqlite").uses("north-2026"))
-        raise RuntimeError("the process dies here")
+        seen.append(rows_of(tmp_path))
+        raise RuntimeError("the disk fails here")
 
     monkeypatch.setattr(agent, "load_samples", load)
     assert ask(path, tiny_config(private=True)) == Refusal("internal")
-    assert [len(uses) for uses in seen] == [1]
-    assert Ledger(tmp_path / "ledger.sqlite").spent("north-2026", delta=1e-3, accountant="rdp") > 0
+    ((row,),) = seen
+    assert (row.state, row.mechanism, row.unit, row.round_number) == ("reserved", "gaussian", "record", 1)
+    assert row.use.noise_multiplier > 0
+
+
+def test_only_data_that_cannot_be_read_is_given_back(tmp_path: Path) -> None:
+    """A folder with faults costs nothing, and its round can be asked again, as another attempt."""
+    path, run, manifest = site_file(tmp_path), tiny_config(private=True), tmp_path / "data" / "metadata.jsonl"
+    sound = manifest.read_text(encoding="utf-8")
+    manifest.write_text('{"label": "joy"}\n', encoding="utf-8")
+    assert ask(path, run) == Refusal("manifest-invalid")
+    assert [row.state for row in rows_of(tmp_path)] == ["void"]
+
+    manifest.write_text(sound, encoding="utf-8")
+    assert ask(path, run) == Refusal("refused")
+    replies = [used(ask(path, run, attempt=1)), used(ask(path, run, number=2))]
+    assert [row.state for row in rows_of(tmp_path)] == ["void", "released", "released"]
+    last = replies[-1].header.privacy
+    assert last is not None
+    # what was given back is not in the sum
+    use = MechanismUse(last.noise_multiplier, last.sample_rate, 2 * last.steps_per_round)
+    assert last.epsilon == spent_epsilon([use], delta=last.delta, accountant="pld")
+
+
+def test_a_failure_in_training_stays_spent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agent, "train_round", lambda *_, **__: 1 / 0)
+    assert ask(site_file(tmp_path), tiny_config(private=True)) == Refusal("internal")
+    assert [row.state for row in rows_of(tmp_path)] == ["reserved"]
+
+
+def test_unsound_training_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found before the ledger is charged, in a run's first round at the site; a non-private run has none to check."""
+    asked = []
+
+    def unsound(run: object) -> None:
+        asked.append(run)
+        raise ModelError("its gradients are not of single samples")
+
+    monkeypatch.setattr("client.preflight.assert_sound", unsound)
+    path = site_file(tmp_path, allow_non_private=True)
+    assert ask(path, tiny_config(private=True)) == Refusal("model-invalid")
+    assert rows_of(tmp_path) == ()
+    used(ask(path, tiny_config(private=False)))
+    assert len(asked) == 1
+
+
+def test_the_preflight_is_passed_once_for_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr("client.preflight.assert_sound", asked.append)
+    for number in (1, 2, 3):
+        used(ask(site_file(tmp_path), tiny_config(private=True), number=number))
+    assert len(asked) == 1
 
 
 def test_a_request_past_the_cap_is_refused_before_anything_is_read(
@@ -89,7 +107,7 @@ def test_a_request_past_the_cap_is_refused_before_anything_is_read(
     # what is left would buy nothing but noise; and the run itself has had its three rounds
     assert ask(path, run, run_id="again") == Refusal("refused")
     assert ask(path, run, number=4) == Refusal("refused")
-    assert len(Ledger(tmp_path / "ledger.sqlite").uses("north-2026")) == 3
+    assert len(rows_of(tmp_path)) == 3
 
 
 def test_a_whole_run_costs_what_was_asked_and_an_independent_accountant_agrees(tmp_path: Path) -> None:
@@ -129,12 +147,6 @@ def test_a_non_private_run_needs_the_owners_leave_by_name(tmp_path: Path) -> Non
     assert used(ask(site_file(tmp_path, allow_non_private=True), run)).header.privacy is None
     # and then no epsilon bounds this data set any more
     assert ask(site_file(tmp_path), tiny_config(private=True), run_id="later") == Refusal("refused")
-
-
-@pytest.mark.parametrize("share", [False, True])
-def test_the_number_of_examples_leaves_only_when_the_owner_says_so(share: bool, tmp_path: Path) -> None:
-    reply = used(ask(site_file(tmp_path, share_num_examples=share), tiny_config(private=True)))
-    assert reply.header.num_examples == (40 if share else None)
 
 
 def test_a_reply_holds_the_allow_list_and_the_trained_parameters_only(tmp_path: Path) -> None:
@@ -252,7 +264,7 @@ def test_the_owners_smaller_delta_counts(tmp_path: Path) -> None:
 
 
 def test_a_second_run_has_more_noise_and_keeps_it(tmp_path: Path) -> None:
-    path, run = site_file(tmp_path, epsilon=9.0), tiny_config(private=True)
+    path, run = site_file(tmp_path, epsilon=9.0, on_short_budget="more-noise"), tiny_config(private=True)
     first = [used(ask(path, run, number=number)).header.privacy for number in (1, 2, 3)]
     second = [used(ask(path, run, number=1, run_id="s")).header.privacy]
     between = tiny_config(private=True, seed=9, privacy=dict(PRIVACY, epsilon=0.3))
@@ -261,6 +273,49 @@ def test_a_second_run_has_more_noise_and_keeps_it(tmp_path: Path) -> None:
     multipliers = [{each.noise_multiplier for each in run if each is not None} for run in (first, second)]
     assert len(multipliers[0]) == len(multipliers[1]) == 1
     assert max(multipliers[1]) > max(multipliers[0])
+
+
+def test_a_second_run_that_does_not_fit_is_refused_at_its_first_round(tmp_path: Path) -> None:
+    path, run = site_file(tmp_path, epsilon=9.0), tiny_config(private=True)
+    used(ask(path, run))
+    used(ask(path, run, number=2))
+    assert ask(path, run, run_id="s") == Refusal("refused")
+    assert len(rows_of(tmp_path)) == 2
+
+
+def test_with_fewer_rounds_a_run_keeps_its_noise_until_the_cap(tmp_path: Path) -> None:
+    path, run = site_file(tmp_path, epsilon=11.0, on_short_budget="fewer-rounds"), tiny_config(private=True)
+    first = [used(ask(path, run, number=number)).header.privacy for number in (1, 2, 3)]
+    second = [ask(path, run, number=number, run_id="s") for number in (1, 2, 3)]
+    granted = [reply.header.privacy for reply in second if isinstance(reply, TrainReply)]
+    assert 1 <= len(granted) < 3
+    assert second[len(granted) :] == [Refusal("refused")] * (3 - len(granted))
+    assert {each.noise_multiplier for each in (*first, *granted) if each} == {
+        first[0].noise_multiplier if first[0] else 0
+    }
+    assert all(each.epsilon <= 11.0 for each in granted if each)
+    # nothing was charged for a refused round
+    assert len(rows_of(tmp_path)) == 3 + len(granted)
+
+
+@pytest.mark.parametrize("tell", [False, True])
+def test_the_budget_is_told_by_the_owners_leave(tell: bool, tmp_path: Path) -> None:
+    path, run = site_file(tmp_path, epsilon=20.0, tell_budget=tell), tiny_config(private=True)
+    first = used(ask(path, run)).header.privacy
+    later = [used(ask(path, run, number=number, run_id="s")).header.privacy for number in (1, 2)]
+    assert first is not None
+    assert (first.cap_epsilon, first.epsilon_before) == ((20.0, 0.0) if tell else (None, None))
+    for each in later:
+        assert each is not None
+        assert (each.cap_epsilon, each.epsilon_before) == ((20.0, first.epsilon) if tell else (None, None))
+
+
+@pytest.mark.parametrize("kind", ["float64", "float32", "discrete"])
+def test_the_owner_chooses_the_kind_of_noise(kind: str, tmp_path: Path) -> None:
+    reply = used(ask(site_file(tmp_path, noise=kind), tiny_config(private=True)))
+    assert reply.header.privacy is not None
+    assert reply.header.privacy.noise == kind
+    assert all(value.dtype == torch.float32 and value.isfinite().all() for value in reply.update.values())
 
 
 def test_a_run_gets_the_rounds_it_was_planned_for(tmp_path: Path) -> None:
@@ -283,12 +338,12 @@ def test_batches_are_as_secret_as_the_noise(tmp_path: Path, monkeypatch: pytest.
     """Equal runs draw other batches; amplification by sampling holds only while nobody can foretell them."""
     drawn: list[list[int]] = []
 
-    def watched(num_records: int, *, sample_rate: float, generator: torch.Generator) -> Tensor:
-        batch = poisson_batch(num_records, sample_rate=sample_rate, generator=generator)
+    def watched(num_units: int, *, sample_rate: float, source: RandomSource) -> Tensor:
+        batch = poisson_batch(num_units, sample_rate=sample_rate, source=source)
         drawn.append(batch.tolist())
         return batch
 
-    monkeypatch.setattr("client.private_training.poisson_batch", watched)
+    monkeypatch.setattr("client.sampling.poisson_batch", watched)
     for which in ("first", "second"):
         (tmp_path / which).mkdir()
         used(ask(site_file(tmp_path / which), tiny_config(private=True)))
@@ -303,10 +358,21 @@ def test_a_model_larger_than_the_owner_allows_is_refused_before_it_is_built(tmp_
     assert ask(path, tiny_config(private=True)) == Refusal("refused")
 
 
-def test_rows_withdrawn_between_rounds_are_not_used_again(tmp_path: Path) -> None:
-    path = site_file(tmp_path, share_num_examples=True)
-    manifest = tmp_path / "data" / "metadata.jsonl"
+def test_rows_withdrawn_between_rounds_are_not_used_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, manifest, seen = site_file(tmp_path), tmp_path / "data" / "metadata.jsonl", []
+
+    def watched(model: object, samples: object, **rest: object) -> object:
+        seen.append(len(samples))  # type: ignore[arg-type]
+        return train_round(model, samples, **rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(agent, "train_round", watched)
     run = tiny_config(private=True)
-    assert used(ask(path, run)).header.num_examples == 40
+    used(ask(path, run))
     manifest.write_text("\n".join(manifest.read_text(encoding="utf-8").splitlines()[:20]), encoding="utf-8")
-    assert used(ask(path, run, number=2)).header.num_examples == 20
+    used(ask(path, run, number=2))
+    assert seen == [40, 20]
+
+
+def test_the_real_preflight_lets_a_sound_run_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    used(ask(site_file(tmp_path), private(delta=1e-3)))

@@ -138,10 +138,10 @@ def test_counts_are_paid_out_of_the_runs_epsilon() -> None:
     assert plan.noise_multiplier > without.noise_multiplier
     assert plan.epsilon == spent_epsilon([counts, plan.uses(10)], delta=1e-5, accountant="pld")
     assert 7.9 < plan.epsilon <= 8
-    twice = planned(statistics=STATISTICS, statistics_asked=2)
+    twice = planned(statistics=STATISTICS, counted=(counts, counts))
     assert 7.9 < spent_epsilon([counts, counts, twice.uses(10)], delta=1e-5, accountant="pld") <= 8
     with pytest.raises(BudgetError):
-        planned(statistics=STATISTICS, statistics_asked=100)
+        planned(statistics=STATISTICS, counted=[counts] * 100)
 
 
 def test_the_owners_floor_holds_for_counts_too() -> None:

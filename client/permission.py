@@ -1,0 +1,131 @@
+"""Permission: what of a run the owner's settings permit, decided before anything is built, charged or read.
+
+in        the run as it arrived, and the owner's SiteConfig
+out       Permitted: the run with the owner's own schema, the modalities trained here, the unit protected here
+relies on nothing that arrives over the network but as a question
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from client.site import SiteConfig
+from shared.card import find_card
+from shared.config import DataSchema, RunConfig
+from shared.errors import ConfigError, PermissionRefused, WireError
+from shared.messages import RequestHeader
+
+
+@dataclass(frozen=True)
+class Permitted:
+    """A run that the owner permits, as it is carried out here."""
+
+    run: RunConfig
+    """with the owner's schema in place of the server's"""
+    modalities: tuple[str, ...]
+    """what is trained and sent here"""
+    unit: Literal["record", "subject"] | None
+    """what the site protects by its own noise; None: nothing, which the owner has permitted"""
+
+
+def permit(run: RunConfig, *, site: SiteConfig) -> Permitted:
+    """The run as this site carries it out.
+
+    Raises:
+        PermissionRefused: the owner's settings do not permit it.
+        ConfigError: the owner's own dataset.toml is missing or not allowed.
+    """
+    mine = run.model_copy(update={"data": _owners_schema(run, site=site)})
+    return Permitted(run=mine, modalities=_modalities(mine, site=site), unit=_unit(mine, site=site))
+
+
+def clip_norm_of_round(header: RequestHeader) -> float | None:
+    """The adaptive clip norm that a request brings for records or subjects; None where the norm is fixed.
+
+    Raises:
+        WireError: it is missing, or there although the run does not clip adaptively.
+    """
+    privacy = header.run.local_privacy
+    is_needed = privacy is not None and privacy.clipping == "adaptive"
+    return _norm(header.clip_norm, is_needed=is_needed, field="clip_norm")
+
+
+def site_clip_norm_of_round(header: RequestHeader) -> float | None:
+    """Largest norm of the whole update in this round: the request's, or the run's; None where sites are not protected.
+
+    Raises:
+        WireError: it is missing though clipping is adaptive, or there though sites are not protected.
+    """
+    central = header.run.central_privacy
+    if central is not None and central.clipping != "adaptive" and header.site_clip_norm is None:
+        return central.clip_norm
+    return _norm(header.site_clip_norm, is_needed=central is not None, field="site_clip_norm")
+
+
+def _norm(value: float | None, *, is_needed: bool, field: str) -> float | None:
+    if (value is not None) != is_needed:
+        raise WireError(
+            f"{field} is {value}; allowed: a norm where clipping needs one from round to round, and only there"
+        )
+    return value
+
+
+def _unit(run: RunConfig, *, site: SiteConfig) -> Literal["record", "subject"] | None:
+    """The stricter of the run's unit and the owner's."""
+    owners = site.privacy
+    # PRIVACY: without noise of its own the site takes part only by its owner's word.
+    # test_a_non_private_run_needs_the_owners_leave_by_name
+    if run.privacy == "none" and not owners.allow_non_private:
+        raise PermissionRefused(
+            'the run has privacy = "none"; allowed: a private one, unless the owner sets privacy.allow_non_private'
+        )
+    if run.local_privacy is None:
+        # PRIVACY: the update leaves as it is, for the server to add noise. test_only_an_owner_who_trusts_the_server
+        if run.privacy != "none" and not owners.trust_server:
+            raise PermissionRefused(
+                'the run has unit "site": the update would leave without noise; allowed: a run of unit '
+                f'"{owners.unit}", unless the owner sets privacy.trust_server'
+            )
+        return None
+    # PRIVACY: who promises subjects keeps subjects. test_the_stricter_unit_wins
+    if run.local_privacy.unit == "subject" and owners.unit == "record":
+        raise PermissionRefused(
+            "the run protects subjects, and this site counts its budget by records; allowed once the owner sets "
+            'privacy.unit = "subject" and nominal_subjects'
+        )
+    return owners.unit
+
+
+def _owners_schema(run: RunConfig, *, site: SiteConfig) -> DataSchema:
+    """What the owner's own dataset.toml says records look like; the run must say the same.
+
+    Were the server's word taken, each record that breaks it would show in a refusal: a list of labels, or a range of
+    ratings, made narrower from round to round would ask the records one exact question after the other.
+    """
+    card = find_card(site.data)
+    if card is None:
+        raise ConfigError(
+            f"{site.data}: no dataset.toml in it or above it; what records look like is the owner's to say"
+        )
+    # PRIVACY: no word of the server's decides which records are faults. test_a_run_with_another_schema_is_refused
+    agreed = {"task", "labels", "rating_range", "modalities"}
+    if run.data.model_dump_json(include=agreed) != card.content.model_dump_json(include=agreed):
+        raise PermissionRefused(
+            f"{site.data}: the run's task, labels, range or modalities differ from the owner's dataset.toml"
+        )
+    return card.content
+
+
+def _modalities(run: RunConfig, *, site: SiteConfig) -> tuple[str, ...]:
+    """What of the run this site can train, with encoders from folders that its owner lists."""
+    for name, encoder in run.model.encoders.items():
+        path = encoder.options.get("path")
+        if path is not None and Path(str(path)).resolve() not in site.checkpoints:
+            raise PermissionRefused(
+                f"the run's encoder of {name} names the folder {path}; allowed: those the owner lists in checkpoints, "
+                f"{[str(each) for each in site.checkpoints]}"
+            )
+    modalities = tuple(name for name in run.modalities if name in site.modalities)
+    if not modalities:
+        raise PermissionRefused(f"the run uses {list(run.modalities)}; this site has {list(site.modalities)}")
+    return modalities
