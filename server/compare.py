@@ -14,7 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from server.records import RunRecord
-from server.report.html import JSON_NAME, flat_settings
+from server.report.html import flat_settings, read_record
+from server.report.levels import is_withheld, levels
 from server.report.numbers import (
     METRIC_NAMES,
     bytes_text,
@@ -24,9 +25,8 @@ from server.report.numbers import (
     epsilon_text,
     estimate_text,
 )
-from server.report.summary import highest_epsilon
-from shared.config import parse_settings_json
-from shared.errors import ConfigError, RunError
+from server.report.promise import bound_of, highest_epsilon
+from shared.errors import RunError
 
 
 def compare_runs(folders: Sequence[Path]) -> Table:
@@ -79,7 +79,8 @@ def _result(record: RunRecord) -> dict[str, object]:
         "seed": record.run.seed,
         "data": record.card.title if record.card else None,
         "epsilon": highest_epsilon(record),
-        "delta": None if record.run.privacy == "none" else record.run.privacy.delta,
+        "delta": next((level.delta for level in levels(record)), None),
+        "levels": [{"unit": level.unit, "epsilon": bound_of(level), "delta": level.delta} for level in levels(record)],
         "rounds": len(record.rounds),
         "chosen_round": record.chosen_round,
         "sites": len(record.sites),
@@ -94,26 +95,6 @@ def _result(record: RunRecord) -> dict[str, object]:
         "peak_memory_bytes": record.peak_memory_bytes,
         "versions": record.versions,
     }
-
-
-def read_record(folder: Path) -> RunRecord:
-    """The record of a finished run.
-
-    Raises:
-        RunError: there is none, or it cannot be read.
-    """
-    path = folder / JSON_NAME
-    if not path.is_file():
-        raise RunError(
-            f"{folder}: no {JSON_NAME} in it; give the folder of a run that has ended, "
-            f"or end it with: motet simulate --resume {folder}"
-        )
-    try:
-        return parse_settings_json(RunRecord, path.read_text(encoding="utf-8"), place=str(path))
-    except (ConfigError, UnicodeDecodeError, OSError) as error:
-        raise RunError(
-            f"{path}: not a report that this version can read ({error}); open it with the version that wrote it"
-        ) from None
 
 
 def _read_all(folders: Sequence[Path]) -> list[RunRecord]:
@@ -132,7 +113,7 @@ def _read_all(folders: Sequence[Path]) -> list[RunRecord]:
 
 def _heading(folder: Path, *, record: RunRecord) -> Text:
     heading = Text(folder.resolve().name)
-    if record.run.privacy == "none":
+    if not levels(record):
         heading.append("\nNOT PRIVATE", style="bold red")
     elif record.reproducible_noise:
         heading.append("\nREPRODUCIBLE NOISE", style="bold red")
@@ -146,13 +127,16 @@ def _headline(record: RunRecord) -> str:
 
 
 def _privacy(record: RunRecord) -> str:
-    if record.run.privacy == "none":
-        return "none"
-    delta = max((plan.delta for plan in record.privacy), default=record.run.privacy.delta)
-    return f"{epsilon_text(highest_epsilon(record))} at delta {delta_text(delta)}"
+    found = []
+    for level in levels(record):
+        most = "at most " if level.epsilon is None and level.is_withheld else ""
+        found.append(f"{most}{epsilon_text(bound_of(level))} at delta {delta_text(level.delta)} per {level.unit}")
+    return "\n".join(found) or "none"
 
 
 def _sites(record: RunRecord) -> str:
+    if is_withheld(record):
+        return f"{count_text(len(record.sites), 'site')}, who when is withheld"
     used = {site.site for each in record.rounds for site in each.sites if site.outcome == "used"}
     return f"{len(used)} of {count_text(len(record.sites), 'site')}"
 

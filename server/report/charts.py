@@ -1,23 +1,21 @@
-"""Charts: which numbers of a run are drawn, and what is said about each drawing.
+"""Charts: which numbers of a run are drawn, what is said about each drawing, and the same numbers as a table.
 
 in        a RunRecord
-out       Chart (a heading, a drawing, a caption) for the page
+out       Chart (a heading, a drawing, a caption, a table) for the page; those of the privacy budget are in curves.py
 relies on plots.py for the drawing
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 from markupsafe import Markup
 
 from server.records import RunRecord
-from server.report.numbers import METRIC_NAMES, epsilon_text, metric_text
-from server.report.plots import Axes, Band, Mark, Series, line_chart
+from server.report.numbers import METRIC_NAMES, metric_text
+from server.report.plots import Axes, Band, Mark, Points, Series, line_chart
 
-_MOST_LINES = 8
-"""sites up to which each has a line of its own"""
-_LIGHT, _MIDDLE = "#d6e6f2", "#9cc4e0"
+_MOST_ROWS = 12
+"""of the table beside a drawing"""
 
 
 @dataclass(frozen=True)
@@ -27,6 +25,49 @@ class Chart:
     heading: str
     drawing: Markup
     caption: str
+    head: tuple[str, ...] = ()
+    numbers: tuple[tuple[str, ...], ...] = ()
+    """a dozen of the points, for those who do not see the drawing or want the numbers"""
+
+
+def draw(
+    heading: str,
+    series: Sequence[Series],
+    *,
+    axes: Axes,
+    told: str,
+    caption: str,
+    number: Callable[[float], str],
+    bands: Sequence[Band] = (),
+    marks: Sequence[Mark] = (),
+) -> Chart:
+    """A chart whose table holds the same lines as its drawing.
+
+    Args:
+        told: what is to be seen, in a sentence.
+        number: how the table writes a value.
+    """
+    edges = [(f"{band.name}, {side}", points) for band in bands for side, points in _edges(band)]
+    lines = [(each.name, each.points) for each in series] + edges
+    xs = sorted({x for _, points in lines for x, _ in points})
+    stride = max(1, -(-len(xs) // _MOST_ROWS))
+    # counted from the end, so that the last point is there
+    shown = [x for place, x in enumerate(reversed(xs)) if place % stride == 0][::-1]
+    values = [dict(points) for _, points in lines]
+    return Chart(
+        heading=heading,
+        drawing=line_chart(series, axes=axes, told=told, bands=bands, marks=marks),
+        caption=caption,
+        head=(axes.x, *(name for name, _ in lines)),
+        numbers=tuple(
+            (f"{x:g}" if axes.whole_x else f"{x:.2f}", *(number(each[x]) if x in each else "–" for each in values))
+            for x in shown
+        ),
+    )
+
+
+def _edges(band: Band) -> tuple[tuple[str, Points], ...]:
+    return ("lowest", band.low), ("highest", band.high)
 
 
 def learning_charts(record: RunRecord) -> list[Chart]:
@@ -41,16 +82,10 @@ def learning_charts(record: RunRecord) -> list[Chart]:
     return _learning_chart(record, ("macro_f1", "accuracy"), heading="Learning curve", y="share", y_to=1.0)
 
 
-def privacy_charts(record: RunRecord) -> list[Chart]:
-    """Epsilon by site and round, and what it bought; empty for a run that protected nothing."""
-    by_site = epsilon_by_site(record)
-    if not by_site or record.run.privacy == "none":
+def participation_charts(record: RunRecord) -> list[Chart]:
+    """How many sites were asked, and how many of their updates were used; empty where that is withheld."""
+    if any(site.outcome == "withheld" for each in record.rounds for site in each.sites):
         return []
-    return [_epsilon_chart(record, by_site), *_trade_chart(record, by_site)]
-
-
-def participation_chart(record: RunRecord) -> Chart:
-    """How many sites were asked, and how many of their updates were used."""
     asked, used = (
         [(float(each.round), float(sum(site.outcome in wanted for site in each.sites))) for each in record.rounds]
         for wanted in ({"used", "refused", "failed", "late", "invalid"}, {"used"})
@@ -60,21 +95,7 @@ def participation_chart(record: RunRecord) -> Chart:
     axes = Axes(x="round", y="sites", y_from=0.0, whole_y=True)
     told = f"Sites asked and sites used by round: {missing:.0f} updates that were asked for are missing."
     caption = "An update is used when it came in time and in the agreed form; the rest is in the table of sites."
-    return Chart("Sites by round", line_chart(series, axes=axes, told=told), caption)
-
-
-def epsilon_by_site(record: RunRecord) -> dict[str, list[float]]:
-    """site -> epsilon after each round, 0 before its first reply; sites that never stated one are left out."""
-    spent: dict[str, list[float]] = {}
-    for number, entry in enumerate(record.rounds):
-        for site in entry.sites:
-            if site.epsilon is not None:
-                line = spent.setdefault(site.site, [0.0] * number)
-                line.extend([line[-1] if line else 0.0] * (number - len(line)))
-                line.append(max(site.epsilon, line[-1] if line else 0.0))
-    for line in spent.values():
-        line.extend([line[-1]] * (len(record.rounds) - len(line)))
-    return dict(sorted(spent.items()))
+    return [draw("Sites by round", series, axes=axes, told=told, caption=caption, number=lambda value: f"{value:.0f}")]
 
 
 def headline_metric(record: RunRecord) -> str:
@@ -87,7 +108,7 @@ def _learning_chart(
 ) -> list[Chart]:
     series = []
     for style, name in enumerate(names):
-        points = _points(record, name=name, x=lambda number: float(record.rounds[number].round))
+        points = metric_points(record, name=name, x=lambda number: float(record.rounds[number].round))
         if points:
             series.append(Series(METRIC_NAMES[name], points, style=style))
     if not series:
@@ -104,65 +125,11 @@ def _learning_chart(
     if record.run.federation.select == "last":
         caption = caption.replace("the round that is kept is chosen by it", "the last round is the one that is kept")
     axes = Axes(x="round", y=y, y_from=0.0, y_to=y_to)
-    return [Chart(heading, line_chart(series, axes=axes, told=told, marks=marks), caption)]
+    return [draw(heading, series, axes=axes, told=told, caption=caption, number=metric_text, marks=marks)]
 
 
-def _epsilon_chart(record: RunRecord, by_site: dict[str, list[float]]) -> Chart:
-    rounds = [float(entry.round) for entry in record.rounds]
-    highest_site = max(by_site, key=lambda site: by_site[site][-1])
-    highest = by_site[highest_site][-1]
-    bands: list[Band] = []
-    if len(by_site) <= _MOST_LINES:
-        series = [
-            Series(site, list(zip(rounds, line, strict=True)), style=style)
-            for style, (site, line) in enumerate(by_site.items())
-        ]
-        caption = "One line a site. Lines of sites that spend alike lie on each other."
-    else:
-        table = np.array(list(by_site.values()))
-        low, quarter, median, three_quarters, high = (
-            list(zip(rounds, (float(value) for value in row), strict=True))
-            for row in np.quantile(table, (0, 0.25, 0.5, 0.75, 1), axis=0)
-        )
-        bands = [
-            Band("all sites", low, high, _LIGHT),
-            Band("the middle half of the sites", quarter, three_quarters, _MIDDLE),
-        ]
-        most = list(zip(rounds, by_site[highest_site], strict=True))
-        series = [Series(f"highest at the end: {highest_site}", most, style=1), Series("median site", median, style=0)]
-        caption = f"{len(by_site)} sites, too many for a line each; every one of them is in the table of sites."
-    marks = []
-    if record.run.privacy != "none":
-        marks = [Mark(f"the run's limit: {record.run.privacy.epsilon:g}", y=record.run.privacy.epsilon)]
-    told = f"Epsilon by round: after round {rounds[-1]:.0f}, the highest of {len(by_site)} is {epsilon_text(highest)}."
-    axes = Axes(x="round", y="epsilon spent so far", y_from=0.0)
-    return Chart(
-        "Epsilon by site and round", line_chart(series, axes=axes, told=told, bands=bands, marks=marks), caption
-    )
-
-
-def _trade_chart(record: RunRecord, by_site: dict[str, list[float]]) -> list[Chart]:
-    highest = np.array(list(by_site.values())).max(axis=0)
-    name = headline_metric(record)
-    points = _points(record, name=name, x=lambda number: float(highest[number]))
-    if not points:
-        return []
-    label = METRIC_NAMES[name]
-    chosen = next((number for number, entry in enumerate(record.rounds) if entry.round == record.chosen_round), None)
-    marks = []
-    if chosen is not None and (scores := record.rounds[chosen].validation) is not None and name in scores.metrics:
-        marks = [Mark(f"kept: round {record.chosen_round}", x=float(highest[chosen]), y=scores.metrics[name].value)]
-    reached, spent = metric_text(points[-1][1]), epsilon_text(points[-1][0])
-    told = f"{label} on the validation part is {reached} when the highest epsilon is {spent}."
-    axes = Axes(
-        x="highest epsilon of all sites", y=label, y_from=0.0, y_to=1.0 if name == "macro_f1" else None, whole_x=False
-    )
-    drawing = line_chart([Series(label, points)], axes=axes, told=told, marks=marks)
-    caption = "What had been learned by the time that so much of the budget was spent. Each point is a round."
-    return [Chart(f"{label} against epsilon", drawing, caption)]
-
-
-def _points(record: RunRecord, *, name: str, x: Callable[[int], float]) -> list[tuple[float, float]]:
+def metric_points(record: RunRecord, *, name: str, x: Callable[[int], float]) -> list[tuple[float, float]]:
+    """A validation metric over what `x` says of the round at a place in the record."""
     return [
         (x(number), entry.validation.metrics[name].value)
         for number, entry in enumerate(record.rounds)

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from server.records import RunRecord, Scores
 from server.report.html import HTML_NAME
+from server.report.levels import is_withheld, levels
 from server.report.numbers import (
     METRIC_NAMES,
     bytes_text,
@@ -23,7 +24,8 @@ from server.report.numbers import (
     interval_text,
     metric_text,
 )
-from server.report.summary import banners, highest_epsilon
+from server.report.privacy_words import read_privacy_words
+from server.report.promise import bound_of, notices
 from server.report.words import read_words
 
 
@@ -31,7 +33,7 @@ def closing_table(record: RunRecord, *, folder: Path) -> RenderableType:
     """Test scores, by subset of modalities too, what privacy was spent, and where the report is."""
     parts: list[RenderableType] = [
         Text(banner.title, style="bold white on red" if banner.is_alarm else "bold black on yellow")
-        for banner in banners(record, words=read_words())
+        for banner in notices(record, words=read_words(), sentences=read_privacy_words())
     ]
     parts.append(_scores_table(record))
     facts = Table.grid(padding=(0, 2))
@@ -72,22 +74,28 @@ def _cells(scores: Scores, *, names: tuple[str, ...]) -> list[str]:
 
 
 def _privacy_facts(record: RunRecord) -> list[tuple[str, str]]:
-    if record.run.privacy == "none":
-        return [("privacy", "NOT PRIVATE: no update was protected")]
-    delta = max((plan.delta for plan in record.privacy), default=record.run.privacy.delta)
-    return [("highest epsilon", f"{epsilon_text(highest_epsilon(record))} at delta {delta_text(delta)}, per record")]
+    found = []
+    for level in levels(record):
+        most = "at most " if level.epsilon is None and level.is_withheld else ""
+        name = "epsilon of a whole site" if level.is_central else "highest epsilon"
+        value = f"{most}{epsilon_text(bound_of(level))} at delta {delta_text(level.delta)}"
+        found.append((name, value if level.is_central else f"{value}, per {level.unit}"))
+    return found or [("privacy", "NOT PRIVATE: no update was protected")]
 
 
 def _cost_facts(record: RunRecord) -> list[tuple[str, str]]:
     missing: dict[str, set[str]] = {}
     for each in record.rounds:
         for site in each.sites:
-            if site.outcome not in {"used", "not-asked"}:
+            if site.outcome not in {"used", "not-asked", "withheld"}:
                 missing.setdefault(site.outcome, set()).add(site.site)
     used = {site.site for each in record.rounds for site in each.sites if site.outcome == "used"}
     told = "".join(f", {len(sites)} at times {outcome}" for outcome, sites in sorted(missing.items()))
+    contributed = f"{len(used)} of {len(record.sites)} contributed{told}"
+    if is_withheld(record):
+        contributed = f"{len(record.sites)}; who took part when is withheld"
     return [
-        ("sites", f"{len(used)} of {len(record.sites)} contributed{told}"),
+        ("sites", contributed),
         ("rounds", f"{len(record.rounds)} trained, kept: {record.chosen_round}"),
         ("time, memory", f"{duration_text(record.seconds)}, {bytes_text(record.peak_memory_bytes)}"),
     ]

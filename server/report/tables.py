@@ -8,16 +8,15 @@ relies on words.toml for what fields, codes and outcomes mean
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from markupsafe import Markup
 
 from server.records import Estimate, Evaluation, RunRecord, Scores, SiteRound
-from server.report.charts import epsilon_by_site, headline_metric
+from server.report.charts import headline_metric
+from server.report.curves import epsilon_by_site
 from server.report.numbers import (
     METRIC_NAMES,
     bytes_text,
-    count_text,
     epsilon_text,
     estimate_text,
     interval_text,
@@ -25,8 +24,6 @@ from server.report.numbers import (
 )
 from server.report.plots import interval_bar
 from server.report.words import Words
-
-Exposure = Literal["none", "protected", "exposed"]
 
 _MOST_CONFUSED = 30
 """classes up to which the confusion matrix is drawn"""
@@ -93,17 +90,6 @@ class SiteRow:
     nominal_size: str
     sent: str
     is_missing: bool
-
-
-@dataclass(frozen=True)
-class FieldRow:
-    """One thing that left sites, or many alike."""
-
-    name: str
-    meaning: str
-    depends: str
-    values: str
-    exposure: Exposure
 
 
 def metric_rows(record: RunRecord) -> list[MetricRow]:
@@ -203,66 +189,6 @@ def site_rows(record: RunRecord, *, words: Words) -> list[SiteRow]:
             )
         )
     return sorted(rows, key=lambda row: not row.is_missing)
-
-
-def field_rows(record: RunRecord, *, words: Words) -> list[FieldRow]:
-    """Everything that any reply held; the arrays of one part of the model stand in one row."""
-    values = _header_values(record)
-    names = {name for each in record.rounds for site in each.sites for name in site.fields}
-    is_protected = record.run.privacy != "none" and not record.reproducible_noise
-    parts: Counter[str] = Counter()
-    rows = []
-    for name in sorted(names, key=lambda name: (name.startswith("update."), name.startswith("privacy."), name)):
-        if name.startswith("update."):
-            parts[_model_part(name)] += 1
-            continue
-        meaning, depends = words.field(name)
-        exposure: Exposure = "none" if depends.startswith("No") else "exposed"
-        rows.append(FieldRow(name, meaning, depends, values.get(name, ""), exposure))
-    sent: Exposure = "protected" if is_protected else "exposed"
-    meaning, depends = words.updates[sent]
-    for part, count in parts.items():
-        rows.append(FieldRow(part, meaning, depends, count_text(count, "array"), sent))
-    return rows
-
-
-def _model_part(name: str) -> str:
-    """`update.encoders.image.layers.0.weight` -> `update.encoders.image`."""
-    pieces = name.split(".")
-    return ".".join(pieces[: 3 if pieces[1:2] == ["encoders"] and len(pieces) > 3 else 2])
-
-
-def _header_values(record: RunRecord) -> dict[str, str]:
-    """Which values each number took: itself, or the smallest and the largest."""
-    seen: dict[str, set[str | int | float | bool]] = {}
-    for each in record.rounds:
-        for site in each.sites:
-            if site.header is not None:
-                held = site.header.model_dump(exclude_none=True)
-                held |= {f"privacy.{name}": value for name, value in held.pop("privacy", {}).items()}
-                for name, value in held.items():
-                    seen.setdefault(name, set()).add(value)
-    # the number a reader relies on is rounded up here too
-    stated = {epsilon_text(value) for value in seen.get("privacy.epsilon", set()) if isinstance(value, float)}
-    ranges = {name: _range(values) for name, values in seen.items()}
-    if stated:
-        lowest, highest = min(stated, key=float), max(stated, key=float)
-        ranges["privacy.epsilon"] = highest if lowest == highest else f"{lowest} to {highest}"
-    return ranges
-
-
-def _range(values: set[str | int | float | bool]) -> str:
-    numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
-    if len(values) > 1 and len(numbers) == len(values):
-        return f"{min(numbers):.4g} to {max(numbers):.4g}"
-    shown = sorted(_plain(value) for value in values)
-    return ", ".join(shown[:3]) + (f" and {len(shown) - 3} more" if len(shown) > 3 else "")
-
-
-def _plain(value: str | int | float | bool) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return f"{value:.4g}".replace("e-0", "e-") if isinstance(value, float) else str(value)
 
 
 def _bar_table(first: str, named: Sequence[tuple[str, Scores, bool]], *, record: RunRecord, note: str = "") -> BarTable:

@@ -87,7 +87,7 @@ def build_record(
         stopped="completed",
         chosen_round=max(1, rounds - 2),
         rounds=_history(run, sites=sites, reached=reached, generator=generator, tells=tells),
-        privacy=_plans(run, sites=sites, rounds=rounds, tells=tells) if run.local_privacy and not secret else (),
+        privacy=_plans(run, sites=sites, rounds=rounds, tells=tells and not secret) if run.local_privacy else (),
         test=_evaluation("test", run=run, skill=reached, groups=groups or {}, generator=generator),
         validation=_evaluation("validation", run=run, skill=reached, groups=groups or {}, generator=generator),
         num_parameters=48_210,
@@ -204,7 +204,7 @@ def _plans(run: RunConfig, *, sites: tuple[str, ...], rounds: int, tells: bool) 
             run_epsilon=_epsilon(index, number=rounds, run=run),
             epsilon_before=0.0 if tells else None,
             cap_epsilon=10.0 if tells else None,
-            left_after_round=5 if index == 3 and rounds > 5 else None,
+            left_after_round=5 if index == 3 and rounds > 5 and not run.federation.site_sample_rate else None,
         )
         for index, site in enumerate(sites)
     )

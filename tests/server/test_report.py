@@ -9,8 +9,9 @@ from rich.console import Console
 
 from server.records import RunRecord, SiteRound
 from server.report import closing_table, write_report
-from server.report.charts import epsilon_by_site
+from server.report.curves import epsilon_by_site
 from server.report.html import render
+from server.report.left import field_rows
 from server.report.numbers import (
     best_guess,
     bytes_text,
@@ -21,7 +22,7 @@ from server.report.numbers import (
     metric_text,
 )
 from server.report.plots import Axes, Mark, Series, interval_bar, line_chart, thinned, ticks
-from server.report.tables import field_rows, group_tables, site_rows, subset_table
+from server.report.tables import group_tables, site_rows, subset_table
 from server.report.words import read_words
 from shared.config import DataCard
 from shared.messages import PrivacyStatement, ReplyHeader
@@ -219,7 +220,7 @@ def test_a_site_that_failed_is_named_with_its_code() -> None:
 def test_everything_that_a_reply_may_hold_is_explained() -> None:
     """A field added to the allow-list must not reach people unexplained."""
     named = set(ReplyHeader.model_fields) - {"privacy"} | {f"privacy.{name}" for name in PrivacyStatement.model_fields}
-    assert set(read_words().fields) == named
+    assert set(read_words().fields) == {*named, "statistics.counts"}
 
 
 def test_everything_that_left_the_sites_is_listed_and_the_unknown_stands_out() -> None:

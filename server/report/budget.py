@@ -1,0 +1,119 @@
+"""Budget: cap, spent before, spent in this run and left, site by site and at the server.
+
+in        a RunRecord
+out       tables of the privacy report, and the curves by round
+relies on epsilons being rounded up and what is left being rounded down: neither may look better than it is
+"""
+
+import math
+from collections import Counter
+
+from server.records import RunRecord, SitePrivacy
+from server.report.curves import epsilon_by_site, privacy_charts
+from server.report.document import Block, Cell, Figure, Table, Words, facts, rows
+from server.report.levels import is_withheld, levels
+from server.report.numbers import delta_text, epsilon_text
+from server.report.privacy_words import PrivacyWords
+from server.report.words import Words as Meanings
+
+_HEAD = ("Site", "Unit", "Cap", "Before", "This run", "In all", "Left", "Delta", "Rounds used", "Left the run")
+_MISSING = {"refused", "failed", "late", "invalid"}
+
+
+def budget_blocks(record: RunRecord, *, words: Meanings, sentences: PrivacyWords) -> tuple[Block, ...]:
+    """The sites' budgets, the server's, and the curves."""
+    texts, found = sentences.budget, list[Block]()
+    if not levels(record):
+        return (Words(texts["none"]),)
+    local = record.run.local_privacy
+    if local is None:
+        found.append(Words(texts["no_ledger"]))
+    elif is_withheld(record):
+        said = texts["withheld"].format(epsilon=f"{local.epsilon:g}", delta=delta_text(local.delta))
+        found += [Words(texts["lead"]), Words(said), _planned_table(record)]
+    elif record.privacy:
+        found += [Words(texts["lead"]), site_table(record, words=words, sentences=sentences), Words(texts["columns"])]
+    else:
+        found += [Words(texts["lead"]), Words(sentences.plain["nothing"])]
+    if record.central is not None:
+        found += [Words(texts["server"]), _server_table(record)]
+    charts = privacy_charts(record)
+    return (*found, Figure(tuple(charts))) if charts else tuple(found)
+
+
+def site_table(record: RunRecord, *, words: Meanings, sentences: PrivacyWords) -> Table:
+    """A row a site; those that left come first."""
+    plans = {plan.site: plan for plan in record.privacy}
+    spent = epsilon_by_site(record)
+    used = Counter(site.site for each in record.rounds for site in each.sites if site.outcome == "used")
+    lines = []
+    for site in sorted(record.sites, key=lambda site: (not _left_text(site, record, words=words).text, site)):
+        left = _left_text(site, record, words=words)
+        if site in plans:
+            numbers = _numbers(plans[site], sentences=sentences)
+        else:
+            # it never protected an update that arrived; what it spent for nothing is in its own ledger
+            stated = epsilon_text(spent[site][-1]) if site in spent else "–"
+            numbers = ("–", "–", "–", "–", stated, "–", "–")
+        lines.append((site, *numbers, f"{used[site]} of {len(record.rounds)}", left))
+    return Table(head=_HEAD, rows=rows(*lines), numeric=(2, 3, 4, 5, 6, 7))
+
+
+def left_text(cap: float, epsilon: float) -> str:
+    """What is left of a cap, rounded down."""
+    return f"{max(0.0, math.floor(round((cap - epsilon) * 100, 6)) / 100):.2f}"
+
+
+def _numbers(plan: SitePrivacy, *, sentences: PrivacyWords) -> tuple[str | Cell, ...]:
+    not_told = sentences.budget["not_told"]
+    cap, before = plan.cap_epsilon, plan.epsilon_before
+    is_past = cap is not None and plan.epsilon > cap
+    return (
+        plan.unit,
+        not_told if cap is None else f"{cap:.2f}",
+        not_told if before is None else epsilon_text(before),
+        epsilon_text(plan.run_epsilon),
+        Cell(epsilon_text(plan.epsilon), "bad" if is_past else "good"),
+        not_told if cap is None else left_text(cap, plan.epsilon),
+        delta_text(plan.delta),
+    )
+
+
+def _left_text(site: str, record: RunRecord, *, words: Meanings) -> Cell:
+    """When and why a site gave no more updates; empty where it was there to the end."""
+    entries = [(each.round, entry) for each in record.rounds for entry in each.sites if entry.site == site]
+    used = [number for number, entry in entries if entry.outcome == "used"]
+    after = [(number, entry) for number, entry in entries if entry.outcome in _MISSING]
+    last = max(used, default=0)
+    gone = [(number, entry) for number, entry in after if number > last]
+    if not gone:
+        return Cell("")
+    # a refusal tells more than a failure on the way to it
+    number, entry = next(((number, entry) for number, entry in gone if entry.outcome == "refused"), gone[0])
+    why = words.outcomes[entry.outcome] + (f": {words.code(entry.code)}" if entry.code else "")
+    return Cell(f"{f'after round {last}' if last else 'never began'}; in round {number} {why}", "bad")
+
+
+def _planned_table(record: RunRecord) -> Table:
+    """What the run can add at each site at most: the same whether or not the site was ever drawn."""
+    lines = [(plan.site, plan.unit, epsilon_text(plan.epsilon), delta_text(plan.delta)) for plan in record.privacy]
+    return Table(head=("Site", "Unit", "This run, at most", "Delta"), rows=rows(*lines), numeric=(2, 3))
+
+
+def _server_table(record: RunRecord) -> Table:
+    held = record.central
+    if held is None:
+        return facts()
+    is_past = held.epsilon > held.cap_epsilon
+    line = (
+        "the server, for every site",
+        f"{held.cap_epsilon:.2f}",
+        epsilon_text(held.epsilon_before),
+        epsilon_text(held.epsilon_run),
+        Cell(epsilon_text(held.epsilon), "bad" if is_past else "good"),
+        left_text(held.cap_epsilon, held.epsilon),
+        delta_text(held.delta),
+        f"{held.rounds}",
+    )
+    head = ("Whole sites", "Cap", "Before", "This run", "In all", "Left", "Delta", "Rounds charged")
+    return Table(head=head, rows=rows(line), numeric=(1, 2, 3, 4, 5, 6, 7))

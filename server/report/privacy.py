@@ -1,0 +1,126 @@
+"""Privacy: the privacy budget report, put together for someone who decides whether data may be used.
+
+in        a RunRecord
+out       a Document, and RUN/privacy.html, privacy.json and privacy.md, which say the same
+relies on each part being made in a file of its own; nothing is claimed here
+"""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from server.records import RunRecord
+from server.report.budget import budget_blocks
+from server.report.curves import central_epsilon, epsilon_by_site
+from server.report.document import Block, Cell, Document, Figure, Section, Table, Words, rows
+from server.report.evidence import again_blocks, evidence_blocks
+from server.report.exactly import exact_blocks
+from server.report.left import left_blocks
+from server.report.levels import levels
+from server.report.markdown import to_markdown
+from server.report.page import render_page
+from server.report.privacy_words import PrivacyWords, read_privacy_words
+from server.report.promise import guesses, notices, plain_guarantee
+from server.report.pyramid import pyramid_blocks
+from server.report.registry import registry_entry
+from server.report.trust import trust_blocks
+from server.report.words import Words as Meanings
+from server.report.words import read_words
+from server.settings import write_atomically
+
+NAMES = ("privacy.html", "privacy.json", "privacy.md")
+
+
+def privacy_document(record: RunRecord) -> Document:
+    """The whole report as sections."""
+    words, sentences = read_words(), read_privacy_words()
+    data = f"{record.card.title} · " if record.card else ""
+    promised = (Words(plain_guarantee(record, words=words, sentences=sentences)), *_scale(record))
+    return Document(
+        title=f"Privacy budget of {record.run.name}",
+        subtitle=f"{data}{len(record.sites)} sites · {len(record.rounds)} rounds · {record.started[:10]}",
+        notices=tuple(notices(record, words=words, sentences=sentences)),
+        sections=(
+            Section("guarantee", "The guarantee in plain words", promised),
+            *budget_sections(record, words=words, sentences=sentences),
+            Section("left", "What left each site", left_blocks(record, words=words, sentences=sentences)),
+            Section("trust", "Who is trusted, and what is protected", _trust(record, words, sentences)),
+            Section("tested", "Was it tested?", evidence_blocks(record, sentences=sentences)),
+            Section(
+                "pyramid",
+                "Level by level: the questions of NIST SP 800-226",
+                pyramid_blocks(record, words=words, sentences=sentences),
+            ),
+            Section("again", "How to check this report", again_blocks(record, sentences=sentences)),
+        ),
+        footer=f"Motet {record.versions.get('motet', '')}. This report loads nothing from anywhere and runs no script.",
+    )
+
+
+def budget_sections(record: RunRecord, *, words: Meanings, sentences: PrivacyWords) -> tuple[Section, ...]:
+    """What the page of a run shows of the privacy report, too: the guarantee exactly, and the budgets."""
+    return (
+        Section("exactly", "The guarantee exactly", exact_blocks(record, words=words, sentences=sentences)),
+        Section("budget", "The budget of every site", budget_blocks(record, words=words, sentences=sentences)),
+    )
+
+
+def write_privacy(record: RunRecord, folder: Path) -> tuple[Path, ...]:
+    """Writes the three files into a folder that is there; their paths come back, the page's first."""
+    document = privacy_document(record)
+    texts = (render_page(document), privacy_json(record, document=document), to_markdown(document))
+    paths = tuple(folder / name for name in NAMES)
+    for path, text in zip(paths, texts, strict=True):
+        write_atomically(path, text.encode())
+    return paths
+
+
+def privacy_json(record: RunRecord, *, document: Document) -> str:
+    """The numbers for programs, and the words of the page; the same record gives the same bytes."""
+    entry = registry_entry(record)
+    held = {
+        "run": record.run.name,
+        "settings_digest": record.run.digest,
+        "code_digest": record.code_digest,
+        "reproducible_noise": record.reproducible_noise,
+        "levels": [level.model_dump(mode="json") for level in levels(record)],
+        "sites": [plan.model_dump(mode="json") for plan in record.privacy],
+        "central": record.central.model_dump(mode="json") if record.central else None,
+        "epsilon_by_round": {"sites": epsilon_by_site(record), "whole_sites": central_epsilon(record)},
+        "audit": record.audit.model_dump(mode="json") if record.audit else None,
+        "preflight": [check.model_dump(mode="json") for check in record.preflight],
+        "deployment_registry": entry.model_dump(mode="json", exclude_none=True) if entry else None,
+        "document": _words_of(document),
+    }
+    return json.dumps(held, indent=2, ensure_ascii=False) + "\n"
+
+
+def _words_of(document: Document) -> dict[str, object]:
+    held = asdict(document)
+    for section, parts in zip(document.sections, held["sections"], strict=True):
+        parts["blocks"] = [_block_words(block) for block in section.blocks]
+    return held
+
+
+def _block_words(block: Block) -> dict[str, object]:
+    if not isinstance(block, Figure):
+        return asdict(block)
+    # the drawing is for eyes; its numbers are here
+    charts = [
+        {"heading": chart.heading, "caption": chart.caption, "head": chart.head, "numbers": chart.numbers}
+        for chart in block.charts
+    ]
+    return {"charts": charts, "kind": block.kind}
+
+
+def _scale(record: RunRecord) -> tuple[Block, ...]:
+    scale = guesses(record)
+    if not scale:
+        return ()
+    caption = "How sure someone who knows everything else can be, at most, that one was there"
+    lines = [(Cell(name, "good" if name.startswith("this run") else ""), sure) for name, sure in scale]
+    return (Table(head=("Epsilon", "Sure at most"), rows=rows(*lines), numeric=(1,), caption=caption),)
+
+
+def _trust(record: RunRecord, words: Meanings, sentences: PrivacyWords) -> tuple[Block, ...]:
+    return trust_blocks(record, words=words, sentences=sentences)
