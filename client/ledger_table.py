@@ -9,7 +9,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from client.ledger import Budget, LedgerListing, Outlook, Part
+from client.ledger import Budget, LedgerListing, Part
+from client.outlook import Outlook
 from shared.privacy.ledger import State
 
 if TYPE_CHECKING:

@@ -73,7 +73,9 @@ class LedgerFile:
         if create:
             self._make_room()
         elif not path.is_file():
-            raise LedgerError(f"{path}: no such file; allowed: a ledger, as named in site.toml, field ledger")
+            raise LedgerError(
+                f"{path}: no such file; allowed: the ledger that an owner's site.toml names, field ledger"
+            )
         with self.transaction(write=False) as connection:
             standing = self._standing(connection, create=create)
         if standing != "current":
