@@ -19,8 +19,8 @@ from client.gradient.plain import PlainEngine
 from client.plan import PrivacyPlan
 from client.sampling import draw_rows
 from shared.batch import Batch, Samples
-from shared.config import TrainingSettings
-from shared.privacy.mechanism import GRIDS_PER_NORM, Clip, split_noise, whole_number_sensitivity
+from shared.config import NoiseKind, TrainingSettings, Unit
+from shared.privacy.mechanism import GRIDS_PER_NORM, Clip, ClippedSum, split_noise, whole_number_sensitivity
 from shared.privacy.noise import RandomSource
 
 
@@ -63,40 +63,37 @@ def train_round(
         noise: makes the noise and nothing else.
         sampling: draws batches, hidden modalities and dropout.
     """
-    parameters = dict(model.named_parameters())
-    trained = {name: parameters[name] for name in names}
+    trained = {name: model.get_parameter(name) for name in names}
     start = {name: parameter.detach().clone() for name, parameter in trained.items()}
-    unit, rows_per_unit = (plan.unit, plan.records_per_unit) if plan else ("record", 1)
-    rate, steps = (
-        (plan.sample_rate, plan.steps_per_round)
-        if plan
-        else (training.sampling(nominal_size), training.steps(nominal_size))
-    )
-    engine, clip, excesses = _engine(model, training=training, private=plan is not None), clip_of(plan), []
+    public = _public_numbers(training, plan=plan, nominal_size=nominal_size)
+    engine, clip, excess = _engine(model, training=training, private=plan is not None), clip_of(plan), 0.0
     with _as_given(model, trained, start), _own_randomness(sampling, next(iter(trained.values())).device):
-        rate_now = learning_rate(training, round_number=round_number, rounds=rounds)
-        inner = _torch_optimizer(list(trained.values()), training=training, learning_rate=rate_now)
-        denominator = plan.expected_batch_size if plan else rate * nominal_size
-        optimizer = _CipherNoiseOptimizer(inner, plan=plan, expected_batch_size=denominator, source=noise)
+        optimizer = _optimizer(
+            list(trained.values()),
+            training=training,
+            learning_rate=learning_rate(training, round_number=round_number, rounds=rounds),
+            plan=plan,
+            expected_batch_size=public.expected_batch_size,
+            noise=noise,
+        )
         if training.proximal_mu:
-            # PRIVACY: the pull starts from public weights and is added after the noise, so a sample's share of the
+            # PRIVACY: the pull starts from public weights and is added after the noise, so a unit's share of the
             # sum is still at most clip_norm. test_proximal_term_comes_after_the_noise
             optimizer.attach_step_hook(_pull(trained, start, mu=training.proximal_mu))
         # PRIVACY: as many steps as were charged, whatever was drawn. test_empty_batches_are_noised_and_counted
-        for _ in range(steps):
-            rows = draw_rows(samples, unit=unit, sample_rate=rate, records_per_unit=rows_per_unit, source=sampling)
-            batch = samples.take(rows)
+        for _ in range(public.steps):
+            batch = samples.take(public.draw(samples, source=sampling))
             if modality_dropout:
                 batch = hide_modalities(batch, chance=modality_dropout, source=sampling)
-            clipped = engine.clipped_sum(model, batch, names=names, clip=clip, rows_per_unit=rows_per_unit)
+            clipped = engine.clipped_sum(model, batch, names=names, clip=clip, rows_per_unit=public.records_per_unit)
             optimizer.zero_grad()
             optimizer.clipped_sums = [clipped.sums[name] for name in names]
             optimizer.step()
-            if plan and plan.clipping == "adaptive":
-                units = len(rows) // rows_per_unit
-                excesses.append(_noisy_excess(clipped.unclipped, units=units, plan=plan, noise=noise))
+            if plan is not None and plan.clipping == "adaptive":
+                excess += _noisy_excess(clipped, units=len(batch) // public.records_per_unit, plan=plan, noise=noise)
         update = {name: parameter.detach() - start[name] for name, parameter in trained.items()}
-    return TrainedRound(update, unclipped_share=0.5 + sum(excesses) / steps / denominator if excesses else None)
+    share = 0.5 + excess / (public.steps * public.expected_batch_size)
+    return TrainedRound(update, unclipped_share=share if plan is not None and plan.clipping == "adaptive" else None)
 
 
 def clip_of(plan: PrivacyPlan | None) -> Clip:
@@ -133,17 +130,47 @@ def hide_modalities(batch: Batch, *, chance: float, source: RandomSource) -> Bat
     return Batch(inputs=batch.inputs, present=kept, targets=batch.targets)
 
 
-def _noisy_excess(unclipped: float, *, units: int, plan: PrivacyPlan, noise: RandomSource) -> float:
+def _noisy_excess(clipped: ClippedSum, *, units: int, plan: PrivacyPlan, noise: RandomSource) -> float:
     """Noisy sum over a step's units of 1/2 for each that was within the clip norm and -1/2 for each that was not.
 
     Source: Andrew et al. 2021, arXiv:1905.03871, section 2.2, with the half subtracted so that a unit moves it by 1/2.
     """
-    twice = 2 * unclipped - units
+    twice = 2 * clipped.unclipped - units
     # PRIVACY: what the count costs, the sum's noise has been raised for. test_the_count_has_the_promised_noise
     _, std = split_noise(plan.noise_multiplier)
     if plan.noise == "discrete":
         return (twice + int(noise.discrete_normal((), std=2 * std))) / 2
     return twice / 2 + float(noise.normal((), std=std))
+
+
+@dataclass(frozen=True)
+class _PublicNumbers:
+    """What a step draws, how many steps there are, and what their sums are divided by."""
+
+    unit: Unit
+    records_per_unit: int
+    sample_rate: float
+    expected_batch_size: float
+    steps: int
+
+    def draw(self, samples: Samples, *, source: RandomSource) -> Tensor:
+        """Rows of one step."""
+        return draw_rows(
+            samples,
+            unit=self.unit,
+            sample_rate=self.sample_rate,
+            records_per_unit=self.records_per_unit,
+            source=source,
+        )
+
+
+def _public_numbers(training: TrainingSettings, *, plan: PrivacyPlan | None, nominal_size: int) -> _PublicNumbers:
+    if plan is None:
+        rate = training.sampling(nominal_size)
+        return _PublicNumbers("record", 1, rate, rate * nominal_size, training.steps(nominal_size))
+    return _PublicNumbers(
+        plan.unit, plan.records_per_unit, plan.sample_rate, plan.expected_batch_size, plan.steps_per_round
+    )
 
 
 def _engine(model: nn.Module, *, training: TrainingSettings, private: bool) -> GradientEngine:
@@ -152,51 +179,68 @@ def _engine(model: nn.Module, *, training: TrainingSettings, private: bool) -> G
     return choose_engine(training.gradient_engine, model, microbatch_size=training.microbatch_size)
 
 
-def _torch_optimizer(
-    parameters: list[nn.Parameter], *, training: TrainingSettings, learning_rate: float
-) -> torch.optim.Optimizer:
+def _optimizer(
+    parameters: list[nn.Parameter],
+    *,
+    training: TrainingSettings,
+    learning_rate: float,
+    plan: PrivacyPlan | None,
+    expected_batch_size: float,
+    noise: RandomSource,
+) -> "_CipherNoiseOptimizer":
+    """A torch optimizer in Opacus' wrapper, which adds the noise and divides; its state lasts one round."""
     decay = training.weight_decay
+    inner: torch.optim.Optimizer
     if training.optimizer == "adam":
-        return torch.optim.Adam(parameters, lr=learning_rate, weight_decay=decay)
-    momentum = training.momentum if training.optimizer == "momentum" else 0.0
-    return torch.optim.SGD(parameters, lr=learning_rate, momentum=momentum, weight_decay=decay)
+        inner = torch.optim.Adam(parameters, lr=learning_rate, weight_decay=decay)
+    else:
+        momentum = training.momentum if training.optimizer == "momentum" else 0.0
+        inner = torch.optim.SGD(parameters, lr=learning_rate, momentum=momentum, weight_decay=decay)
+    # PRIVACY: noise of the scale the accountant was told. test_noise_has_the_promised_scale
+    multiplier = plan.noise_multiplier if plan else 0.0
+    if plan is not None and plan.clipping == "adaptive":
+        # PRIVACY: a little more than the accountant was told; the difference pays for the count.
+        # test_sum_and_count_together_cost_what_one_gaussian_does
+        multiplier, _ = split_noise(multiplier)
+    return _CipherNoiseOptimizer(
+        inner,
+        noise_multiplier=multiplier,
+        clip=clip_of(plan),
+        # PRIVACY: divide by the expected batch size; the drawn one depends on who is there. test_denominator_is_public
+        expected_batch_size=expected_batch_size,
+        source=noise,
+        kind=plan.noise if plan else "float64",
+    )
 
 
 class _CipherNoiseOptimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc]  # Opacus has no types
-    """Opacus' optimizer, which adds noise, divides and steps; its noise comes from a cipher, and may be whole numbers.
+    """Opacus' optimizer, its noise drawn from a cipher's stream, and added to whole numbers where the clip has a grid.
 
     Opacus draws in float32 from a generator that a seed of 32 bits gives back; its uniform numbers have 24 bits, so
     that no draw passes 5.77 deviations. A Gaussian passes them eight times in a thousand million: over all weights and
-    steps, more than a delta of 1e-5 has room for. Its state lasts one round.
+    steps, more than a delta of 1e-5 has room for.
     """
 
     clipped_sums: Sequence[Tensor]
-    """set before each step: of each parameter in order; int64 where the plan's noise is discrete"""
+    """of each parameter in order, set before each step; int64 where the clip has a grid"""
 
     def __init__(
         self,
         inner: torch.optim.Optimizer,
         *,
-        plan: PrivacyPlan | None,
+        noise_multiplier: float,
+        clip: Clip,
         expected_batch_size: float,
         source: RandomSource,
+        kind: NoiseKind,
     ) -> None:
-        # PRIVACY: with adaptive clipping the sum gets a little more noise than the accountant is told, the count pays
-        # for it. test_sum_and_count_together_cost_what_one_gaussian_does
-        multiplier = 0.0 if plan is None else plan.noise_multiplier
-        if plan is not None and plan.clipping == "adaptive":
-            multiplier, _ = split_noise(multiplier)
         super().__init__(
             inner,
-            # PRIVACY: noise of the scale the accountant was told. test_noise_has_the_promised_scale
-            noise_multiplier=multiplier,
-            max_grad_norm=plan.clip_norm if plan else 1.0,
-            # PRIVACY: divide by the expected batch size; the drawn one depends on who is there.
-            # test_denominator_is_public
+            noise_multiplier=noise_multiplier,
+            max_grad_norm=clip.norm,
             expected_batch_size=expected_batch_size,
         )
-        self.source, self.kind = source, plan.noise if plan else "float64"
-        self.grid = clip_of(plan).grid
+        self.grid, self.source, self.kind = clip.grid, source, kind
 
     def accumulate(self) -> None:
         """Takes over `clipped_sums`."""
@@ -206,25 +250,23 @@ class _CipherNoiseOptimizer(DPOptimizerFastGradientClipping):  # type: ignore[mi
     def add_noise(self) -> None:
         """Leaves the clipped sum with its noise in every parameter's `grad`."""
         for parameter in self.params:
-            noised = self._noised(parameter.summed_grad)
-            parameter.grad = noised.to(parameter.dtype).view_as(parameter)
+            clipped = parameter.summed_grad
+            noised = (
+                clipped + self._noise(tuple(clipped.shape)).to(clipped.device) if self.noise_multiplier else clipped
+            )
+            parameter.grad = (noised if self.grid is None else noised.double() * self.grid).to(parameter.dtype)
 
-    def _noised(self, clipped: Tensor) -> Tensor:
-        if not self.noise_multiplier:
-            return clipped if self.grid is None else clipped * self.grid
+    def _noise(self, shape: tuple[int, ...]) -> Tensor:
         if self.grid is None:
-            std = self.noise_multiplier * self.max_grad_norm
-            # PRIVACY: drawn with 53 bits unless the owner chose float32, so that the tail is there.
-            # test_noise_is_drawn_in_double_precision
-            noise = self.source.normal(tuple(clipped.shape), std=std, kind=self.kind)
-            return clipped + noise.to(clipped.device)
+            # PRIVACY: drawn with 53 bits unless the owner chose float32. test_noise_is_drawn_in_double_precision
+            return self.source.normal(shape, std=self.noise_multiplier * self.max_grad_norm, kind=self.kind)
         num_parameters = sum(parameter.numel() for parameter in self.params)
+        # PRIVACY: rounding to whole numbers lengthens a contribution, and the noise with it.
+        # test_discrete_noise_covers_the_rounding
         sensitivity = whole_number_sensitivity(
             clip_norm=self.max_grad_norm, grid=self.grid, num_parameters=num_parameters
         )
-        noise = self.source.discrete_normal(tuple(clipped.shape), std=self.noise_multiplier * sensitivity)
-        # PRIVACY: added as whole numbers; only the noised sum is rounded. test_whole_numbers_are_added_exactly
-        return (clipped + noise.to(clipped.device)).double() * self.grid
+        return self.source.discrete_normal(shape, std=self.noise_multiplier * sensitivity)
 
 
 def _pull(trained: dict[str, nn.Parameter], start: dict[str, Tensor], *, mu: float) -> Callable[[object], None]:

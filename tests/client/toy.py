@@ -52,9 +52,9 @@ class Toy(nn.Module):
 class Planted(nn.Module):
     """A model whose gradient for a sample is that sample's input, whatever the weights: to plant any gradient."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, width: int = WIDTH) -> None:
         super().__init__()
-        self.weight, self.bias = nn.Parameter(torch.zeros(WIDTH)), nn.Parameter(torch.tensor(0.0))
+        self.weight, self.bias = nn.Parameter(torch.zeros(width)), nn.Parameter(torch.tensor(0.0))
 
     def forward(self, inputs: Mapping[str, Tensor], present: Tensor) -> Tensor:
         planted = inputs["first"]
@@ -62,6 +62,26 @@ class Planted(nn.Module):
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return outputs[:, 0]
+
+
+class PlantedLayers(nn.Module):
+    """Planted gradients again, over three layers: weights and a 0-d bias in two of them, a 0-d scale."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.scale = Planted(width=3), Planted(width=1), Scale()
+
+    def forward(self, inputs: Mapping[str, Tensor], present: Tensor) -> Tensor:
+        first, second = self.first, self.second
+        weights = [first.weight, first.bias[None], second.weight, second.bias[None], self.scale.factor[None]]
+        return (inputs["first"] @ torch.cat(weights))[:, None]
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return outputs[:, 0]
+
+
+LAYERED_NAMES = ("first.weight", "first.bias", "second.weight", "second.bias", "scale.factor")
+LAYERED_WIDTH = 7
 
 
 def toy_samples(num: int, *, seed: int = 0) -> Samples:
