@@ -24,6 +24,17 @@ from shared.messages import (
 from shared.model.multimodal import build_model
 from shared.model.parameters import trainable_names
 
+RECORD: Mapping[str, object] = {
+    "unit": "record", "trust": "nobody", "epsilon": 8.0, "delta": 1e-3, "clip_norm": 1.0, "accountant": "rdp"
+}  # fmt: skip
+SITE: Mapping[str, object] = {**RECORD, "unit": "site", "trust": "server"}
+
+
+def protected_run(*, changes: Mapping[str, object] | None = None, **federation: object) -> RunConfig:
+    """The small run with whole parts of it changed."""
+    table = small_run().model_dump()
+    return RunConfig.model_validate({**table, "federation": {**table["federation"], **federation}, **(changes or {})})
+
 
 def small_run(**federation: object) -> RunConfig:
     """Two feature modalities, three classes."""
@@ -66,7 +77,16 @@ def small_samples(run: RunConfig, *, rows: int = 30, seed: int = 0) -> Samples:
 def small_settings(run: RunConfig, *, folder: Path) -> ServerSettings:
     """Settings of a server whose data is handed to it by the test."""
     return ServerSettings(
-        run=run, run_id="r", held_out=folder, cache=folder, card=None, engine="calls", num_sites=2, started="2026-01-01"
+        run=run,
+        run_id="r",
+        held_out=folder,
+        cache=folder,
+        card=None,
+        engine="calls",
+        num_sites=2,
+        started="2026-01-01",
+        ledger=folder / "server-ledger.sqlite",
+        federation="small",
     )
 
 
@@ -91,7 +111,10 @@ class CallTransport:
 
     def hello(self, *, expected: int, min_sites: int, timeout_s: float) -> list[Hello]:
         """Everybody is there."""
-        return [Hello(protocol_version=PROTOCOL_VERSION, site=s, modalities=m) for s, m in self.sites.items()]
+        return [
+            Hello(protocol_version=PROTOCOL_VERSION, site=s, modalities=m, nominal_size=30)
+            for s, m in self.sites.items()
+        ]
 
     def statistics(
         self, requests: Mapping[str, StatisticsHeader], *, num_counts: int, timeout_s: float

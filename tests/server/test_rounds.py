@@ -11,7 +11,7 @@ from server.judgement import Failure, Reply
 from server.plan import make_plan, start_central
 from server.records import RoundRecord
 from server.rounds import run_rounds, start_or_resume
-from shared.config import PrivacySettings, RunConfig
+from shared.config import RunConfig
 from shared.errors import RunError
 from shared.messages import PROTOCOL_VERSION, Refusal, RequestHeader, TrainReply, TrainRequest
 from shared.model.multimodal import build_model
@@ -163,12 +163,3 @@ def test_patience_ends_a_run_that_gets_no_better(tmp_path: Path) -> None:
     progress, _ = train(run, tmp_path, transport=transport)
     assert progress.round_number == progress.best_round + 2
     assert progress.round_number < 20
-
-
-def test_a_reply_protected_in_another_way_than_the_run_asks_is_not_used(tmp_path: Path) -> None:
-    """An unprotected update in a private run would be averaged in and its epsilon missing from the report."""
-    privacy = {"unit": "record", "trust": "nobody", "epsilon": 8.0, "delta": 1e-5, "clip_norm": 1.0}
-    run = small_run(rounds=1).model_copy(update={"privacy": PrivacySettings.model_validate(privacy)})
-    progress, _ = train(run, tmp_path)
-    assert {(site.outcome, site.code) for site in progress.history[0].sites} == {("invalid", "privacy-differs")}
-    assert progress.history[0].update_norm is None
