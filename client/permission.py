@@ -80,7 +80,8 @@ def _unit(run: RunConfig, *, site: SiteConfig) -> Literal["record", "subject"] |
             'the run has privacy = "none"; allowed: a private one, unless the owner sets privacy.allow_non_private'
         )
     if run.local_privacy is None:
-        # PRIVACY: the update leaves as it is, for the server to add noise. test_only_an_owner_who_trusts_the_server
+        # PRIVACY: the update leaves as it is, for the server to add noise.
+        # test_only_an_owner_who_trusts_the_server_sends_an_update_without_noise
         if run.privacy != "none" and not owners.trust_server:
             raise PermissionRefused(
                 'the run has unit "site": the update would leave without noise; allowed: a run of unit '

@@ -1,0 +1,153 @@
+"""Units and clipping at the agent: the stricter unit, whom an update without noise may reach, norms that move."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from client import agent
+from client.plan import PrivacyPlan
+from client.private_training import train_round
+from shared.config import RunConfig
+from shared.messages import Refusal, TrainReply
+from shared.privacy.accountant import MechanismUse, spent_epsilon
+from tests.client.asking import SITE_PRIVACY, ask, private, rewrite_subjects, rows_of, site_file, used
+from tests.tiny import PRIVACY, tiny_config
+
+CENTRAL = tiny_config(private=True, privacy=SITE_PRIVACY)
+BOTH = tiny_config(private=True, site_privacy=SITE_PRIVACY)
+
+
+@pytest.fixture(autouse=True)
+def _cold(monkeypatch: pytest.MonkeyPatch) -> None:
+    agent._loaded_samples.cache_clear()
+    agent._built_model.cache_clear()
+    monkeypatch.setattr("client.preflight.assert_sound", lambda _: None)
+
+
+def subject_site(folder: Path, *, epsilon: float = 8.0) -> Path:
+    """A site whose owner counts its budget by subjects: eight of them, with five rows each."""
+    path = site_file(folder, nominal_subjects=8, unit="subject", epsilon=epsilon)
+    rewrite_subjects(folder, num=8)
+    return path
+
+
+def norm(reply: TrainReply) -> float:
+    return float(torch.cat([value.double().reshape(-1) for value in reply.update.values()]).norm())
+
+
+def test_the_stricter_unit_wins(tmp_path: Path) -> None:
+    """A run that asks for records is trained by subjects where the owner promised that; never the other way."""
+    by_batch = tiny_config(
+        private=True, training={"optimizer": "sgd", "learning_rate": 0.5, "batch_size": 4, "local_steps": 2}
+    )
+    said = used(ask(subject_site(tmp_path), by_batch)).header
+    assert said.privacy is not None
+    assert (said.privacy.unit, said.privacy.sample_rate, said.nominal_size) == ("subject", 0.5, 8)
+    (row,) = rows_of(tmp_path)
+    assert (row.unit, row.use.sample_rate) == ("subject", 0.5)
+
+    (tmp_path / "records").mkdir()
+    assert ask(site_file(tmp_path / "records"), private(unit="subject")) == Refusal("refused")
+    assert not (tmp_path / "records" / "ledger.sqlite").exists()
+
+
+def test_a_run_for_subjects_averages_as_many_records_as_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plans: list[PrivacyPlan] = []
+
+    def watched(*given: object, plan: PrivacyPlan, **rest: object) -> object:
+        plans.append(plan)
+        return train_round(*given, plan=plan, **rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(agent, "train_round", watched)
+    training = {
+        "optimizer": "sgd",
+        "learning_rate": 0.5,
+        "sample_rate": 0.5,
+        "local_steps": 2,
+        "records_per_subject": 3,
+    }
+    run = tiny_config(private=True, privacy={**PRIVACY, "unit": "subject"}, training=training)
+    used(ask(subject_site(tmp_path), run))
+    assert [(plan.unit, plan.records_per_unit, plan.expected_batch_size) for plan in plans] == [("subject", 3, 4.0)]
+
+
+def test_subjects_that_nobody_names_are_a_fault(tmp_path: Path) -> None:
+    """Each row would be taken for a person of its own; the owner reads why, and nothing is spent."""
+    path = subject_site(tmp_path)
+    rewrite_subjects(tmp_path, num=None)
+    assert ask(path, private(unit="subject")) == Refusal("manifest-invalid")
+    assert [row.state for row in rows_of(tmp_path)] == ["void"]
+    # where records are protected they need no subject
+    used(ask(site_file(tmp_path, unit="record"), private(), run_id="records"))
+
+
+def test_only_an_owner_who_trusts_the_server_sends_an_update_without_noise(tmp_path: Path) -> None:
+    assert ask(site_file(tmp_path), CENTRAL) == Refusal("refused")
+    assert ask(site_file(tmp_path, allow_non_private=True), CENTRAL) == Refusal("refused")
+    assert not (tmp_path / "ledger.sqlite").exists()
+    reply = used(ask(site_file(tmp_path, trust_server=True), CENTRAL))
+    assert (reply.header.privacy, reply.header.is_within_clip) == (None, None)
+    (row,) = rows_of(tmp_path)
+    assert (row.mechanism, row.state) == ("none", "released")
+    # against the server nothing is left to protect, and a private run would be a false promise
+    assert ask(site_file(tmp_path, trust_server=True), private(), run_id="later") == Refusal("refused")
+    # and trust in the server is no leave for a run without any privacy
+    assert ask(site_file(tmp_path, trust_server=True), tiny_config(private=False), run_id="none") == Refusal("refused")
+
+
+@pytest.mark.parametrize("run", [CENTRAL, BOTH], ids=["alone", "beside records"])
+def test_the_whole_update_is_clipped_before_it_leaves(run: RunConfig, tmp_path: Path) -> None:
+    path = site_file(tmp_path, trust_server=True)
+    assert norm(used(ask(path, run))) == pytest.approx(0.01, rel=1e-5)
+    assert norm(used(ask(path, run, number=2, site_clip_norm=0.003))) == pytest.approx(0.003, rel=1e-5)
+
+
+def test_records_and_sites_at_once_are_both_accounted(tmp_path: Path) -> None:
+    """The update has noise of its own, so no trust is needed; the site's ledger knows nothing of the server's noise."""
+    replies = [used(ask(site_file(tmp_path), BOTH, number=number)) for number in (1, 2, 3)]
+    said = replies[-1].header.privacy
+    assert said is not None
+    rounds = MechanismUse(said.noise_multiplier, said.sample_rate, 3 * said.steps_per_round)
+    assert said.epsilon == spent_epsilon([rounds], delta=1e-3, accountant="pld")
+    assert {row.mechanism for row in rows_of(tmp_path)} == {"gaussian"}
+    assert all(norm(reply) <= 0.01 * (1 + 1e-5) for reply in replies)
+
+
+def test_a_site_says_whether_it_was_within_the_norm_only_where_the_norm_adapts(tmp_path: Path) -> None:
+    path = site_file(tmp_path, trust_server=True)
+    run = tiny_config(private=True, privacy={**SITE_PRIVACY, "clipping": "adaptive"})
+    assert used(ask(path, run, site_clip_norm=1e-4)).header.is_within_clip is False
+    assert used(ask(path, run, number=2, site_clip_norm=1e4)).header.is_within_clip is True
+    assert ask(path, run, number=3) == Refusal("message-invalid")
+    assert used(ask(path, CENTRAL, run_id="flat")).header.is_within_clip is None
+
+
+def test_an_adaptive_norm_comes_with_the_request_and_no_other_norm_does(tmp_path: Path) -> None:
+    path, run = site_file(tmp_path), private(clipping="adaptive")
+    assert ask(path, run) == Refusal("message-invalid")
+    assert ask(path, private(), clip_norm=0.5) == Refusal("message-invalid")
+    assert ask(path, private(), site_clip_norm=0.5) == Refusal("message-invalid")
+    assert not (tmp_path / "ledger.sqlite").exists()
+
+    reply = used(ask(path, run, clip_norm=0.25))
+    said = reply.header.privacy
+    assert said is not None
+    assert (said.clip_norm, said.clipping) == (0.25, "adaptive")
+    assert reply.header.unclipped_share is not None
+    assert math.isfinite(reply.header.unclipped_share)
+    assert [row.mechanism for row in rows_of(tmp_path)] == ["adaptive-gaussian"]
+    plain = used(ask(site_file(tmp_path, epsilon=20.0), private(), run_id="flat")).header
+    assert plain.unclipped_share is None
+    # the count is paid for inside the same noise multiplier
+    assert plain.privacy is not None
+    assert said.noise_multiplier == plain.privacy.noise_multiplier
+
+
+def test_a_unit_that_changes_in_the_middle_of_a_run_is_refused(tmp_path: Path) -> None:
+    used(ask(subject_site(tmp_path, epsilon=50.0), private()))
+    path = site_file(tmp_path, unit="record", epsilon=50.0)
+    assert ask(path, private(), number=2) == Refusal("refused")
