@@ -206,6 +206,42 @@ def compare(
 
 
 @app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="Folder of a run that has ended.")],
+    privacy: Annotated[
+        bool, typer.Option("--privacy", help="Write privacy.html, privacy.json and privacy.md.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for them; the run folder if not given.")] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Compute every privacy number again.")] = False,
+    ledger: Annotated[
+        list[str] | None, typer.Option(metavar="[SITE=]FILE", help="With --verify: a copy of a site's ledger.")
+    ] = None,
+) -> None:
+    """Write a run's report again; with --privacy the privacy report; with --verify check every privacy number."""
+    if verify and (privacy or out is not None):
+        raise typer.BadParameter("--verify writes nothing; leave --privacy and --out away")
+    if ledger and not verify:
+        raise typer.BadParameter("--ledger belongs to --verify")
+    from rich.console import Console
+
+    from server.report.again import named_ledger, write_again
+    from server.report.verify import verification_table
+    from server.report.verify import verify as verify_run
+
+    if not verify:
+        for path in write_again(run, privacy=privacy, out=out):
+            typer.echo(str(path))
+        return
+    console = Console()
+    with console.status("computing again") as status:
+        named = [named_ledger(text) for text in ledger or []]
+        result = verify_run(run, ledgers=named, tell=lambda name: status.update(f"computing again: {name}"))
+    console.print(verification_table(result))
+    if not result.is_sound:
+        raise typer.Exit(1)
+
+
+@app.command()
 def scenarios() -> None:
     """List the scenarios that come with Motet."""
     from rich.console import Console

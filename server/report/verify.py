@@ -1,0 +1,228 @@
+"""Verify: a report held against the run folder and the ledgers, number by number.
+
+in        a run folder, and ledgers where the sites' own are elsewhere
+out       Verification: every number stated, computed again, its difference and a verdict
+relies on recompute.py for the arithmetic; a number that could not be checked is never called right
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from server.checkpoint import METRICS_FILE, STATE_FILE
+from server.code_digest import code_digest
+from server.records import RoundRecord, RunRecord
+from server.report.again import AUDIT_FILE, read_audit
+from server.report.checks import Check, first_difference, information, same, unchecked
+from server.report.html import read_report
+from server.report.ledger_rows import SERVER_LEDGER, NamedLedger, SiteRows, find_site_rows
+from server.report.levels import is_withheld
+from server.report.recompute import check_central, check_planned, check_site, reproducible
+from server.report.registry import registry_entry
+from server.settings import ServerSettings, read_preflight, read_settings
+from shared.errors import RunError
+from shared.privacy.accountant import MechanismUse
+from shared.privacy.ledger import Ledger
+
+_STYLES = {"same": "green", "differs": "bold red", "not checked": "bold yellow", "for information": "dim"}
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What came of checking one report."""
+
+    checks: tuple[Check, ...]
+
+    @property
+    def is_sound(self) -> bool:
+        """Every number was checked, and none differs."""
+        return not any(check.verdict in {"differs", "not checked"} for check in self.checks)
+
+
+def verify(
+    folder: Path, *, ledgers: Sequence[NamedLedger] = (), tell: Callable[[str], None] = lambda _: None
+) -> Verification:
+    """Holds report.json against metrics.jsonl, server.json, audit.json, preflight.json and the ledgers.
+
+    Args:
+        folder: of a run that has ended.
+        ledgers: of sites whose ledgers are not in the run folder.
+        tell: called with a site's name before its numbers are computed, which can take seconds.
+
+    Raises:
+        RunError: the folder holds no report, or a file in it cannot be read.
+        LedgerError: a ledger cannot be read.
+    """
+    record, entry = read_report(folder)
+    settings, history = read_settings(folder), _read_history(folder)
+    found = [
+        same("settings, SHA-256", stated=record.run.digest, found=settings.run.digest),
+        *_rounds(record, history),
+        reproducible(record, history=history, settings=settings, noted=_noted(folder)),
+    ]
+    if settings.run.local_privacy is not None:
+        found += _sites(record, folder=folder, history=history, settings=settings, ledgers=ledgers, tell=tell)
+    if settings.run.central_privacy is not None or record.central is not None:
+        tell("the server")
+        found += _central(record, folder=folder, history=history, settings=settings)
+    found += _beside(record, entry, folder=folder)
+    digest = code_digest()
+    if record.code_digest == digest:
+        found.append(same("program, SHA-256", stated=record.code_digest, found=digest))
+    else:
+        note = "the run was made by another program than this one; numbers are still computed by this one"
+        found.append(information("program, SHA-256", stated=record.code_digest or None, found=digest, note=note))
+    return Verification(tuple(found))
+
+
+def verification_table(result: Verification) -> RenderableType:
+    """Every check as a row, and the verdict on the whole."""
+    table = Table(title="Every privacy number of the report, computed again", title_justify="left")
+    for name in ("number", "stated", "recomputed"):
+        table.add_column(name, overflow="fold")
+    table.add_column("difference", justify="right")
+    table.add_column("verdict")
+    for check in result.checks:
+        name = f"{check.name}\n  {check.note}" if check.note else check.name
+        verdict = Text(check.verdict, style=_STYLES[check.verdict])
+        table.add_row(Text(name), Text(check.stated), Text(check.found), check.difference, verdict)
+    wrong = [check.name for check in result.checks if check.verdict == "differs"]
+    missing = [check.name for check in result.checks if check.verdict == "not checked"]
+    lines = [Text(f"differs: {name}", style="bold red") for name in wrong]
+    lines += [Text(f"not checked: {name}", style="bold yellow") for name in missing]
+    if result.is_sound:
+        lines = [Text(f"All {len(result.checks)} numbers agree with the run folder and the ledgers.", style="green")]
+    return Group(table, *lines)
+
+
+def _rounds(record: RunRecord, history: Sequence[RoundRecord]) -> list[Check]:
+    """The report's rounds against metrics.jsonl, field by field."""
+    found = [same("rounds", stated=len(record.rounds), found=len(history))]
+    for stated, held in zip(record.rounds, history, strict=False):
+        if stated != held:
+            where = first_difference(stated.model_dump(mode="json"), held.model_dump(mode="json"))
+            found.append(same(f"round {stated.round}", stated="as in report.json", found="other", note=where))
+    if len(found) == 1 and found[0].verdict == "same":
+        found.append(same("everything in every round", stated=len(record.rounds), found=len(history)))
+    return found
+
+
+def _sites(
+    record: RunRecord,
+    *,
+    folder: Path,
+    history: Sequence[RoundRecord],
+    settings: ServerSettings,
+    ledgers: Sequence[NamedLedger],
+    tell: Callable[[str], None],
+) -> list[Check]:
+    plans = {plan.site: plan for plan in record.privacy}
+    stated = {entry.site for each in history for entry in each.sites if entry.header and entry.header.privacy}
+    names = sorted({*plans, *stated})
+    rows = find_site_rows(folder, given=ledgers, sites=names, run_id=settings.run_id, history=history)
+    counts, found = (
+        {each.site: MechanismUse(each.noise_multiplier, 1.0, 1) for each in record.statistics},
+        list[Check](),
+    )
+    for site in names:
+        tell(site)
+        if is_withheld(record) and site in plans:
+            found += check_planned(plans[site], run=settings.run, rows=rows[site], run_id=settings.run_id)
+        else:
+            found += check_site(
+                plans.get(site),
+                site,
+                history=history,
+                counts=counts.get(site),
+                rows=rows[site],
+                run_id=settings.run_id,
+            )
+    return [*found, *_uncounted(counts, names=names, rows=rows, run_id=settings.run_id)]
+
+
+def _uncounted(
+    counts: dict[str, MechanismUse], *, names: Sequence[str], rows: dict[str, SiteRows | str], run_id: str
+) -> list[Check]:
+    """Noisy counts that a ledger holds and the report does not, or of a site that sent nothing else."""
+    found = [
+        unchecked(f"{site}: noisy counts", stated="sent", why="no round of it is here")
+        for site in set(counts) - set(names)
+    ]
+    for site in names:
+        held = rows[site]
+        if site not in counts and isinstance(held, SiteRows):
+            paid = [row for row in held.of_run(run_id) if row.mechanism == "counts"]
+            if paid:
+                note = "paid for, and in no report: their reply was lost, or they were taken out"
+                found.append(information(f"{site}: noisy counts", stated="none", found="in the ledger", note=note))
+    return found
+
+
+def _central(
+    record: RunRecord, *, folder: Path, history: Sequence[RoundRecord], settings: ServerSettings
+) -> list[Check]:
+    own = folder / SERVER_LEDGER
+    path = own if own.is_file() else settings.ledger
+    if path is None or not path.is_file():
+        why = f"the server's ledger is not here: {path or own}"
+        return [unchecked("whole sites: epsilon", stated=record.central and record.central.epsilon, why=why)]
+    rows = Ledger.existing(path).rows(settings.federation)
+    return check_central(record.central, history=history, settings=settings, rows=rows)
+
+
+def _beside(record: RunRecord, entry: object, *, folder: Path) -> list[Check]:
+    """What the report repeats from files beside it, and what follows from the rest of it."""
+    made = registry_entry(record)
+    expected = made.model_dump(mode="json", exclude_none=True) if made else None
+    where = first_difference(entry, expected)
+    found = [
+        same(
+            "deployment registry entry",
+            stated="as in report.json",
+            found="other" if where else "as in report.json",
+            note=where,
+        )
+    ]
+    checks = read_preflight(folder)
+    if checks or record.preflight:
+        found.append(same("preflight checks passed", stated=_passed(record.preflight), found=_passed(checks)))
+    if record.audit is not None:
+        audit = read_audit(folder)
+        if audit is not None:
+            where = first_difference(record.audit.model_dump(mode="json"), audit.model_dump(mode="json"))
+            found.append(
+                same("audit", stated="as in report.json", found="other" if where else "as in report.json", note=where)
+            )
+        else:
+            found.append(unchecked("audit", stated="in report.json", why=f"no {AUDIT_FILE} in the run folder"))
+    return found
+
+
+def _passed(checks: Sequence[object]) -> str:
+    return ", ".join(f"{check}" for check in checks) or "none"
+
+
+def _noted(folder: Path) -> bool:
+    """Whether the last checkpoint says that a site's noise could be drawn again."""
+    path = folder / "checkpoints" / STATE_FILE
+    try:
+        held = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise RunError(f"{path}: not readable ({error}); restore it from a backup") from None
+    return bool(isinstance(held, dict) and held.get("reproducible_noise"))
+
+
+def _read_history(folder: Path) -> list[RoundRecord]:
+    path = folder / METRICS_FILE
+    if not path.is_file():
+        raise RunError(f"{folder}: no {METRICS_FILE} in it; give the whole folder of a run that has ended")
+    try:
+        return [RoundRecord.model_validate_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (ValidationError, UnicodeDecodeError) as error:
+        raise RunError(f"{path}: a line is damaged ({error}); restore it from a backup") from None
