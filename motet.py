@@ -242,6 +242,54 @@ def report(
 
 
 @app.command()
+def audit(
+    scenario: Annotated[
+        str | None, typer.Argument(help="A shipped scenario's name, or the path of one of yours.")
+    ] = None,
+    run: Annotated[
+        Path | None, typer.Option("--run", help="A simulation's folder: audit its settings, put audit.json into it.")
+    ] = None,
+    site: Annotated[str | None, typer.Option(help="Which site to attack; the first by name if not given.")] = None,
+    canaries: Annotated[int, typer.Option(min=10, help="More see more and take longer.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Of coins, noise and batches.")] = 0,
+    plant: Annotated[
+        str | None, typer.Option(metavar="FAULT", help="Break the training code on purpose, to see what that shows.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder or file for audit.json.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="audit.json on the terminal instead of a table.")] = False,
+    changes: Set = None,
+    parts: Parts = None,
+) -> None:
+    """Attack one site's training and hold what that proves against what is claimed; exit code 1 when it is more."""
+    if (scenario is None) == (run is None):
+        raise typer.BadParameter("give a SCENARIO, or --run RUN; one of them")
+    if run is not None and (changes or parts):
+        raise typer.BadParameter("--run audits the run's own settings; leave --set and --parts away")
+    if run is not None and plant is not None and out is None:
+        raise typer.BadParameter("--plant breaks the code, which says nothing about the run; name another --out")
+    from rich.console import Console
+
+    from simulations.audit.run import AuditPlan, audit_folder, audit_scenario, is_alarm, write_audit
+    from simulations.audit.show import render_audit
+    from simulations.scenario import find_scenario, motet_home, read_scenario
+
+    how = AuditPlan(num_canaries=canaries, seed=seed)
+    if run is not None:
+        found = audit_folder(run, site=site, how=how, fault=plant)
+    else:
+        settings, data_set = read_scenario(find_scenario(str(scenario)), changes=changes or [], home=motet_home())
+        found = audit_scenario(settings, data_set=data_set, extensions=parts or [], site=site, how=how, fault=plant)
+    if json:
+        typer.echo(found.model_dump_json(indent=2))
+    else:
+        Console().print(render_audit(found))
+    if (to := out or run) is not None:
+        typer.echo(f"written: {write_audit(found, to=to)}", err=json)
+    if is_alarm(found):
+        raise typer.Exit(1)
+
+
+@app.command()
 def scenarios() -> None:
     """List the scenarios that come with Motet."""
     from rich.console import Console

@@ -178,6 +178,8 @@ class Audit(Settings):
     unit: str
     attacks: tuple[AuditAttack, ...]
     started: str
+    site: str = ""
+    """which of the run's sites was attacked"""
     planted_fault: str | None = None
     """the training code was broken on purpose, to show what an audit sees"""
 
