@@ -33,15 +33,12 @@ class History:
 
 def history_of(ledger: Ledger, *, site: SiteConfig, run_id: str, unit: SiteUnit) -> History:
     """The ledger as one run sees it."""
-    rows = ledger.rows(site.data_set)
-    first = min((row.id for row in rows if row.run_id == run_id), default=None)
-    mine = [row for row in rows if row.run_id == run_id and row.state != "void"]
-    others = [row for row in rows if row.run_id != run_id]
+    mine = [row for row in ledger.rows(site.data_set, run_id=run_id) if row.state != "void"]
     return History(
         rounds=tuple(row for row in mine if row.mechanism != "counts"),
         counts=tuple(row for row in mine if row.mechanism == "counts"),
-        others=uses_of_rows(others, unit=unit),
-        before=uses_of_rows([row for row in others if first is None or row.id < first], unit=unit),
+        others=ledger.uses_of_others(site.data_set, run_id, unit=unit),
+        before=ledger.uses_of_others(site.data_set, run_id, unit=unit, before=True),
     )
 
 

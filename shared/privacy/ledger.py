@@ -31,6 +31,11 @@ _TOTALS = """
 SELECT unit, noise_multiplier, sample_rate, sum(steps) FROM reservations
 WHERE data_set = ?1 AND id NOT IN (SELECT reservation FROM endings WHERE state = 'void')
 """
+_OF_RUN = "AND run_id = ?2"
+_OF_OTHERS = "AND run_id <> ?2"
+_BEFORE_RUN = """
+AND run_id <> ?2 AND id < coalesce((SELECT min(id) FROM reservations WHERE data_set = ?1 AND run_id = ?2), 1 << 62)
+"""
 _ROWS = """
 SELECT id, data_set, unit, mechanism, noise_multiplier, sample_rate, steps, run_id, round, attempt,
        reservations.created_utc, coalesce(state, 'reserved'), endings.created_utc
@@ -188,7 +193,18 @@ class Ledger:
     def uses_of_run(self, data_set: str, run_id: str, *, unit: Unit) -> tuple[MechanismUse, ...]:
         """What one run has reserved for a data set, counted as `uses` does; row by row it stands in `rows`."""
         with self._file.transaction(write=False) as connection:
-            return self._uses(connection, data_set, unit=unit, run_id=run_id)
+            return self._uses(connection, data_set, run_id, unit=unit, only=_OF_RUN)
+
+    def uses_of_others(
+        self, data_set: str, run_id: str, *, unit: Unit, before: bool = False
+    ) -> tuple[MechanismUse, ...]:
+        """What all runs but one have reserved for a data set, counted as `uses` does.
+
+        Args:
+            before: only what was reserved before that run's first row, where it has one.
+        """
+        with self._file.transaction(write=False) as connection:
+            return self._uses(connection, data_set, run_id, unit=unit, only=_BEFORE_RUN if before else _OF_OTHERS)
 
     def spent(self, data_set: str, *, unit: Unit, delta: float, accountant: Accountant) -> float:
         """Bound on epsilon of everything ever released about a data set; infinite after a round without privacy."""
@@ -209,10 +225,9 @@ class Ledger:
             )
 
     def _uses(
-        self, connection: sqlite3.Connection, data_set: str, *, unit: Unit, run_id: str | None = None
+        self, connection: sqlite3.Connection, data_set: str, *run_id: str, unit: Unit, only: str = ""
     ) -> tuple[MechanismUse, ...]:
-        only, values = ("", (data_set,)) if run_id is None else ("AND run_id = ?2", (data_set, run_id))
-        rows = connection.execute(f"{_TOTALS} {only} GROUP BY unit, mechanism, 2, 3", values)
+        rows = connection.execute(f"{_TOTALS} {only} GROUP BY unit, 2, 3", (data_set, *run_id))
         try:
             return merged([protects(MechanismUse(*use), held=held, unit=unit) for held, *use in rows])
         except LedgerError as error:

@@ -33,7 +33,7 @@ CREATE TABLE reservations (
     created_utc TEXT NOT NULL,
     UNIQUE (data_set, run_id, round, attempt)
 ) STRICT;
-CREATE INDEX equal_mechanisms ON reservations (data_set, unit, mechanism, noise_multiplier, sample_rate, steps);
+CREATE INDEX equal_mechanisms ON reservations (data_set, unit, noise_multiplier, sample_rate, steps, run_id);
 CREATE TABLE endings (
     reservation INTEGER PRIMARY KEY REFERENCES reservations (id),
     state TEXT NOT NULL CHECK (state IN ('released', 'void')),

@@ -89,6 +89,20 @@ def test_every_run_on_a_data_set_counts(path: Path) -> None:
     assert ledger.uses_of_run("photos", "never", unit="record") == ()
 
 
+def test_what_other_runs_spent_is_told_apart(path: Path) -> None:
+    """All of it, or what came before the run in question; a run that has not begun comes after all."""
+    ledger, later = Ledger(path), MechanismUse(3.0, 0.5, 2)
+    reserve(ledger, run_id="first")
+    ledger.void(reserve(ledger, run_id="second"))
+    reserve(ledger, run_id="third", use=later)
+    reserve(ledger, run_id="second", round_number=2)
+    reserve(ledger, data_set="voices", run_id="first")
+
+    assert ledger.uses_of_others("photos", "second", unit="record") == (USE, later)
+    assert ledger.uses_of_others("photos", "second", unit="record", before=True) == (USE,)
+    assert ledger.uses_of_others("photos", "new", unit="record", before=True) == ledger.uses("photos", unit="record")
+
+
 def test_a_request_past_the_cap_is_refused_and_writes_nothing(path: Path) -> None:
     ledger = Ledger(path)
     reserve(ledger, cap_epsilon=ONE)
