@@ -3,7 +3,6 @@
 import math
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from scipy import stats
@@ -13,6 +12,8 @@ from client.plan import PrivacyPlan
 from client.private_training import learning_rate
 from client.sampling import poisson_batch
 from shared.batch import Samples
+from shared.config import Clipping, NoiseKind
+from shared.privacy.mechanism import GRIDS_PER_NORM, split_noise, whole_number_sensitivity
 from shared.privacy.noise import RandomSource, reproducible_source, secret_source
 from tests.client.toy import (
     NAMES,
@@ -31,15 +32,41 @@ from tests.client.toy import (
 PLANTED_NAMES = ("weight", "bias")
 
 
-class Wide(Planted):
-    """No gradient whatever, and many weights: all that leaves is noise."""
+class Wide(nn.Module):
+    """No gradient whatever, and many weights in two layers: all that leaves is noise."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(20_000))
+        self.first, self.second = Planted(width=15_000), Planted(width=5_000)
 
     def forward(self, inputs: object, present: Tensor) -> Tensor:
-        return (present.float().sum(dim=1) * 0 * self.weight.sum())[:, None]
+        return (present.float().sum(dim=1) * 0 * (self.first.weight.sum() + self.second.weight.sum()))[:, None]
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return outputs[:, 0]
+
+
+def noise_of(plan: PrivacyPlan, *, num: int = 20, optimizer: Optimizer = "sgd", secret: bool = False) -> Tensor:
+    """20,000 numbers of a round that holds nothing else."""
+    return flat(
+        trained(
+            Wide(),
+            toy_samples(num),
+            training=training_settings(optimizer),
+            plan=plan,
+            names=("first.weight", "second.weight"),
+            noise=secret_source() if secret else None,
+        )
+    )
+
+
+def noise_std(plan: PrivacyPlan) -> float:
+    """What the accountant was told, with what adaptive clipping and rounding add, over the denominator."""
+    multiplier = split_noise(plan.noise_multiplier)[0] if plan.clipping == "adaptive" else plan.noise_multiplier
+    grid = plan.clip_norm / GRIDS_PER_NORM
+    whole = whole_number_sensitivity(clip_norm=plan.clip_norm, grid=grid, num_parameters=20_000) * grid
+    length = whole if plan.noise == "discrete" else plan.clip_norm
+    return multiplier * length / plan.expected_batch_size
 
 
 def variance_is_plausible(noise: Tensor, std: float, *, false_alarm: float) -> bool:
@@ -48,41 +75,44 @@ def variance_is_plausible(noise: Tensor, std: float, *, false_alarm: float) -> b
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum"])
-def test_noise_has_the_promised_scale(optimizer: Optimizer) -> None:
-    """On the noise of a real round; fails by chance for two seeds in a million, catches a scale 5 % off either way."""
-    clip_norm, multiplier, expected = 0.7, 1.3, 12.0
-    plan = plan_of(clip_norm=clip_norm, noise_multiplier=multiplier, expected_batch_size=expected)
-    change = trained(
-        Wide(),
-        toy_samples(20),
-        training=training_settings(optimizer),
-        plan=plan,
-        names=("weight",),
-        noise=secret_source(),
-        sampling=secret_source(),
-    )["weight"]
-    std = clip_norm * multiplier / expected
+@pytest.mark.parametrize("clipping", ["flat", "per-layer", "adaptive"])
+@pytest.mark.parametrize("kind", ["float64", "float32", "discrete"])
+def test_noise_has_the_promised_scale(optimizer: Optimizer, clipping: Clipping, kind: NoiseKind) -> None:
+    """On the noise of a real round; fails by chance for two keys in a million, catches a scale 5 % off either way."""
+    plan = plan_of(clipping=clipping, noise=kind, expected_batch_size=12.0)
+    noise, std = noise_of(plan, optimizer=optimizer, secret=True), noise_std(plan)
 
-    assert variance_is_plausible(change, std, false_alarm=1e-6)
-    assert not variance_is_plausible(change, std * 1.05, false_alarm=1e-6)
-    assert not variance_is_plausible(change, std / 1.05, false_alarm=1e-6)
-    assert stats.kstest((change.double() / std).numpy(), "norm").pvalue > 1e-6
+    assert variance_is_plausible(noise, std, false_alarm=1e-6)
+    assert not variance_is_plausible(noise, std * 1.05, false_alarm=1e-6)
+    assert not variance_is_plausible(noise, std / 1.05, false_alarm=1e-6)
+    assert stats.kstest((noise.double() / std).numpy(), "norm").pvalue > 1e-6
 
 
-def test_each_step_has_fresh_noise() -> None:
+def test_discrete_noise_covers_the_rounding() -> None:
+    """Rounding may lengthen a contribution of 20,000 numbers by 0.0067 %; the noise is that much more."""
+    plan = plan_of(noise="discrete")
+    drawn = reproducible_source(1, purpose="noise")
+    grid = 0.7 / GRIDS_PER_NORM
+    whole = drawn.discrete_normal((15_000,), std=1.3 * (2**20 + math.sqrt(20_000) / 2)).double()
+
+    assert torch.allclose(noise_of(plan)[:15_000].double(), -whole * grid / 10.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["float64", "float32", "discrete"])
+@pytest.mark.parametrize("num", [20, 0])
+def test_each_step_has_fresh_noise(kind: NoiseKind, num: int) -> None:
     """Four equal noises would have four times the deviation of one, not twice; fails by chance twice in a million."""
-    plan = plan_of(steps_per_round=4)
-    change = trained(Wide(), toy_samples(20), training=training_settings(), plan=plan, names=("weight",))["weight"]
+    plan = plan_of(steps_per_round=4, noise=kind)
 
-    assert variance_is_plausible(change, 2 * 0.7 * 1.3 / 10.0, false_alarm=1e-6)
+    assert variance_is_plausible(noise_of(plan, num=num), 2 * noise_std(plan), false_alarm=1e-6)
 
 
-def test_empty_batches_are_noised_and_counted() -> None:
+@pytest.mark.parametrize("clipping", ["flat", "per-layer", "adaptive"])
+def test_empty_batches_are_noised_and_counted(clipping: Clipping) -> None:
     """At a site without a single record every step is a sum of noise; fails by chance twice in a million."""
-    plan = plan_of(steps_per_round=4)
-    change = trained(Wide(), toy_samples(0), training=training_settings(), plan=plan, names=("weight",))["weight"]
+    plan = plan_of(steps_per_round=4, clipping=clipping)
 
-    assert variance_is_plausible(change, 2 * 0.7 * 1.3 / 10.0, false_alarm=1e-6)
+    assert variance_is_plausible(noise_of(plan, num=0), 2 * noise_std(plan), false_alarm=1e-6)
 
 
 def test_denominator_is_public() -> None:
@@ -156,15 +186,17 @@ def test_without_noise_and_clipping_a_round_is_ordinary_training(optimizer: Opti
 
 
 def test_noise_is_drawn_in_double_precision() -> None:
-    """float32 draws end at 5.77 deviations; the numbers that leave are those of a float64 draw, and of no other."""
-    noise = trained(Wide(), toy_samples(20), training=training_settings(), plan=plan_of(), names=("weight",))["weight"]
-    double, single = (
-        reproducible_source(1, purpose="noise").normal((20_000,), std=0.7 * 1.3, kind=kind)
-        for kind in ("float64", "float32")
-    )
+    """The numbers that leave are those of a float64 draw; of a float32 one only where the owner chose it."""
+    kinds: list[tuple[NoiseKind, NoiseKind]] = [("float64", "float32"), ("float32", "float64")]
+    for kind, other in kinds:
+        noise = noise_of(plan_of(noise=kind))[:15_000]
+        drawn, not_drawn = (
+            reproducible_source(1, purpose="noise").normal((15_000,), std=0.7 * 1.3, kind=each)
+            for each in (kind, other)
+        )
 
-    assert torch.equal(noise, -(double.float() / 10.0))
-    assert not torch.equal(noise, -(single.float() / 10.0))
+        assert torch.equal(noise, -(drawn.float() / 10.0))
+        assert not torch.equal(noise, -(not_drawn.float() / 10.0))
 
 
 def cipher_noise(std: float, reference: Tensor, generator: RandomSource, secure_mode: bool) -> Tensor:
@@ -328,19 +360,24 @@ def test_the_schedule_reaches_the_step() -> None:
     assert torch.allclose(changes[1], changes[0] / 2, rtol=1e-3, atol=1e-6)
 
 
-def test_secret_runs_differ() -> None:
+@pytest.mark.parametrize("kind", ["float64", "float32", "discrete"])
+def test_equal_runs_differ_in_secret_noise(kind: NoiseKind) -> None:
+    """Every number of them, though batches are equal."""
+    plan = plan_of(noise=kind)
+    first, second = (
+        flat(trained(Toy(), toy_samples(20), training=training_settings(), plan=plan, noise=secret_source()))
+        for _ in range(2)
+    )
+
+    assert (first != second).all()
+    assert float((first - second).abs().max()) > 1e-3
+
+
+def test_equal_runs_differ_in_secret_batches() -> None:
+    plan = plan_of(noise_multiplier=0.0)
     changes = [
-        flat(
-            trained(
-                Toy(),
-                toy_samples(20),
-                training=training_settings(),
-                plan=plan_of(),
-                noise=secret_source(),
-                sampling=secret_source(),
-            )
-        )
+        flat(trained(Toy(), toy_samples(200), training=training_settings(), plan=plan, sampling=secret_source()))
         for _ in range(2)
     ]
 
-    assert np.abs((changes[0] - changes[1]).numpy()).max() > 1e-3
+    assert not torch.equal(*changes)
