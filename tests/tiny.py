@@ -36,13 +36,13 @@ PRIVACY: Mapping[str, object] = {
 }
 
 
-def write_folder(folder: Path, *, rows: int, modalities: Sequence[str], seed: int) -> None:
-    """Rows whose class shows in every modality they have."""
+def write_folder(folder: Path, *, rows: int, modalities: Sequence[str], seed: int, rows_per_subject: int = 1) -> None:
+    """Rows whose class shows in every modality they have; so many neighbours are about one subject."""
     draws, lines = np.random.default_rng(seed), []
     folder.mkdir(parents=True)
     for row in range(rows):
         label = int(draws.integers(3))
-        entry: dict[str, str] = {"label": LABELS[label], "subject_id": f"{folder.name}-{row}"}
+        entry: dict[str, str] = {"label": LABELS[label], "subject_id": f"{folder.name}-{row // rows_per_subject}"}
         for name in modalities:
             values = np.eye(4, dtype=np.float32)[label] + draws.normal(0, 0.3, 4).astype(np.float32)
             np.save(folder / f"{name}-{row}.npy", values)
@@ -51,10 +51,12 @@ def write_folder(folder: Path, *, rows: int, modalities: Sequence[str], seed: in
     (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def write_data_set(root: Path, *, rows: int = 40) -> Path:
+def write_data_set(root: Path, *, rows: int = 40, rows_per_subject: int = 1) -> Path:
     """Sites and held-out parts, with a card."""
     for number, (site, modalities) in enumerate(SITES.items()):
-        write_folder(root / "sites" / site, rows=rows, modalities=modalities, seed=number)
+        write_folder(
+            root / "sites" / site, rows=rows, modalities=modalities, seed=number, rows_per_subject=rows_per_subject
+        )
     for number, part in enumerate(("validation", "test")):
         write_folder(root / "held-out" / part, rows=60, modalities=("left", "right"), seed=100 + number)
     (root / "dataset.toml").write_text(CARD, encoding="utf-8")

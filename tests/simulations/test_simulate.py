@@ -5,14 +5,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import safetensors.torch
 import torch
 from flwr.app import Message
 from typer.testing import CliRunner
 
 from client import agent
 from motet import app
-from server.records import RunRecord
 from server.settings import read_settings
 from shared.errors import ConfigError, MotetError, RunError
 from shared.messages import ReplyHeader
@@ -20,51 +18,15 @@ from shared.wire import ARRAYS, HEADER
 from simulations.engine.local import LocalGrid
 from simulations.scenario import read_scenario
 from simulations.simulate import prepare_run, run_simulation
-from tests.tiny import tiny_run, write_data_set
+from tests.simulations.runs import model_of, record_of, scenario_file, simulate, skip_preflight
 
 
 @pytest.fixture(autouse=True)
 def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("MOTET_HOME", str(tmp_path / "home"))
+    skip_preflight(monkeypatch)
     yield
     agent._loaded_samples.cache_clear()
-
-
-def scenario_file(folder: Path, *, private: bool, owners: str = "", **changes: object) -> Path:
-    """A scenario over the tiny data set; its run as inline JSON, which TOML's dotted keys can take."""
-    if not (folder / "data").exists():
-        write_data_set(folder / "data")
-    lines = ['about = "test"', "[source]", 'path = "data"', owners, *toml("run", tiny_run(private=private, **changes))]
-    path = folder / "scenario.toml"
-    path.write_text("\n".join(lines), encoding="utf-8")
-    return path
-
-
-def toml(name: str, table: dict[str, object]) -> list[str]:
-    lines = [
-        f"[{name}]",
-        *(f"{key} = {json.dumps(value)}" for key, value in table.items() if not isinstance(value, dict)),
-    ]
-    for key, value in table.items():
-        if isinstance(value, dict):
-            lines += toml(f"{name}.{key}", value)
-    return lines
-
-
-def simulate(folder: Path, out: str = "run", *, private: bool = True, owners: str = "", **changes: object) -> RunRecord:
-    path = scenario_file(folder, private=private, owners=owners, **changes)
-    settings, data_set = read_scenario(path, home=folder / "home")
-    prepare_run(settings, data_set=data_set, folder=folder / out, engine="local")
-    run_simulation(folder / out)
-    return record_of(folder / out)
-
-
-def record_of(run: Path) -> RunRecord:
-    return RunRecord.model_validate_json((run / "report.json").read_text(encoding="utf-8"))
-
-
-def model_of(run: Path) -> dict[str, torch.Tensor]:
-    return safetensors.torch.load((run / "model.safetensors").read_bytes())
 
 
 REPRODUCIBLE = "[owners]\nreproducible_noise = true"
@@ -101,7 +63,7 @@ def test_every_reply_of_a_run_holds_the_allow_list_and_nothing_else(
         assert set(reply.content.config_records[HEADER]) == {"json"}
         header = json.loads(str(reply.content.config_records[HEADER]["json"]))
         assert set(header) == set(ReplyHeader.model_fields)
-        assert header["num_examples"] is None
+        assert (header["unclipped_share"], header["is_within_clip"]) == (None, None)
         assert all(name.startswith(("encoders.", "fusion.", "head.")) for name in reply.content.array_records[ARRAYS])
 
 
