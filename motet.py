@@ -159,18 +159,15 @@ def budget(
         raise typer.BadParameter("--ledger and --delta belong together; site.toml has a delta of its own")
     if (changes and run is None) or (run is not None and site is None):
         raise typer.BadParameter("--run belongs to a SITE.toml, and --set to a --run")
-    if accountant not in {"pld", "prv", "rdp"}:
-        raise typer.BadParameter(f"{accountant!r}; allowed: pld, prv, rdp", param_hint="--accountant")
     from client.ledger import budget_of, list_ledger
     from client.ledger_table import render_budget, render_listing
 
-    by: Literal["pld", "prv", "rdp"] = "pld" if accountant == "pld" else "prv" if accountant == "prv" else "rdp"
     if site is None:
-        listing = list_ledger(ledger or Path(), delta=delta or 0.0, accountant=by)
+        listing = list_ledger(ledger or Path(), delta=delta or 0.0, accountant=accountant)
         shown, text = render_listing(listing), listing.model_dump_json(indent=2)
     else:
         plan = _asked_run(run, changes=changes or [], site=site) if run is not None else None
-        found = budget_of(site, plan=plan, accountant=by)
+        found = budget_of(site, plan=plan, accountant=accountant)
         shown, text = render_budget(found), found.model_dump_json(indent=2)
     if json:
         typer.echo(text)
@@ -286,6 +283,44 @@ def audit(
     if (to := out or run) is not None:
         typer.echo(f"written: {write_audit(found, to=to)}", err=json)
     if is_alarm(found):
+        raise typer.Exit(1)
+
+
+@app.command()
+def preflight(
+    scenario: Annotated[
+        str | None, typer.Argument(help="A shipped scenario's name, or the path of one of yours.")
+    ] = None,
+    source: Annotated[
+        Path | None, typer.Option("--from", help="Where a public source lies, for scenarios that need one.")
+    ] = None,
+    plant: Annotated[
+        str | None, typer.Option(metavar="FAULT", help="Break the training code on purpose, to see it caught.")
+    ] = None,
+    list_faults: Annotated[bool, typer.Option("--list-faults", help="What --plant can do, and who notices.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="The checks as JSON instead of a table.")] = False,
+    changes: Set = None,
+    parts: Parts = None,
+) -> None:
+    """Try a scenario's training code out on made-up rows; exit code 1 when a promise of privacy would be broken."""
+    if (scenario is None) != list_faults:
+        raise typer.BadParameter("give a SCENARIO, or --list-faults; one of them")
+    from rich.console import Console
+
+    from simulations.preflight import preflight_scenario, render_preflight
+
+    if list_faults:
+        from simulations.planted_faults import faults_table
+
+        Console().print(faults_table())
+        return
+    changes = [*(changes or []), *_source_change(source)]
+    found = preflight_scenario(str(scenario), changes=changes, extensions=parts or [], fault=plant)
+    if json:
+        typer.echo(found.model_dump_json(indent=2))
+    else:
+        Console().print(render_preflight(found))
+    if not found.passed:
         raise typer.Exit(1)
 
 

@@ -24,6 +24,7 @@ import client.app  # noqa: F401
 import server.app  # noqa: F401
 import simulations.preflight  # noqa: F401
 from client import gradient, private_training, sampling
+from client.gradient.choice import EngineName
 from client.gradient.engine import only_trained, sample_losses
 from client.gradient.functional import FunctionalEngine
 from client.gradient.hooks import HooksEngine
@@ -319,12 +320,15 @@ def fixed_number_of_sites() -> Planting:
 
 
 def _engine(kind: Callable[[], object]) -> Planting:
-    """Whatever engine is asked for, this one is given."""
+    """Whatever engine is asked for a run's model, this one is given."""
+    original = gradient.choose_engine
 
-    def chosen(*_: object, **__: object) -> object:
+    def chosen(name: EngineName, model: nn.Module, *, microbatch_size: int = 64) -> object:
+        if not isinstance(model, MultimodalModel):
+            return original(name, model, microbatch_size=microbatch_size)
         return kind()
 
-    return everywhere(gradient.choose_engine, chosen)
+    return everywhere(original, chosen)
 
 
 def _as_asked(total: Tensor, *, clip: Clip) -> Tensor:

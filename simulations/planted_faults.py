@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from unittest import mock
 
+from rich.table import Table
+
 import client.preflight
 from shared.errors import ConfigError
 from simulations import faulty_code
@@ -141,6 +143,14 @@ FAULTS = _by_name(
     ),
 )
 """name -> fault"""
+
+
+def faults_table() -> Table:
+    """A row a fault, for the terminal."""
+    table = Table("fault", "while it lasts", "caught by")
+    for fault in FAULTS.values():
+        table.add_row(fault.name, fault.sentence, fault.caught_by)
+    return table
 
 
 @contextlib.contextmanager

@@ -11,13 +11,18 @@ relies on client/preflight/ for everything at a site; server/central.py and sche
 | server-sampling     | who is drawn in each of hundreds of rounds, where sites are drawn in secret |
 """
 
+import contextlib
 import math
 import random
 from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
+from rich.console import Group
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor
 
 from client.preflight import preflight
@@ -32,7 +37,7 @@ from client.preflight.outcome import Outcome
 from client.preflight.rehearsal import flat
 from server import central, schedule
 from server.central import CentralPlan
-from shared.config import PrivacySettings, RunConfig
+from shared.config import PrivacySettings, RunConfig, Settings
 from shared.preflight import PreflightCheck
 from shared.privacy.mechanism import split_noise
 from shared.privacy.noise import reproducible_source
@@ -43,6 +48,11 @@ ROUNDING = 1e-4
 NUM_COUNTS = 5_000
 NUM_SITES, NUM_ROUNDS = 30, 200
 SITE_CHANCE = 0.3
+NEXT_STEP = (
+    "If the run has a part of your own (--parts), look there first: a part may not use other rows of the batch, and "
+    'weights only through their layer; gradient_engine = "functional" or "reference" rules the engine out. With '
+    "shipped parts alone this is a fault of Motet, worth a report with the table above."
+)
 
 
 def preflight_run(run: RunConfig, *, only: Collection[str] | None = None) -> tuple[PreflightCheck, ...]:
@@ -78,12 +88,58 @@ def server_checks(run: RunConfig, *, only: Collection[str] | None = None) -> tup
     return tuple(found)
 
 
-def preflight_table(checks: Sequence[PreflightCheck]) -> Table:
-    """A row a check, for the terminal."""
-    table = Table("check", "", "measured")
-    for check in checks:
-        table.add_row(check.name, "[green]passed[/]" if check.passed else "[red]FAILED[/]", check.detail)
-    return table
+class Preflight(Settings):
+    """What `motet preflight` found."""
+
+    run: str
+    planted_fault: str | None
+    checks: tuple[PreflightCheck, ...]
+    passed: bool
+    """every check did"""
+
+
+def preflight_scenario(
+    scenario: str, *, changes: Sequence[str], extensions: Sequence[Path], fault: str | None = None
+) -> Preflight:
+    """All checks of a scenario's run; with a fault, of code that is broken while they last.
+
+    Raises:
+        ConfigError: the scenario, a change or the fault is not allowed.
+        ModelError: the model cannot be built at all.
+    """
+    # beside what a preflight in a simulation needs
+    from shared.model.registry import load_extensions
+    from simulations.planted_faults import planted
+    from simulations.scenario import find_scenario, motet_home, read_scenario
+
+    settings, _ = read_scenario(find_scenario(scenario), changes=changes, home=motet_home())
+    for extension in extensions:
+        load_extensions(extension)
+    with planted(fault) if fault is not None else contextlib.nullcontext():
+        checks = preflight_run(settings.run)
+    passed = all(check.passed for check in checks)
+    return Preflight(run=settings.run.name, planted_fault=fault, checks=checks, passed=passed)
+
+
+def render_preflight(found: Preflight) -> Group:
+    """A row a check, the verdict, and what to do next."""
+    table = Table("check", "", "measured on made-up rows")
+    for check in found.checks:
+        table.add_row(check.name, "[green]passed[/]" if check.passed else "[red]FAILED[/]", escape(check.detail))
+    failed = [check.name for check in found.checks if not check.passed]
+    said = f"all {len(found.checks)} checks passed: {found.run} trains as its accountant assumes"
+    if len(found.checks) == 1:
+        said = f"passed; {found.run} asks for no privacy, so that only what leaves a site was looked at"
+    if failed and found.planted_fault is not None:
+        said = f"the planted fault {found.planted_fault} was caught by: {', '.join(failed)}"
+    elif failed:
+        said = (
+            f"{len(failed)} of {len(found.checks)} checks failed: no site will train {found.run}, and none should. "
+            f"{NEXT_STEP}"
+        )
+    elif found.planted_fault is not None:
+        said = f"the planted fault {found.planted_fault} was NOT caught in this run, whose parts it may not touch"
+    return Group(table, Text(said, style="red" if failed else "green"))
 
 
 def server_clip(privacy: PrivacySettings) -> Outcome:
