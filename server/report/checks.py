@@ -10,10 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-Verdict = Literal["same", "differs", "not checked", "for information"]
+Verdict = Literal["same", "differs", "not checked", "told"]
 
 TOLERANCE = 1e-6
 """relative; two machines' floating point agrees far better than this"""
+
+
+_LONGEST = 13
+"""letters of a value that are shown"""
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ def unchecked(name: str, *, stated: object, why: str) -> Check:
 
 def information(name: str, *, stated: object, found: object, note: str) -> Check:
     """What a reader should know, and what makes no report wrong."""
-    return Check(name, _text(stated), _text(found), "", "for information", note)
+    return Check(name, _text(stated), _text(found), "", "told", note)
 
 
 def compare_fields(name: str, *, stated: Mapping[str, object], found: Mapping[str, object]) -> list[Check]:
@@ -89,4 +93,4 @@ def _text(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     text = str(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
+from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -30,7 +31,7 @@ from shared.errors import RunError
 from shared.privacy.accountant import MechanismUse
 from shared.privacy.ledger import Ledger
 
-_STYLES = {"same": "green", "differs": "bold red", "not checked": "bold yellow", "for information": "dim"}
+_STYLES = {"same": "green", "differs": "bold red", "not checked": "bold yellow", "told": "dim"}
 
 
 @dataclass(frozen=True)
@@ -83,21 +84,26 @@ def verify(
 
 def verification_table(result: Verification) -> RenderableType:
     """Every check as a row, and the verdict on the whole."""
-    table = Table(title="Every privacy number of the report, computed again", title_justify="left")
-    for name in ("number", "stated", "recomputed"):
-        table.add_column(name, overflow="fold")
-    table.add_column("difference", justify="right")
-    table.add_column("verdict")
+    table = Table(
+        title="Every privacy number of the report, computed again",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("number", overflow="fold", min_width=24)
+    for name in ("stated", "recomputed", "difference"):
+        table.add_column(name, no_wrap=True, justify="right")
+    table.add_column("verdict", no_wrap=True)
     for check in result.checks:
-        name = f"{check.name}\n  {check.note}" if check.note else check.name
         verdict = Text(check.verdict, style=_STYLES[check.verdict])
-        table.add_row(Text(name), Text(check.stated), Text(check.found), check.difference, verdict)
-    wrong = [check.name for check in result.checks if check.verdict == "differs"]
-    missing = [check.name for check in result.checks if check.verdict == "not checked"]
-    lines = [Text(f"differs: {name}", style="bold red") for name in wrong]
-    lines += [Text(f"not checked: {name}", style="bold yellow") for name in missing]
+        table.add_row(Text(check.name), Text(check.stated), Text(check.found), check.difference, verdict)
+    lines = [
+        Text(f"{check.verdict}: {check.name}{f' ({check.note})' if check.note else ''}", style=_STYLES[check.verdict])
+        for check in result.checks
+        if check.verdict != "same"
+    ]
     if result.is_sound:
-        lines = [Text(f"All {len(result.checks)} numbers agree with the run folder and the ledgers.", style="green")]
+        lines += [Text(f"All {len(result.checks)} numbers agree with the run folder and the ledgers.", style="green")]
     return Group(table, *lines)
 
 
@@ -107,7 +113,7 @@ def _rounds(record: RunRecord, history: Sequence[RoundRecord]) -> list[Check]:
     for stated, held in zip(record.rounds, history, strict=False):
         if stated != held:
             where = first_difference(stated.model_dump(mode="json"), held.model_dump(mode="json"))
-            found.append(same(f"round {stated.round}", stated="as in report.json", found="other", note=where))
+            found.append(_whole(f"round {stated.round}", where or "something"))
     if len(found) == 1 and found[0].verdict == "same":
         found.append(same("everything in every round", stated=len(record.rounds), found=len(history)))
     return found
@@ -181,31 +187,25 @@ def _beside(record: RunRecord, entry: object, *, folder: Path) -> list[Check]:
     made = registry_entry(record)
     expected = made.model_dump(mode="json", exclude_none=True) if made else None
     where = first_difference(entry, expected)
-    found = [
-        same(
-            "deployment registry entry",
-            stated="as in report.json",
-            found="other" if where else "as in report.json",
-            note=where,
-        )
-    ]
+    found = [_whole("deployment registry entry", where)]
     checks = read_preflight(folder)
     if checks or record.preflight:
-        found.append(same("preflight checks passed", stated=_passed(record.preflight), found=_passed(checks)))
+        held = [[check.model_dump() for check in each] for each in (record.preflight, checks)]
+        where = first_difference({"preflight": held[0]}, {"preflight": held[1]})
+        found.append(_whole("preflight checks", where))
     if record.audit is not None:
         audit = read_audit(folder)
         if audit is not None:
             where = first_difference(record.audit.model_dump(mode="json"), audit.model_dump(mode="json"))
-            found.append(
-                same("audit", stated="as in report.json", found="other" if where else "as in report.json", note=where)
-            )
+            found.append(_whole("audit", where))
         else:
             found.append(unchecked("audit", stated="in report.json", why=f"no {AUDIT_FILE} in the run folder"))
     return found
 
 
-def _passed(checks: Sequence[object]) -> str:
-    return ", ".join(f"{check}" for check in checks) or "none"
+def _whole(name: str, where: str) -> Check:
+    """A part of the report that has to be there as it is elsewhere; `where` it is not."""
+    return same(name, stated="as stated", found="other" if where else "as stated", note=where)
 
 
 def _noted(folder: Path) -> bool:
