@@ -14,6 +14,7 @@ from scipy import stats
 
 from shared.errors import PrivacyError
 from shared.privacy import discrete_gaussian as module
+from shared.privacy.accountant import _renyi_curve
 from shared.privacy.discrete_gaussian import Words, discrete_gaussian
 from shared.privacy.noise import reproducible_source
 
@@ -138,3 +139,32 @@ def test_a_tiny_scale_gives_zeros() -> None:
     assert not discrete_gaussian(
         100, std=1e-3, words=lambda num: np.arange(num, dtype=np.uint64) << np.uint64(55)
     ).any()
+
+
+def test_sampled_whole_number_noise_has_the_renyi_divergence_that_is_accounted() -> None:
+    """Whole orders: equal for any whole shift, because moving the whole numbers by whole numbers changes no sum."""
+    std, shift, rate = 1.5, 2, 0.2
+    numbers = np.arange(-60, 61).astype(np.float64)
+    base = np.exp(-(numbers**2) / (2 * std**2))
+    base /= base.sum()
+    ratio = 1 - rate + rate * np.exp((2 * numbers * shift - shift**2) / (2 * std**2))
+    for order in (2, 3, 8):
+        divergence = math.log(float((base * ratio**order).sum())) / (order - 1)
+        accounted = _renyi_curve(std / shift, rate, (float(order),))[0]
+        assert divergence == pytest.approx(accounted, rel=1e-9)
+
+
+@pytest.mark.parametrize("epsilon", [0.1, 1.0, 2.0])
+def test_sampled_whole_number_noise_has_the_delta_that_is_accounted(epsilon: float) -> None:
+    """One step, shift and scale of 2^18 grid widths, a quarter of the real ones: equal to a part in 10^9."""
+    shift = std = 2**18
+    rate = 0.3
+    numbers = np.arange(-13 * std, 14 * std + 1).astype(np.float64)
+    base = np.exp(-(numbers**2) / (2 * std**2))
+    base /= base.sum()
+    ratio = 1 - rate + rate * np.exp((2 * numbers * shift - shift**2) / (2 * std**2))
+    delta = float((base * np.maximum(0, ratio - math.exp(epsilon))).sum())
+
+    border = std**2 / shift * math.log((math.exp(epsilon) - 1 + rate) / rate) + shift / 2
+    beyond, beyond_shifted = stats.norm.sf(border / std), stats.norm.sf((border - shift) / std)
+    assert delta == pytest.approx((1 - rate - math.exp(epsilon)) * beyond + rate * beyond_shifted, rel=1e-9)
