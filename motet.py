@@ -147,7 +147,7 @@ def budget(
         Path | None, typer.Option(help="In place of site.toml: a ledger file, all its data sets.")
     ] = None,
     delta: Annotated[float | None, typer.Option(help="With --ledger: the delta at which to say epsilon.")] = None,
-    accountant: Annotated[str, typer.Option(help="pld (the tightest), prv or rdp.")] = "pld",
+    accountant: Annotated[Literal["pld", "prv", "rdp"], typer.Option(help="pld is the tightest.")] = "pld",
     json: Annotated[
         bool, typer.Option("--json", help='JSON; an epsilon without bound is the word "infinite".')
     ] = False,

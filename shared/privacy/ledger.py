@@ -137,16 +137,7 @@ class Ledger:
         # PRIVACY: the check and the row are one transaction, so that two processes cannot both take the last of a
         # budget. test_two_processes_cannot_both_take_the_last_of_a_budget
         with self._file.transaction() as connection:
-            (last,) = connection.execute(
-                "SELECT max(attempt) FROM reservations WHERE data_set = ? AND run_id = ? AND round = ?",
-                (data_set, run_id, round_number),
-            ).fetchone()
-            # PRIVACY: an answered request would otherwise be run twice for one payment. test_a_round_is_reserved_once
-            if last is not None and attempt <= last:
-                raise PermissionRefused(
-                    f"{self.path}: round {round_number} of run {run_id} was reserved before; "
-                    f"to run it again, and pay again, ask with attempt {last + 1} or higher"
-                )
+            self._refuse_known(connection, data_set, run_id, round_number, attempt)
             before = self._uses(connection, data_set, unit=unit)
             # PRIVACY: everything ever released about the data set counts, not this run alone.
             # test_every_run_on_a_data_set_counts
@@ -232,6 +223,20 @@ class Ledger:
             return merged([protects(MechanismUse(*use), held=held, unit=unit) for held, *use in rows])
         except LedgerError as error:
             raise LedgerError(f"{self.path}: data set {data_set!r}: {error}") from None
+
+    def _refuse_known(
+        self, connection: sqlite3.Connection, data_set: str, run_id: str, round_number: int, attempt: int
+    ) -> None:
+        (last,) = connection.execute(
+            "SELECT max(attempt) FROM reservations WHERE data_set = ? AND run_id = ? AND round = ?",
+            (data_set, run_id, round_number),
+        ).fetchone()
+        # PRIVACY: an answered request would otherwise be run twice for one payment. test_a_round_is_reserved_once
+        if last is not None and attempt <= last:
+            raise PermissionRefused(
+                f"{self.path}: round {round_number} of run {run_id} was reserved before; "
+                f"to run it again, and pay again, ask with attempt {last + 1} or higher"
+            )
 
     def _insert(
         self,
