@@ -127,7 +127,7 @@ def _train(header: RequestHeader, read_weights: Callable[[Shapes], dict[str, Ten
         plan = plan_round(header, unit=permitted.unit, site=site, history=history)
         plan = plan if clip_norm is None else replace(plan, clip_norm=clip_norm)
         if not history.rounds:
-            _preflight(permitted.run)
+            _preflight(permitted)
     # PRIVACY: the cost is on disk before a file of the owner's is opened. test_cost_is_on_disk_before_data_is_read
     reservation = reserve_round(header, site=site, ledger=ledger, plan=plan)
     samples = _load(permitted, site=site, ledger=ledger, reservation=reservation)
@@ -169,10 +169,13 @@ def _permitted(header: RequestHeader | StatisticsHeader, *, site: SiteConfig) ->
     return permitted
 
 
-def _preflight(run: RunConfig) -> None:
+def _preflight(permitted: Permitted) -> None:
     """The training code is tried out on made-up rows, in a run's first round; once a process for equal settings."""
     from client.preflight import assert_sound  # tests of chance, which no other request needs
 
+    run, privacy = permitted.run, permitted.run.local_privacy
+    if privacy is not None and privacy.unit != permitted.unit:
+        run = run.model_copy(update={"privacy": privacy.model_copy(update={"unit": permitted.unit})})
     # PRIVACY: code that does not protect is found before it sees a record. test_unsound_training_costs_nothing
     assert_sound(run)
 

@@ -1,7 +1,7 @@
 """Site settings: what the owner of the data permits, on the owner's disk and in nobody else's hands.
 
 in        site.toml, written by the owner
-out       SiteConfig, read by agent.py, ledger.py and private_training.py
+out       SiteConfig, read by permission.py, charge.py and agent.py
 relies on nothing that arrives over the network
 """
 

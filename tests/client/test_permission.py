@@ -53,6 +53,17 @@ def test_the_stricter_unit_wins(tmp_path: Path) -> None:
     assert not (tmp_path / "records" / "ledger.sqlite").exists()
 
 
+def test_what_is_tried_out_beforehand_is_the_unit_that_is_protected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[RunConfig] = []
+    monkeypatch.setattr("client.preflight.assert_sound", tried.append)
+    used(ask(subject_site(tmp_path), private()))
+    (run,) = tried
+    assert run.local_privacy is not None
+    assert run.local_privacy.unit == "subject"
+
+
 def test_a_run_for_subjects_averages_as_many_records_as_it_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
