@@ -23,12 +23,17 @@ def scale_is_plausible(numbers: Float[Tensor, "N"], *, std: float, false_alarm: 
     return chi_square_is_plausible(energy, degrees=numbers.numel(), false_alarm=false_alarm)
 
 
-def chi_square_is_plausible(statistic: float, *, degrees: int, false_alarm: float = FALSE_ALARM) -> bool:
-    """Whether a sum of so many squared standard normal numbers may come out like this, two-sided."""
+def chi_square_is_plausible(
+    statistic: float, *, degrees: int, false_alarm: float = FALSE_ALARM, can_be_small: bool = False
+) -> bool:
+    """Whether a sum of so many squared standard normal numbers may come out like this.
+
+    Two-sided, half of the false alarms on either side; with `can_be_small` only the upper side is looked at.
+    """
     if not math.isfinite(statistic):
         return False
     below, above = gammainc(degrees / 2, statistic / 2), gammaincc(degrees / 2, statistic / 2)
-    return bool(min(below, above) > false_alarm / 2)
+    return bool(above > false_alarm / 2 and (can_be_small or below > false_alarm / 2))
 
 
 def coins_are_plausible(entered: Int[Tensor, "T N"], *, chance: float, false_alarm: float = FALSE_ALARM) -> str:
@@ -44,12 +49,17 @@ def coins_are_plausible(entered: Int[Tensor, "T N"], *, chance: float, false_ala
     often = centred.sum(dim=0).square() / (steps * spread)
     in_a_row = (centred[1:] * centred[:-1]).sum().square() / (units * (steps - 1) * spread**2)
     mean = centred.sum().square() / (units * steps * spread)
+    rate = false_alarm / 4
     for statistic, degrees, fault in (
         (sizes.sum(), steps, "sizes of the batches do not vary as those of independent coins"),
-        (often.sum(), units, "some units enter more often than others"),
+        (often.sum(), units, "some units enter more often than others, or all too equally often"),
         (in_a_row, 1, "who entered one step tells who enters the next"),
         (mean, 1, "units do not enter at the stated rate"),
     ):
-        if not chi_square_is_plausible(float(statistic), degrees=degrees, false_alarm=false_alarm / 4):
+        # a count may well be its mean exactly, so that one of them alone is never too close to it
+        plausible = chi_square_is_plausible(
+            float(statistic), degrees=degrees, false_alarm=rate if degrees > 1 else 2 * rate, can_be_small=degrees == 1
+        )
+        if not plausible:
             return f"{fault} (chi-square {float(statistic):.3g} of {degrees})"
     return ""
