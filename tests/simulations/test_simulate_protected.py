@@ -36,8 +36,10 @@ def _own_home(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytes
     agent._loaded_samples.cache_clear()
 
 
-def run_of(tmp_path: Path, out: str = "run", **changes: object) -> RunRecord:
-    return simulate(tmp_path, out, **{"federation": TWO_ROUNDS, "evaluation": QUICK, **changes})  # type: ignore[arg-type]
+def run_of(folder: Path, /, *, out: str = "run", owners: str = "", **changes: object) -> RunRecord:
+    """Two rounds of the tiny run, unless the changes say otherwise."""
+    table = {"federation": TWO_ROUNDS, "evaluation": QUICK, **changes}
+    return simulate(folder, out, private=True, owners=owners, changes=table)
 
 
 def assert_equals_the_ledgers(record: RunRecord, run: Path) -> None:
@@ -97,13 +99,19 @@ def test_a_run_that_protects_sites_by_a_secret_draw_tells_nothing_of_it(tmp_path
 
 
 def test_records_and_sites_are_protected_together(tmp_path: Path) -> None:
-    changes = {"privacy": RECORD, "site_privacy": {**SITE, "clip_norm": 0.5}}
-    record = run_of(tmp_path, **changes)
+    of_sites = {**SITE, "clip_norm": 0.5}
+    record = run_of(tmp_path, privacy=RECORD, site_privacy=of_sites)
     assert len(record.privacy) == 3
     assert record.central is not None
     assert_equals_the_ledgers(record, tmp_path / "run")
 
-    hidden = run_of(tmp_path, "hidden", **changes, federation={**TWO_ROUNDS, "site_sample_rate": 0.5})
+    hidden = run_of(
+        tmp_path,
+        out="hidden",
+        privacy=RECORD,
+        site_privacy=of_sites,
+        federation={**TWO_ROUNDS, "site_sample_rate": 0.5},
+    )
     # the bound of all planned rounds, the same for each site, whether or not it was ever drawn
     assert len({site.model_dump_json(exclude={"site"}) for site in hidden.privacy}) == 1
     assert len(hidden.privacy) == 3
@@ -122,7 +130,7 @@ def test_other_ways_of_clipping_cost_what_the_ledgers_say(clipping: str, tmp_pat
     assert (record.rounds[0].clip_norm, record.rounds[1].clip_norm is None) == (
         (1.0, False) if clipping == "adaptive" else (None, True)
     )
-    sites = run_of(tmp_path, "sites", privacy={**SITE, "clipping": clipping})
+    sites = run_of(tmp_path, out="sites", privacy={**SITE, "clipping": clipping})
     assert_equals_the_ledgers(sites, tmp_path / "sites")
     norms = [each.site_clip_norm for each in sites.rounds]
     assert norms[0] == 1.0
@@ -150,8 +158,8 @@ def test_a_run_of_sites_that_was_stopped_is_resumed_to_the_same_model(
 ) -> None:
     changes = {"privacy": SITE, "evaluation": QUICK, "federation": {"rounds": 3, "site_sample_rate": 0.7}}
     owners = "[owners]\nreproducible_noise = true"
-    whole = simulate(tmp_path, "whole", owners=owners, **changes)
-    path = scenario_file(tmp_path, private=True, owners=owners, **changes)
+    whole = simulate(tmp_path, "whole", owners=owners, changes=changes)
+    path = scenario_file(tmp_path, private=True, owners=owners, changes=changes)
     settings, data_set = read_scenario(path, home=tmp_path / "home")
     prepare_run(settings, data_set=data_set, folder=tmp_path / "parts", engine="local")
     with monkeypatch.context() as patch:
@@ -185,12 +193,14 @@ def test_the_preflight_of_a_run_is_made_once_and_stands_in_its_report(
     failed = (PreflightCheck(name="bounded", passed=False, detail="moved by 2 clip norms"),)
     monkeypatch.setattr("client.preflight.preflight", lambda run: failed)
     with pytest.raises(ModelError, match="bounded: moved by 2 clip norms"):
-        run_of(tmp_path, "unsound", privacy=RECORD)
+        run_of(tmp_path, out="unsound", privacy=RECORD)
     assert not (tmp_path / "unsound" / "metrics.jsonl").exists()
 
 
 def test_a_deployment_keeps_what_its_sites_cost_beyond_one_run(tmp_path: Path) -> None:
-    path = scenario_file(tmp_path, private=True, owners="[owners]\nreproducible_noise = true", privacy=SITE)
+    path = scenario_file(
+        tmp_path, private=True, owners="[owners]\nreproducible_noise = true", changes={"privacy": SITE}
+    )
     settings, data_set = read_scenario(path, home=tmp_path / "home")
     for name in ("one", "two"):
         prepare_run(
@@ -202,7 +212,7 @@ def test_a_deployment_keeps_what_its_sites_cost_beyond_one_run(tmp_path: Path) -
 
 
 def test_subjects_that_a_simulated_site_does_not_name_are_refused(tmp_path: Path) -> None:
-    path = scenario_file(tmp_path, private=True, privacy=SUBJECT)
+    path = scenario_file(tmp_path, private=True, changes={"privacy": SUBJECT})
     manifest = tmp_path / "data" / "sites" / "west" / "metadata.jsonl"
     rows = [json.loads(line) for line in manifest.read_text().splitlines()]
     manifest.write_text("\n".join(json.dumps({k: v for k, v in row.items() if k != "subject_id"}) for row in rows))
