@@ -153,7 +153,7 @@ def _noise_at(place: int) -> float:
 @lru_cache(maxsize=256)
 def _sampled_least_false(noise_multiplier: float, sample_rate: float, steps: int) -> Callable[[float], float]:
     use = MechanismUse(noise_multiplier, sample_rate, steps)
-    deltas = np.logspace(-9, -0.05, 40)
+    deltas = np.logspace(-9, -0.05, 25)
     growth = np.exp([spent_epsilon([use], delta=float(delta), accountant="pld") for delta in deltas])
 
     def least_false(chance: float) -> float:

@@ -142,25 +142,37 @@ def attack_site(audited: AuditedSite, *, how: AuditPlan) -> tuple[AuditAttack, .
 
 def gradient_canaries(audited: AuditedSite, *, how: AuditPlan) -> tuple[AuditAttack, AuditAttack, AuditAttack]:
     """White box: whoever sees every update looks for units whose gradients are known; three bounds from one run."""
-    plan, draw = audited.plan, np.random.default_rng([how.seed, 1])
-    included = draw.random(how.num_canaries) < 0.5
-    model = CanaryModel(
-        build_model(audited.run), num_canaries=how.num_canaries, gradient_norm=STRENGTH * plan.clip_norm
-    )
-    names = (*(f"model.{name}" for name in _names(audited)), "canaries.weight")
-    scores = np.zeros(how.num_canaries)
-    samples = with_gradient_canaries(audited.samples, included=included)
-    for release in train_alone(audited, model, samples, names=names, seed=how.seed, purpose="gradient"):
-        # steps of equal noise weigh the same
-        moved = release.update["canaries.weight"].flatten().double().numpy()
-        scores -= moved / (release.learning_rate * release.clip_norm)
+    scores, included = gradient_scores(audited, how=how)
     family, bound = _of_the_family(audited, scores, included, how=how)
-    threshold = threshold_bound(scores, included, delta=plan.delta, confidence=how.of_each, generator=draw)
+    # guesses do not depend on each other: every canary shows in a number of its own, with noise of its own
+    threshold = threshold_bound(
+        scores,
+        included,
+        delta=audited.plan.delta,
+        confidence=how.of_each,
+        generator=np.random.default_rng([how.seed, 4]),
+    )
     return (
         _attack("gradient canaries", _one_run(audited, scores, included, how=how), how=how, units="canaries"),
         _attack(f"gradient canaries, {family}", bound, how=how, units="canaries"),
         _attack("gradient canaries, one threshold", threshold, how=how, units="canaries"),
     )
+
+
+def gradient_scores(audited: AuditedSite, *, how: AuditPlan) -> tuple[Scores, Coins]:
+    """How far all updates together moved each canary's own weight, in clip norms over the expected batch size."""
+    included = np.random.default_rng([how.seed, 1]).random(how.num_canaries) < 0.5
+    model = CanaryModel(
+        build_model(audited.run), num_canaries=how.num_canaries, gradient_norm=STRENGTH * audited.plan.clip_norm
+    )
+    names = (*(f"model.{name}" for name in _names(audited)), "canaries.weight")
+    scores = np.zeros(how.num_canaries)
+    samples = with_gradient_canaries(audited.samples, included=included)
+    for release in train_alone(audited, model, samples, names=names, seed=how.seed, purpose="gradient"):
+        # so that steps of equal noise weigh the same
+        moved = release.update["canaries.weight"].flatten().double().numpy()
+        scores -= moved / (release.learning_rate * release.clip_norm)
+    return scores, included
 
 
 def input_canaries(audited: AuditedSite, *, how: AuditPlan) -> AuditAttack:
