@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from shared.config import PrivacySettings
@@ -96,27 +96,18 @@ def clipped_sum(gradients: Mapping[str, Tensor], *, clip: Clip) -> ClippedSum:
     Source: per layer: McMahan et al. 2018, arXiv:1710.06963, section 2.3.
     """
     norms = sample_norms(gradients)
-    whole, clean = norms.isfinite(), bool(norms.isfinite().all())
-    sums, within = {}, whole.clone()
-    layers = layers_of(tuple(gradients)) if clip.per_layer else {"": tuple(gradients)}
-    share = clip.norm / math.sqrt(len(layers))
-    clipped: dict[str, Tensor] = {}
-    for names in layers.values():
-        layer_norms = sample_norms({name: gradients[name] for name in names}) if clip.per_layer else norms
-        within &= layer_norms <= share
-        factors = clip_factors(layer_norms, clip_norm=share)
-        for name in names:
-            flat = gradients[name].reshape(len(norms), -1)
-            if not clean:
-                # PRIVACY: zero times NaN is NaN, so its row is emptied. test_a_broken_gradient_contributes_exactly_zero
-                flat = torch.where(whole[:, None], flat, 0.0)
-            if clip.grid is None:
-                sums[name] = (factors.to(flat.dtype) @ flat).reshape(gradients[name].shape[1:])
-            else:
-                clipped[name] = (factors[:, None] * flat.double() / clip.grid).round()
-    if clip.grid is not None:
-        sums = _sum_of_whole_numbers(gradients, clipped, clip=clip)
-    return ClippedSum(sums={name: sums[name] for name in gradients}, unclipped=float(within.sum()))
+    finite = norms.isfinite()
+    factors, within = _factors(gradients, norms=norms, clip=clip)
+    rows = {name: gradient.reshape(len(norms), -1) for name, gradient in gradients.items()}
+    if not finite.all():
+        # PRIVACY: zero times NaN is NaN, so its row is emptied. test_a_broken_gradient_contributes_exactly_zero
+        rows = {name: torch.where(finite[:, None], row, 0.0) for name, row in rows.items()}
+    if clip.grid is None:
+        sums = {name: factors[name].to(row.dtype) @ row for name, row in rows.items()}
+    else:
+        sums = _sum_of_whole_numbers(rows, factors=factors, norm=clip.norm, grid=clip.grid)
+    shaped = {name: sums[name].reshape(gradient.shape[1:]) for name, gradient in gradients.items()}
+    return ClippedSum(sums=shaped, unclipped=float((finite & within).sum()))
 
 
 def whole_number_sensitivity(*, clip_norm: float, grid: float, num_parameters: int) -> float:
@@ -166,16 +157,42 @@ def next_clip_norm(clip_norm: float, *, unclipped_share: float, settings: Privac
     return min(1e6, max(1e-6, moved))
 
 
+def _factors(
+    gradients: Mapping[str, Tensor], *, norms: Float[Tensor, "B"], clip: Clip
+) -> tuple[dict[str, Tensor], Bool[Tensor, "B"]]:
+    """What each unit's part of each parameter is multiplied with, and whether nothing of the unit is shortened."""
+    if not clip.per_layer:
+        joint = clip_factors(norms, clip_norm=clip.norm)
+        return dict.fromkeys(gradients, joint), norms <= clip.norm
+    layers = layers_of(tuple(gradients))
+    # PRIVACY: L layers of this norm have the clip norm together.
+    # test_each_layer_has_its_share_of_the_norm_and_0d_weights_too
+    share = clip.norm / math.sqrt(len(layers))
+    factors, within = {}, torch.ones_like(norms, dtype=torch.bool)
+    for names in layers.values():
+        layer_norms = sample_norms({name: gradients[name] for name in names})
+        within &= layer_norms <= share
+        factors.update(dict.fromkeys(names, clip_factors(layer_norms, clip_norm=share)))
+    return factors, within
+
+
 def _sum_of_whole_numbers(
-    gradients: Mapping[str, Tensor], clipped: Mapping[str, Tensor], *, clip: Clip
+    rows: Mapping[str, Tensor], *, factors: Mapping[str, Tensor], norm: float, grid: float
 ) -> dict[str, Tensor]:
-    num = sum(value.shape[1] for value in clipped.values())
-    bound = whole_number_sensitivity(clip_norm=clip.norm, grid=clip.grid or 1.0, num_parameters=num)
-    norms = sample_norms(clipped)
-    # PRIVACY: whole numbers are added without any rounding, and what the bound does not hold for is left out.
-    # test_whole_number_contributions_keep_their_bound
-    kept = norms <= bound
-    return {
-        name: torch.where(kept[:, None], value, 0.0).to(torch.int64).sum(dim=0).reshape(gradients[name].shape[1:])
-        for name, value in clipped.items()
-    }
+    """Clipped rows [B, n] in grid widths, each rounded to whole numbers, added up in int64."""
+    num_parameters = sum(row.shape[1] for row in rows.values())
+    bound = whole_number_sensitivity(clip_norm=norm, grid=grid, num_parameters=num_parameters)
+    scales = {name: (factor / grid).to(rows[name].dtype)[:, None] for name, factor in factors.items()}
+    total = {name: row.new_zeros(row.shape[1], dtype=torch.int64) for name, row in rows.items()}
+    # Float32 adds whole numbers exactly below 2^24: a few units at a time, which also stay in the cache.
+    few = max(1, int(2**24 / bound))
+    for start in range(0, len(next(iter(rows.values()))), few):
+        some = slice(start, start + few)
+        whole = {name: (row[some] * scales[name][some]).round_() for name, row in rows.items()}
+        lengths = [torch.linalg.vector_norm(row, dim=1, dtype=torch.float64) for row in whole.values()]
+        # PRIVACY: whole numbers are added without any rounding, and a contribution that passes the bound is left out.
+        # test_whole_number_contributions_keep_their_bound
+        kept = torch.linalg.vector_norm(torch.stack(lengths), dim=0) <= bound
+        for name, row in whole.items():
+            total[name] += (row if kept.all() else torch.where(kept[:, None], row, 0.0)).sum(dim=0).to(torch.int64)
+    return total

@@ -89,6 +89,18 @@ def test_whole_number_contributions_keep_their_bound(per_layer: bool) -> None:
     assert bound == pytest.approx(20 + math.sqrt(LAYERED_WIDTH) / 2)
 
 
+def test_a_whole_number_contribution_beyond_its_bound_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Should the clip ever fail, noise on whole numbers still covers what is added."""
+    monkeypatch.setattr("shared.privacy.mechanism.clip_factors", lambda norms, clip_norm: torch.ones_like(norms))
+    rows = torch.zeros(40, LAYERED_WIDTH)
+    rows[:, 0] = 0.4
+    rows[7, 0] = 0.8
+
+    assert clipped_sum({"a": rows}, clip=CLIPS["coarse"]).sums["a"][0] == 39 * 3
+    beyond = torch.full((1, LAYERED_WIDTH), 9.0)
+    assert not clipped_sum({"a": beyond}, clip=CLIPS["whole"]).sums["a"].any()
+
+
 def test_whole_numbers_are_added_exactly() -> None:
     """The sum is the same to the last bit in whatever order and pieces; in float32 it is not."""
     rows = torch.randn(301, LAYERED_WIDTH, generator=torch.Generator().manual_seed(1))
