@@ -7,6 +7,7 @@ relies on epsilons being rounded up and what is left being rounded down: neither
 
 import math
 from collections import Counter
+from dataclasses import replace
 
 from server.records import RunRecord, SitePrivacy
 from server.report.curves import epsilon_by_site, privacy_charts
@@ -17,6 +18,8 @@ from server.report.privacy_words import PrivacyWords
 from server.report.words import Words as Meanings
 
 _HEAD = ("Site", "Unit", "Cap", "Before", "This run", "In all", "Left", "Delta", "Rounds used", "Left the run")
+_MOST_ROWS, _MOST_SPENT = 24, 5
+"""sites up to which each has a row at once; of more, so many of those that spent most"""
 _MISSING = {"refused", "failed", "late", "invalid"}
 
 
@@ -32,13 +35,30 @@ def budget_blocks(record: RunRecord, *, words: Meanings, sentences: PrivacyWords
         said = texts["withheld"].format(epsilon=f"{local.epsilon:g}", delta=delta_text(local.delta))
         found += [Words(texts["lead"]), Words(said), _planned_table(record)]
     elif record.privacy:
-        found += [Words(texts["lead"]), site_table(record, words=words, sentences=sentences), Words(texts["columns"])]
+        found += [
+            Words(texts["lead"]),
+            *_site_tables(record, words=words, sentences=sentences),
+            Words(texts["columns"]),
+        ]
     else:
         found += [Words(texts["lead"]), Words(sentences.plain["nothing"])]
     if record.central is not None:
         found += [Words(texts["server"]), _server_table(record)]
     charts = privacy_charts(record)
     return (*found, Figure(tuple(charts))) if charts else tuple(found)
+
+
+def _site_tables(record: RunRecord, *, words: Meanings, sentences: PrivacyWords) -> tuple[Block, ...]:
+    """One table; of many sites, those that left and those that spent most first, and all of them folded."""
+    whole = site_table(record, words=words, sentences=sentences)
+    if len(whole.rows) <= _MOST_ROWS:
+        return (whole,)
+    most = {plan.site for plan in sorted(record.privacy, key=lambda plan: (-plan.epsilon, plan.site))[:_MOST_SPENT]}
+    shown = tuple(row for row in whole.rows if row[-1].text)[:_MOST_ROWS]
+    shown += tuple(row for row in whole.rows if row[0].text in most and row not in shown)
+    said = f"{len(whole.rows)} sites. Those that left come first, then the {_MOST_SPENT} that spent most:"
+    folded = replace(whole, is_folded=True, caption=f"All {len(whole.rows)} sites")
+    return (Words(said), replace(whole, rows=shown), folded)
 
 
 def site_table(record: RunRecord, *, words: Meanings, sentences: PrivacyWords) -> Table:

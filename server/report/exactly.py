@@ -52,11 +52,14 @@ def _level_table(level: Level, record: RunRecord, *, words: Meanings, sentences:
         ("Epsilon", _epsilon(level, record)),
         ("Epsilon of this run alone", _run_epsilon(level)),
         ("Delta", delta_text(level.delta)),
-        ("What it covers", exact[f"covers_{side}"]),
+        (
+            "What it covers",
+            exact["covers_withheld" if level.epsilon is None and level.is_withheld else f"covers_{side}"],
+        ),
         ("Mechanism", exact[f"mechanism_{level.unit}"]),
         ("Clipping", exact[f"clipping_{level.clipping}"].format(norms=_span(level.clip_norms, digits=".3g"))),
         ("Noise", Cell("; ".join(noise) or "Not told: withheld", "bad" if record.reproducible_noise else "")),
-        ("Noise multiplier", _span(level.noise_multipliers, digits=".4g")),
+        ("Noise multiplier", _span(level.noise_multipliers, digits=".4g") + _planned_note(level)),
         ("Sampling", _sampling(level, record, sentences=sentences)),
         ("Composition", composition),
         ("Accountants", disagreement_text(level, words=words, sentences=sentences)),
@@ -69,6 +72,11 @@ def neighbours_name(level: Level) -> str:
     if not level.is_central:
         return f"neighbours_{level.unit}"
     return "neighbours_site_secret" if level.sample_rates and level.sample_rates[1] < 1 else "neighbours_site_public"
+
+
+def _planned_note(level: Level) -> str:
+    is_planned = level.is_withheld and not level.is_central and level.noise_multipliers is not None
+    return ", as planned; a site may use more" if is_planned else ""
 
 
 def _epsilon(level: Level, record: RunRecord) -> Cell:

@@ -36,11 +36,13 @@ def notices(record: RunRecord, *, words: Words, sentences: PrivacyWords) -> list
 
 def plain_guarantee(record: RunRecord, *, words: Words, sentences: PrivacyWords) -> str:
     """The guarantee in one paragraph, without a symbol or a technical term."""
-    said = [text for level in levels(record) if (text := _plain(level, record, words=words, sentences=sentences))]
+    bounds = [bound for level in levels(record) if (bound := bound_of(level)) is not None]
+    said = [text for level in levels(record) if (text := _plain(level, record, sentences=sentences))]
     if not levels(record):
         return sentences.plain["none"]
     if not said:
         return sentences.plain["nothing"]
+    said.append(_judgement(max(bounds), words=words))
     return " ".join([sentences.plain["would_be"], *said] if record.reproducible_noise else said)
 
 
@@ -93,7 +95,7 @@ def percent(share: float) -> str:
     return f"{math.ceil(share * 100 * 10**digits) / 10**digits:.{digits}f} %"
 
 
-def _plain(level: Level, record: RunRecord, *, words: Words, sentences: PrivacyWords) -> str:
+def _plain(level: Level, record: RunRecord, *, sentences: PrivacyWords) -> str:
     bound = bound_of(level)
     if bound is None:
         return ""
@@ -104,7 +106,6 @@ def _plain(level: Level, record: RunRecord, *, words: Words, sentences: PrivacyW
         sure="in practically every case"
         if share > 0.9999
         else f"in at most {percent(share).removesuffix(' %')} of 100 cases",
-        judgement=_judgement(bound, words=words),
         seen=seen_by_server(record),
     )
 

@@ -272,19 +272,23 @@ def _site_round(site: str, *, index: int, number: int, run: RunConfig, tells: bo
     if run.federation.rounds > 1 and index % 10 == 9 and number % 4 == 0:
         return SiteRound(site=site, outcome="not-asked")
     local = run.local_privacy
-    statement = local and PrivacyStatement(
-        unit="subject" if local.unit == "subject" else "record",
-        epsilon=_epsilon(index, number=number, run=run),
-        delta=1e-5,
-        clipping=local.clipping,
-        clip_norm=1.0,
-        noise_multiplier=1.07 + 0.02 * index,
-        sample_rate=0.08,
-        steps_per_round=12,
-        accountant="rdp",
-        reproducible_noise=False,
-        cap_epsilon=10.0 if tells else None,
-        epsilon_before=0.0 if tells else None,
+    statement = (
+        None
+        if local is None
+        else PrivacyStatement(
+            unit="subject" if local.unit == "subject" else "record",
+            epsilon=_epsilon(index, number=number, run=run),
+            delta=1e-5,
+            clipping=local.clipping,
+            clip_norm=1.0,
+            noise_multiplier=1.07 + 0.02 * index,
+            sample_rate=0.08,
+            steps_per_round=12,
+            accountant="rdp",
+            reproducible_noise=False,
+            cap_epsilon=10.0 if tells else None,
+            epsilon_before=0.0 if tells else None,
+        )
     )
     header = ReplyHeader(
         protocol_version=1,

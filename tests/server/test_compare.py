@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from server.compare import compare_runs, read_record, result_lines
+from server.compare import compare_runs, result_lines
 from server.report import write_report
+from server.report.html import read_record
 from server.report.numbers import metric_text
 from shared.errors import RunError
 from tests.server.made_records import build_record
@@ -93,3 +94,26 @@ def test_a_results_line_holds_what_the_report_says(tmp_path: Path) -> None:
     assert found["test"]["macro_f1"] == [reached.value, reached.low, reached.high]
     assert found["epsilon"] == max(plan.epsilon for plan in record.privacy)
     assert (found["rounds"], found["delta"]) == (5, 1e-5)
+
+
+def test_units_are_compared_by_name_and_both_levels_are_there(tmp_path: Path) -> None:
+    both, records = tmp_path / "both", tmp_path / "records"
+    for folder, record in (
+        (both, build_record(rounds=3, protection="subject+site")),
+        (records, build_record(rounds=3)),
+    ):
+        folder.mkdir()
+        write_report(record, folder)
+    console = Console(width=160)
+    with console.capture() as capture:
+        console.print(compare_runs([both, records]))
+    text = capture.get()
+    for said in (
+        "8.00 at delta 0.00001 per subject",
+        "4.20 at delta 0.00001 per site",
+        "8.00 at delta 0.00001 per record",
+    ):
+        assert said in text
+    line = json.loads(result_lines([both])[0])
+    assert [level["unit"] for level in line["levels"]] == ["subject", "site"]
+    assert line["epsilon"] == pytest.approx(8.0)

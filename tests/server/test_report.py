@@ -302,6 +302,19 @@ def test_the_closing_table_shows_scores_subsets_budget_and_marks(tmp_path: Path)
     assert "Pearson" in text
 
 
+def test_the_closing_table_names_the_unit_of_every_epsilon(tmp_path: Path) -> None:
+    console = Console(width=140)
+    with console.capture() as capture:
+        console.print(closing_table(build_record(rounds=8, protection="subject"), folder=tmp_path))
+        console.print(closing_table(build_record(rounds=8, protection="record+site", secret=True), folder=tmp_path))
+    text = capture.get()
+    assert "8.00 at delta 0.00001, per subject" in text
+    assert "at most 8.00 at delta 0.00001, per record" in text
+    assert re.search(r"epsilon of a whole site +4\.20 at delta 0\.00001", text)
+    assert "who took part when is withheld" in text
+    assert "at times withheld" not in text
+
+
 @pytest.mark.parametrize(
     ("low", "high"), [(0.0, 1.0), (0.0, 7.98), (-3.0, 3.0), (0.2, 0.2), (0.0, 1e-7), (1.0, 200.0), (0.0, 1e6)]
 )

@@ -4,7 +4,7 @@ import json
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from typer.testing import CliRunner
@@ -100,7 +100,7 @@ def made_round(
         statement = None
         if local is not None:
             use = MechanismUse(12.0 if same_noise else 12.0 + index, 0.5, 2)
-            unit = "subject" if local.unit == "subject" else "record"
+            unit: Literal["record", "subject"] = "subject" if local.unit == "subject" else "record"
             earlier = [row for row in ledger.rows(f"data of {site}") if row.run_id != RUN]
             before = spent_epsilon(uses_of_rows(earlier, unit=unit), delta=DELTA, accountant="rdp")
             spent = reserve(ledger, site, use=use, unit=unit, run_id=RUN, number=number)
