@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from client import preflight as package
 from client.preflight import assert_sound, preflight
 from client.preflight.chance import FALSE_ALARM, coins_are_plausible, scale_is_plausible
+from client.preflight.gradients import independent, own_gradient
 from client.preflight.outcome import Outcome
 from client.preflight.rehearsal import Rehearsal, rehearse
 from shared.config import PrivacySettings, RunConfig, Settings
@@ -95,9 +96,7 @@ def _nothing_known() -> Iterator[None]:
     package.forget()
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in ("concat", "mean") else SLOW) for name in RUNS]
-)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name == "mean" else SLOW) for name in RUNS])
 def test_every_encoder_fusion_and_head_passes(name: str) -> None:
     checks = preflight(private(RUNS[name], RECORD))
 
@@ -134,11 +133,12 @@ def test_where_the_server_adds_the_noise_the_length_of_updates_is_checked_instea
 
 def test_records_and_sites_together_are_both_checked() -> None:
     run = private(RUNS["mean"], RECORD).model_copy(update={"site_privacy": PrivacySettings.model_validate(SITE)})
+    only = {"noise-fresh", "composition", "allow-list", "update-clipped"}
 
-    checks = preflight(run)
+    checks = preflight(run, only=only)
 
     assert failed(checks) == {}
-    assert {check.name for check in checks} == {*LOCAL_CHECKS, "update-clipped"}
+    assert {check.name for check in checks} == only
 
 
 def test_a_run_without_privacy_is_checked_for_what_leaves() -> None:
@@ -147,7 +147,7 @@ def test_a_run_without_privacy_is_checked_for_what_leaves() -> None:
 
 def test_equal_runs_get_equal_answers_and_no_global_generator_moves() -> None:
     before = torch.get_rng_state(), np.random.get_state(legacy=False)
-    only = {"own-gradient", "bounded", "noise-scale", "noise-fresh", "poisson-sampling", "composition"}
+    only = {"own-gradient", "noise-fresh", "composition"}
 
     first, second = (preflight(private(RUNS["mean"], RECORD), only=only) for _ in range(2))
 
@@ -178,7 +178,8 @@ def _mixing(place: EncoderPlace, _options: _NoOptions) -> EncoderPart:
     return EncoderPart(preprocessor=way, module=lambda: _Mixing(place.width))
 
 
-def test_a_run_that_fails_its_preflight_is_refused() -> None:
+def test_a_run_that_fails_its_preflight_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(package, "_LOCAL", {"own-gradient": own_gradient, "independent": independent})
     run = private(example_run({"vector": {"name": "mixing-in-a-test"}}), RECORD)
 
     with pytest.raises(ModelError, match="independent: a sample's loss and gradient moved") as caught:
@@ -212,7 +213,7 @@ def test_a_check_that_breaks_down_counts_as_failed(monkeypatch: pytest.MonkeyPat
 
 
 def test_made_up_rows_lack_each_modality_somewhere_and_none_lacks_all() -> None:
-    with rehearse(private(RUNS["concat"], RECORD)) as rehearsal:
+    with rehearse(private(RUNS["gated"], RECORD)) as rehearsal:
         present = rehearsal.samples.present
         folder = rehearsal.folder
 
@@ -237,10 +238,10 @@ def test_false_alarms_come_as_seldom_as_stated() -> None:
     draws = torch.Generator().manual_seed(0)
     noise = torch.randn(5_000, 50, generator=draws, dtype=torch.float64)
     alarms = sum(not scale_is_plausible(row, std=1.0, false_alarm=0.05) for row in noise)
-    coins = (torch.rand(2_000, 30, 20, generator=draws) < 0.3).long()
+    coins = (torch.rand(1_000, 30, 20, generator=draws) < 0.3).long()
     refused = sum(bool(coins_are_plausible(each, chance=0.3, false_alarm=0.05)) for each in coins)
 
     assert FALSE_ALARM == 1e-6
     assert 180 < alarms < 330
     # the chi-square is an approximation for coins; it errs towards silence
-    assert 0 < refused < 0.06 * 2_000
+    assert 0 < refused < 0.07 * 1_000
