@@ -87,10 +87,10 @@ def clip_factors(norms: Float[Tensor, "B"], *, clip_norm: float) -> Float[Tensor
 def clipped_sum(gradients: Mapping[str, Tensor], *, clip: Clip) -> ClippedSum:
     """Sum over the units of their gradients, each clipped.
 
-    A unit whose norm is NaN, infinite or 1e30 clip norms long contributes exactly zero; no units give exact zeros.
+    A unit whose norm is NaN, infinite or 1e30 clip norms long contributes exactly zero. For no units see `sum_of_none`.
 
     Args:
-        gradients: parameter -> [B, *shape].
+        gradients: parameter -> [B, *shape], B at least 1.
         clip: how.
 
     Source: per layer: McMahan et al. 2018, arXiv:1710.06963, section 2.3.
