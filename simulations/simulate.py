@@ -116,10 +116,11 @@ def _check_first(settings: ServerSettings, *, folder: Path) -> None:
         return
     from client.preflight import preflight
     from shared.model.registry import load_extensions
+    from simulations.preflight import server_checks
 
     for extension in settings.extensions:
         load_extensions(extension)
-    checks = preflight(settings.run)
+    checks = (*preflight(settings.run), *server_checks(settings.run))
     failed = [f"  {check.name}: {check.detail}" for check in checks if not check.passed]
     if failed:
         heading = f"preflight: {len(failed)} of {len(checks)} checks failed; no data was read"
