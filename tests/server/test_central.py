@@ -132,6 +132,16 @@ def test_central_noise_has_the_promised_scale(clipping: str) -> None:
     assert result["scale"].item() != 0
 
 
+def test_adaptive_clipping_pays_for_its_count_with_more_noise_on_the_sum() -> None:
+    """By 2 %, which no statistical test of this size would see: the same draws, compared number by number."""
+    flat, adaptive = (
+        protect({}, plan=central_plan(noise=1.3, clipping=clipping), clip_norm=1.0, source=source())["a.weight"]
+        for clipping in ("flat", "adaptive")
+    )
+    torch.testing.assert_close(adaptive / flat, torch.full((3, 2), split_noise(1.3)[0] / 1.3))
+    assert split_noise(1.3)[0] > 1.3 * 1.01
+
+
 def test_central_count_has_the_promised_noise() -> None:
     """Fails by chance for one seed in a million; catches a scale 5 % off either way."""
     plan, draws = central_plan(noise=2.0, denominator=10.0, clipping="adaptive"), source("count")
