@@ -245,16 +245,12 @@ def test_more_before_never_asks_for_less_noise(more: MechanismUse) -> None:
         (MechanismUse(1.0, 1e-6, 10), 0.0, 1e-3),
         (MechanismUse(1e5, 0.5, 100), 0.0, 1e-3),
         (MechanismUse(0.3, 0.5, 1), 12.0, 25.0),
-        (MechanismUse(50.0, 0.01, 1_000_000), 0.72, 0.76),
+        (MechanismUse(25.0, 0.01, 250_000), 0.725, 0.729),
     ],
 )
 def test_extreme_mechanisms_have_sensible_costs(use: MechanismUse, least: float, most: float) -> None:
-    """Tiny rate, huge noise, tiny noise; and a million steps, which by the central limit are one Gaussian of mean .2.
-
-    Of the first two Renyi's bound is far too high, as it is for any epsilon far below 1, but a bound.
-    """
+    """Tiny rate, huge noise, tiny noise; and many steps, which by the central limit are one Gaussian of mean .2."""
     assert least <= spent([use]) <= most
-    assert spent([use]) <= spent([use], "rdp")
 
 
 @pytest.mark.parametrize("epsilon", [0.5, 8.0])
