@@ -21,7 +21,7 @@ from shared.config import NoiseKind
 from shared.errors import PrivacyError
 from shared.privacy.discrete_gaussian import discrete_gaussian
 
-# Numbers made at a time: few enough to stay in the processor's cache, which halves their cost.
+# Numbers made at a time: few enough to stay in the processor's cache.
 PIECE = 1 << 15
 _ZEROS = memoryview(bytes(8 * PIECE))
 
@@ -51,7 +51,7 @@ class RandomSource:
         """Independent Gaussian numbers of mean 0 and the given standard deviation, of the dtype that `kind` names.
 
         They reach 9.34 deviations: a float32 draw of torch's own ends at 5.77, which costs more than a delta of 1e-5
-        allows over the weights and steps of a run. "float32" takes half the time and a third fewer random bits; its
+        allows over the weights and steps of a run. "float32" takes 60 % of the time and three quarters of the random bits; its
         numbers lie on a coarser grid, and around 0 its squared radius comes in steps of 1e-7 variances.
 
         Raises:
