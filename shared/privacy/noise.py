@@ -51,8 +51,8 @@ class RandomSource:
         """Independent Gaussian numbers of mean 0 and the given standard deviation, of the dtype that `kind` names.
 
         They reach 9.34 deviations: a float32 draw of torch's own ends at 5.77, which costs more than a delta of 1e-5
-        allows over the weights and steps of a run. "float32" takes 60 % of the time and three quarters of the random bits; its
-        numbers lie on a coarser grid, and around 0 its squared radius comes in steps of 1e-7 variances.
+        allows over the weights and steps of a run. "float32" takes 60 % of the time and three quarters of the random
+        bits; its numbers lie on a coarser grid, and around 0 its squared radius comes in steps of 1e-7 variances.
 
         Raises:
             PrivacyError: std is negative or not finite; or whole numbers are asked for, which `discrete_normal` draws.
