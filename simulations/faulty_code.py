@@ -320,11 +320,11 @@ def fixed_number_of_sites() -> Planting:
 
 
 def _engine(kind: Callable[[], object]) -> Planting:
-    """Whatever engine is asked for a run's model, this one is given."""
+    """Whatever engine is asked for a run's model, or for one around it, this one is given."""
     original = gradient.choose_engine
 
     def chosen(name: EngineName, model: nn.Module, *, microbatch_size: int = 64) -> object:
-        if not isinstance(model, MultimodalModel):
+        if not any(isinstance(part, MultimodalModel) for part in model.modules()):
             return original(name, model, microbatch_size=microbatch_size)
         return kind()
 
