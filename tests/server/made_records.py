@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -28,6 +29,7 @@ from shared.preflight import PreflightCheck
 
 Protection = Literal["record", "subject", "site", "record+site", "subject+site", "none"]
 SITE_LIMIT = 4.0
+VERSIONS = {"python": "3.11.7", "motet": "0.1.0", "torch": "2.13.0", "opacus": "1.6.0", "flwr": "1.41.0"}
 
 
 def build_record(
@@ -53,52 +55,44 @@ def build_record(
     seed: int = 0,
     engine: str = "local",
 ) -> RunRecord:
-    """A record as a run would write it, with numbers of a plausible shape.
+    """A record as a run would write it, with numbers of a plausible shape; private=False is short for "none".
 
-    Args:
-        private: False is short for protection "none".
-        secret: the server draws who is asked by secret coins, and the record withholds who took part.
-        tells: owners let their cap and what they spent before be told.
+    secret: the record withholds who took part; tells: owners let their cap and what was spent before be told.
     """
+    names = {"modalities": modalities, "labels": labels, "groups": tuple(groups or {})}
+    kept: Protection = protection if private else "none"
     run = _run(
-        name,
-        modalities=modalities,
-        labels=labels,
-        groups=tuple(groups or {}),
-        rounds=rounds,
-        rating=rating,
-        protection=protection if private else "none",
-        secret=secret,
-        clipping=clipping,
-        statistics=statistics,
-        epsilon=epsilon,
-        seed=seed,
-    )
+        name, names=names, rounds=rounds, rating=rating, protection=kept, secret=secret, clipping=clipping,
+        statistics=statistics, epsilon=epsilon, seed=seed,
+    )  # fmt: skip
     generator = np.random.default_rng(seed)
+    evaluation = partial(_evaluation, run=run, skill=reached, groups=groups or {}, generator=generator)
     return RunRecord(
+        started="2026-03-01T09:30:00+00:00",
+        seconds=151.2,
+        peak_memory_bytes=812_000_000,
+        versions=VERSIONS,
+        num_parameters=48_210,
+        code_digest="5f2c" * 16,
         run=run,
         card=_card(title, generated=generated, run=run),
         engine=engine,
         reproducible_noise=reproducible_noise,
-        started="2026-03-01T09:30:00+00:00",
-        seconds=151.2,
-        peak_memory_bytes=812_000_000,
-        versions={"python": "3.11.7", "motet": "0.1.0", "torch": "2.13.0", "opacus": "1.6.0", "flwr": "1.41.0"},
         stopped="completed",
         chosen_round=max(1, rounds - 2),
         rounds=_history(run, sites=sites, reached=reached, generator=generator, tells=tells),
         privacy=_plans(run, sites=sites, rounds=rounds, tells=tells and not secret) if run.local_privacy else (),
-        test=_evaluation("test", run=run, skill=reached, groups=groups or {}, generator=generator),
-        validation=_evaluation("validation", run=run, skill=reached, groups=groups or {}, generator=generator),
-        num_parameters=48_210,
+        test=evaluation(part="test"),
+        validation=evaluation(part="validation"),
         sites=sites,
         central=_central(run, num_sites=len(sites)),
-        statistics=tuple(
-            SiteStatistics(site=site, counts=(103.2, 96.7, 101.0, 98.4)[: len(labels)], noise_multiplier=6.0)
-            for site in (sites if statistics else ())
-        ),
-        code_digest="5f2c" * 16,
+        statistics=_counts(sites if statistics else (), run=run),
     )
+
+
+def _counts(sites: tuple[str, ...], *, run: RunConfig) -> tuple[SiteStatistics, ...]:
+    counts = (103.2, 96.7, 101.0, 98.4)[: max(1, len(run.data.labels))]
+    return tuple(SiteStatistics(site=site, counts=counts, noise_multiplier=6.0) for site in sites)
 
 
 def audited(
@@ -213,9 +207,7 @@ def _plans(run: RunConfig, *, sites: tuple[str, ...], rounds: int, tells: bool) 
 def _run(
     name: str,
     *,
-    modalities: tuple[str, ...],
-    labels: tuple[str, ...],
-    groups: tuple[str, ...],
+    names: dict[str, tuple[str, ...]],
     rounds: int,
     rating: bool,
     protection: Protection,
@@ -225,7 +217,11 @@ def _run(
     epsilon: float,
     seed: int,
 ) -> RunConfig:
-    task = {"task": "rating", "rating_range": (-3.0, 3.0)} if rating else {"task": "single-label", "labels": labels}
+    task = (
+        {"task": "rating", "rating_range": (-3.0, 3.0)}
+        if rating
+        else {"task": "single-label", "labels": names["labels"]}
+    )
     local, _, central = protection.rpartition("+")
     unit = local or protection
     common = {"delta": 1e-5, "clip_norm": 1.0, "clipping": clipping}
@@ -237,12 +233,12 @@ def _run(
             "seed": seed,
             "data": {
                 **task,
-                "modalities": {modality: {"kind": "features", "width": 8} for modality in modalities},
-                "groups": groups,
+                "modalities": {modality: {"kind": "features", "width": 8} for modality in names["modalities"]},
+                "groups": names["groups"],
             },
             "model": {
                 "embedding_width": 32,
-                "encoders": {modality: {"name": "linear"} for modality in modalities},
+                "encoders": {modality: {"name": "linear"} for modality in names["modalities"]},
                 "fusion": {"name": "gated"},
             },
             "training": {"optimizer": "momentum", "learning_rate": 0.5, "batch_size": 32, "local_epochs": 1},
@@ -363,7 +359,7 @@ def _estimate(value: float, *, wide: bool) -> Estimate:
 
 
 def _evaluation(
-    part: str, *, run: RunConfig, skill: float, groups: dict[str, tuple[str, ...]], generator: np.random.Generator
+    *, part: str, run: RunConfig, skill: float, groups: dict[str, tuple[str, ...]], generator: np.random.Generator
 ) -> Evaluation:
     def scores(share: float, rows: int) -> Scores:
         return _scores(run, skill=skill * share, generator=generator, rows=rows, wide=True)
