@@ -107,7 +107,7 @@ def clipped_sum(gradients: Mapping[str, Tensor], *, clip: Clip) -> ClippedSum:
     else:
         sums = _sum_of_whole_numbers(rows, factors=factors, norm=clip.norm, grid=clip.grid)
     shaped = {name: sums[name].reshape(gradient.shape[1:]) for name, gradient in gradients.items()}
-    return ClippedSum(sums=shaped, unclipped=float((finite & within).sum()))
+    return ClippedSum(sums=shaped, unclipped=float(within.sum()))
 
 
 def whole_number_sensitivity(*, clip_norm: float, grid: float, num_parameters: int) -> float:

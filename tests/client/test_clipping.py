@@ -85,6 +85,12 @@ def test_whole_number_contributions_keep_their_bound(per_layer: bool) -> None:
     sums = [clipped_sum({"a.b": row[None, :4], "c.d": row[None, 4:]}, clip=clip).sums for row in rows]
     norms = [float(flat(each).double().norm()) for each in sums]
 
+    clipped = [
+        clipped_sum({"a.b": row[None, :4], "c.d": row[None, 4:]}, clip=Clip(1.0, per_layer)).sums for row in rows
+    ]
+    away = max(float((flat(a) * 0.05 - flat(b)).abs().max()) for a, b in zip(sums, clipped, strict=True))
+
+    assert away <= 0.05 / 2 * (1 + 1e-5)  # to the nearest
     assert 20.0 < max(norms) <= bound
     assert bound == pytest.approx(20 + math.sqrt(LAYERED_WIDTH) / 2)
 
@@ -103,7 +109,7 @@ def test_a_whole_number_contribution_beyond_its_bound_is_left_out(monkeypatch: p
 
 def test_whole_numbers_are_added_exactly() -> None:
     """The sum is the same to the last bit in whatever order and pieces; in float32 it is not."""
-    rows = torch.randn(301, LAYERED_WIDTH, generator=torch.Generator().manual_seed(1))
+    rows = torch.rand(301, LAYERED_WIDTH, generator=torch.Generator().manual_seed(1))
 
     def summed(gradients: Tensor, clip: Clip) -> Tensor:
         return clipped_sum({"a": gradients}, clip=clip).sums["a"]
