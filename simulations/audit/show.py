@@ -33,9 +33,9 @@ def sentences(audit: Audit) -> tuple[str, ...]:
     if is_alarm(audit):
         highest = max(audit.attacks, key=lambda attack: attack.lower_bound)
         found.append(
-            f'ALARM: the attack "{highest.name}" shows epsilon {highest.lower_bound:.2f} at least, more than is '
-            "claimed. Either the training code does not do what was accounted for, or chance did what it does in at most "
-            f"{1 - together:.1%} of audits: repeat it with another --seed and run motet preflight."
+            f'ALARM: the attack "{highest.name}" shows epsilon {highest.lower_bound:.2f} at least, more than '
+            "is claimed. Either the training code does not do what was accounted for, or chance did what it does in at "
+            f"most {1 - together:.1%} of audits: repeat it with another --seed and run motet preflight."
         )
     else:
         found.append(
