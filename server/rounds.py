@@ -114,36 +114,24 @@ def run_rounds(
     while progress.round_number < run.federation.rounds:
         if _patience_is_over(progress, run=run):
             return progress, "early"
-        began, number = time.monotonic(), progress.round_number + 1
         try:
-            asked, site_epsilon = participants(plan, central, number=number, attempt=attempt, folder=folder)
+            record = _one_round(
+                transport,
+                progress,
+                optimizer,
+                model=model,
+                plan=plan,
+                settings=settings,
+                validation=validation,
+                folder=folder,
+                attempt=attempt,
+                central=central,
+            )
         except BudgetError as error:
             if progress.round_number == 0:
                 raise
-            log.warning("the run ends before round %d: %s", number, error)
+            log.warning("the run ends after round %d: %s", progress.round_number, error)
             return progress, "early"
-        requests = _requests(asked, progress, plan=plan, settings=settings, attempt=attempt)
-        shapes = {site: {name: tuple(value.shape) for name, value in r.weights.items()} for site, r in requests.items()}
-        replies = transport.train(requests, shapes=shapes, timeout_s=run.federation.round_timeout_s)
-        judged = {site: judge(replies[site], request=requests[site]) for site in asked}
-        norms = (progress.clip_norm, progress.site_clip_norm)
-        update_norm = _take(judged, progress, optimizer, run=run, central=central)
-        scores = None
-        if number % run.evaluation.every_rounds == 0 or number == run.federation.rounds:
-            scores = _scores(model, progress.weights, samples=validation, run=run)
-            _remember_best(progress, scores)
-        is_secret = plan.rounds is None
-        record = RoundRecord(
-            round=number,
-            # PRIVACY: how long a round took tells how many sites were in it. test_records_do_not_tell_who_was_drawn
-            seconds=0.0 if is_secret else time.monotonic() - began,
-            sites=_site_rounds(judged, plan=plan, history=progress.history),
-            validation=scores,
-            update_norm=update_norm,
-            clip_norm=norms[0],
-            site_clip_norm=norms[1],
-            site_epsilon=site_epsilon,
-        )
         progress.history.append(record)
         save_progress(progress, folder=folder, run_digest=run.digest)
         tell(record)
@@ -163,6 +151,44 @@ def load_weights(model: MultimodalModel, weights: Weights) -> None:
     with torch.no_grad():
         for name, value in weights.items():
             parameters[name].copy_(value)
+
+
+def _one_round(
+    transport: Transport,
+    progress: Progress,
+    optimizer: ServerOptimizer,
+    *,
+    model: MultimodalModel,
+    plan: Plan,
+    settings: ServerSettings,
+    validation: Samples,
+    folder: Path,
+    attempt: int,
+    central: Central | None,
+) -> RoundRecord:
+    run, number, began = settings.run, progress.round_number + 1, time.monotonic()
+    asked, site_epsilon = participants(plan, central, number=number, attempt=attempt, folder=folder)
+    requests = _requests(asked, progress, plan=plan, settings=settings, attempt=attempt)
+    shapes = {site: {name: tuple(value.shape) for name, value in r.weights.items()} for site, r in requests.items()}
+    replies = transport.train(requests, shapes=shapes, timeout_s=run.federation.round_timeout_s)
+    judged = {site: judge(replies[site], request=requests[site]) for site in asked}
+    clip_norm, site_clip_norm = progress.clip_norm, progress.site_clip_norm
+    update_norm = _take(judged, progress, optimizer, run=run, central=central)
+    scores = None
+    if number % run.evaluation.every_rounds == 0 or number == run.federation.rounds:
+        scores = _scores(model, progress.weights, samples=validation, run=run)
+        _remember_best(progress, scores)
+    return RoundRecord(
+        round=number,
+        # PRIVACY: how long a round took tells how many sites were in it. test_records_do_not_tell_who_was_drawn
+        seconds=0.0 if plan.rounds is None else time.monotonic() - began,
+        sites=_site_rounds(judged, plan=plan, history=progress.history),
+        validation=scores,
+        update_norm=update_norm,
+        clip_norm=clip_norm,
+        site_clip_norm=site_clip_norm,
+        site_epsilon=site_epsilon,
+    )
 
 
 def _ask_statistics(

@@ -302,16 +302,8 @@ class RunConfig(Settings):
             return self
         if federation.site_sample_rate is not None and federation.sites_per_round is not None:
             raise ValueError("federation: site_sample_rate (secret) or sites_per_round (public); allowed: one of them")
-        if self.statistics is not None:
-            raise ValueError(
-                'statistics: a site\'s counts are noisy for its records and would say much about the site, which unit '
-                '"site" hides; allowed: one of the two'
-            )
-        if self.local_privacy is not None and self.local_privacy.clipping == "adaptive":
-            raise ValueError(
-                'privacy.clipping: "adaptive" follows counts of single sites, which unit "site" hides; allowed beside '
-                'it: "flat" or "per-layer"'
-            )
+        if self.statistics is not None or (self.local_privacy and self.local_privacy.clipping == "adaptive"):
+            raise ValueError('beside unit "site" not allowed, as they tell of single sites: statistics, local adaptive')
         if federation.aggregation != "mean" or federation.weighting != "uniform":
             raise ValueError(
                 'unit "site" bounds what a site adds to a plain sum; allowed: aggregation = "mean" with weighting = '

@@ -1,6 +1,7 @@
 """A reply is used when it is the one asked for, protected as asked or more strictly; else it costs its own say only."""
 
 import pytest
+from pydantic import ValidationError
 
 from server.judgement import Failure, judge, judge_statistics
 from shared.config import RunConfig
@@ -113,3 +114,13 @@ def test_counts_that_are_not_what_was_asked_for_are_invalid() -> None:
     )
     assert judge_statistics(counts("other"), run=COUNTED, run_id="r") == Failure("invalid", "another-round")
     assert judge_statistics(Refusal("refused"), run=COUNTED, run_id="r") == Refusal("refused")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"statistics": {"noise_multiplier": 4.0}, "privacy": RECORD}, {"privacy": {**RECORD, "clipping": "adaptive"}}],
+)
+def test_counts_of_single_sites_are_not_asked_for_where_sites_are_hidden(changes: dict[str, object]) -> None:
+    """They are noisy for a site's records only, and would say much about the site."""
+    with pytest.raises(ValidationError, match="tell of single sites"):
+        protected_run(changes={**changes, "site_privacy": SITE})

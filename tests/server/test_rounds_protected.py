@@ -307,6 +307,24 @@ def test_counts_are_asked_once_and_weigh_the_sites(tmp_path: Path) -> None:
     assert _weights(used, progress, run=run) == {"north": 60.0, "south": 30.0, "deaf": 1.0}
 
 
+def test_counts_asked_before_a_crash_are_not_asked_again(tmp_path: Path) -> None:
+    """Whoever gave them has paid, even though no round was done."""
+    run = protected_run(changes={"privacy": RECORD, "statistics": {"noise_multiplier": 4.0}})
+
+    class Breaking(CallTransport):
+        def train(
+            self, requests: Mapping[str, TrainRequest], *, shapes: Mapping[str, Shapes], timeout_s: float
+        ) -> dict[str, Reply]:
+            raise ConnectionError
+
+    with pytest.raises(ConnectionError):
+        train(run, tmp_path, transport=Breaking(run, SITES, counts={"north": counts(1.0, 2.0, 3.0)}))
+    again = CallTransport(run, SITES, privacy=STATEMENT)
+    progress = train(run, tmp_path, transport=again, attempt=1)
+    assert again.counted == []
+    assert progress.statistics == {"north": counts(1.0, 2.0, 3.0)}
+
+
 def _requests_of(run: RunConfig, transport: CallTransport, progress: Progress) -> dict[str, TrainRequest]:
     from server.rounds import _requests
 
