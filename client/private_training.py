@@ -301,8 +301,9 @@ def _as_given(model: nn.Module, trained: dict[str, nn.Parameter], start: dict[st
 def _own_randomness(source: RandomSource, device: torch.device) -> Iterator[None]:
     """Dropout inside draws from a generator that `source` seeds; torch's global generator is left as it was.
 
-    torch keeps 32 bits of the seed. They suffice, because dropout protects nothing: whatever it drops, each unit has
-    one gradient, clipped, and the noise is not drawn from there.
+    Whatever dropout drops, each unit has one gradient, clipped, and the noise is not drawn from there. What rests on it
+    is less: a mask goes by a unit's place in the batch, so that masks must not be known for one unit more or less to
+    leave the others' distribution alone. torch keeps 32 bits of the seed, drawn anew each round, for that.
     """
     seed = source.seed()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
