@@ -235,7 +235,8 @@ def threshold_bound(
             _epsilons_of_rates(hits, num_in, false, len(members) - num_in, delta=delta, chance=1 - confidence),
         )
 
-    # PRIVACY: the half that chose the threshold proves nothing. test_false_alarms_are_as_rare_as_stated
+    # PRIVACY: the half that chose the threshold proves nothing.
+    # test_a_threshold_is_judged_on_units_that_did_not_choose_it
     tries = {sign: judged(first, sign=sign)[2] for sign in (1, -1)}
     sign = max(tries, key=lambda each: float(tries[each].max()))
     chosen = int(tries[sign].argmax())

@@ -162,6 +162,22 @@ def test_false_alarms_are_as_rare_as_stated() -> None:
     assert alarms["without splitting the chance"] > MOST_ALARMS
 
 
+def test_a_threshold_is_judged_on_units_that_did_not_choose_it() -> None:
+    """The half that chooses is told every coin, the other gets noise: nothing is proved. Fails by chance once in a million."""
+    noise, included = gaussian_scores(0.0, units=400, generator=np.random.default_rng(6))
+    first = np.random.default_rng(7).permutation(400) < 200
+    for told, found in ((first, False), (np.ones(400, dtype=np.bool_), True)):
+        bound = threshold_bound(
+            np.where(told, 100.0 * included, noise),
+            included,
+            delta=0.0,
+            confidence=1 - 1e-6,
+            generator=np.random.default_rng(7),
+        )
+        assert bound.guesses.num_units == 200
+        assert (bound.epsilon > 1.0) == found
+
+
 def test_the_bounds_find_most_of_what_randomised_response_leaks() -> None:
     """20,000 answers at epsilon 2: both bounds lie between 1.8 and 2 (five deviations of the accuracy are 0.1)."""
     scores, included = randomised_response(2.0, units=20_000, generator=np.random.default_rng(1))
