@@ -25,6 +25,14 @@ def motet_home() -> Path:
     return Path(os.environ.get("MOTET_HOME") or Path.home() / ".cache" / "motet").expanduser().resolve()
 
 
+def state_home() -> Path:
+    """Where what must not be lost is kept, the server's ledger: MOTET_HOME, or .local/state/motet in the user's home.
+
+    Never the folder of caches, which people and programs empty: a ledger that is gone has forgotten what was spent.
+    """
+    return Path(os.environ.get("MOTET_HOME") or Path.home() / ".local" / "state" / "motet").expanduser().resolve()
+
+
 class SourceSettings(Settings):
     """Where the data set is: a folder, or a builder that makes one."""
 

@@ -18,7 +18,7 @@ from server.settings import PREFLIGHT_FILE, ServerSettings, read_settings, write
 from shared.config import DataSchema, RunConfig
 from shared.errors import ModelError, RunError
 from shared.manifest import read_manifest
-from simulations.scenario import OwnerSettings, Scenario, motet_home, read_card
+from simulations.scenario import OwnerSettings, Scenario, motet_home, read_card, state_home
 
 Engine = Literal["local", "flower"]
 SITES_FOLDER = "sites"
@@ -75,7 +75,7 @@ def prepare_run(
         num_sites=num_sites or len(sites),
         started=datetime.now(UTC).isoformat(timespec="seconds"),
         # a simulation's sites begin anew with it; real ones have been in whatever ran before
-        ledger=(motet_home() if is_deployment else folder.resolve()) / SERVER_LEDGER,
+        ledger=(state_home() if is_deployment else folder.resolve()) / SERVER_LEDGER,
         federation=card.title if card else data_set.name,
         site_cap_epsilon=site_cap_epsilon,
         reproducible_noise=scenario.owners.reproducible_noise and not is_deployment,

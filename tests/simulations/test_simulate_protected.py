@@ -16,7 +16,7 @@ from shared.errors import ModelError, RunError
 from shared.preflight import PreflightCheck
 from shared.privacy.accountant import MechanismUse, spent_epsilon
 from shared.privacy.ledger import Ledger
-from simulations.scenario import read_scenario
+from simulations.scenario import motet_home, read_scenario, state_home
 from simulations.simulate import DEPLOYMENT, prepare_run, run_simulation
 from tests.simulations.runs import model_of, record_of, scenario_file, simulate, skip_preflight
 
@@ -233,3 +233,10 @@ def test_the_code_digest_changes_with_every_file_and_with_nothing_else(tmp_path:
     renamed = code_digest(tmp_path)
     (tmp_path / "server" / "page.toml").write_text("a = 1\n")
     assert len({before, renamed, code_digest(tmp_path)}) == 3
+
+
+def test_the_ledger_of_a_deployments_server_lies_where_no_cache_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MOTET_HOME")
+
+    assert motet_home() not in (state_home(), *state_home().parents)
+    assert not any("cache" in part for part in state_home().relative_to(Path.home()).parts)
