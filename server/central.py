@@ -4,8 +4,9 @@ in        the updates of one round, clipped at the sites and not believed; the s
 out       their noisy average, divided by a public number; a row in the ledger before anybody is asked
 relies on shared/privacy/ for clip, noise, accountant and ledger; schedule.py for who is asked
 
-Neighbouring: every update of one site replaced by zeros. Whoever reads the models and the report learns little of any
-one site; the server itself sees the updates and has to be trusted.
+Neighbouring: everything that one site sends left out, so that its updates count as zeros and its bit (adaptive
+clipping) not at all. Whoever reads the models and the report learns little of any one site; the server itself sees the
+updates and has to be trusted.
 """
 
 from collections import Counter

@@ -76,7 +76,7 @@ class SiteRound(Settings):
     fields: tuple[str, ...] = ()
     """names of everything the reply held, arrays and numbers; empty where the same as in the site's last used round"""
     header: ReplyHeader | None = None
-    """every number the reply held, as it came"""
+    """every number the reply held, as it came, but `is_within_clip`, which stays with the server"""
 
 
 class RoundRecord(Settings):

@@ -311,7 +311,9 @@ def _site_round(site: str, reply: Reply | None, *, known: tuple[str, ...] | None
             epsilon=privacy.epsilon if privacy else None,
             update_bytes=sum(value.numel() * value.element_size() for value in reply.update.values()),
             fields=() if reply_fields(reply) == known else reply_fields(reply),
-            header=reply.header,
+            # PRIVACY: exact, and for the server alone; its name among the fields says that it came.
+            # test_records_do_not_hold_the_bit_of_a_site
+            header=reply.header.model_copy(update={"is_within_clip": None}),
         )
     outcome: Outcome = "refused" if isinstance(reply, Refusal) else reply.outcome
     return SiteRound(site=site, outcome=outcome, code=reply.code)

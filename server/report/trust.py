@@ -2,7 +2,7 @@
 
 in        a RunRecord, as levels
 out       lists for the page of a run and for the privacy report
-relies on privacy.toml; what a record itself shows (exact bits of a site) is looked for and not assumed
+relies on privacy.toml for every sentence
 """
 
 from server.records import RunRecord
@@ -33,8 +33,6 @@ def not_protected(record: RunRecord, *, sentences: PrivacyWords) -> tuple[str, .
         found += lists["not_people"]
     if units == {"site"}:
         found += lists["not_records_in_a_site"]
-    if "site" in units:
-        found += _beside_the_sum(record, sentences=sentences)
     found += (*lists["not_several_sites"], *membership, *lists["not_always"])
     if record.run.local_privacy is not None:
         found += lists["not_paid"]
@@ -54,10 +52,3 @@ def trust_blocks(record: RunRecord, *, words: Meanings, sentences: PrivacyWords)
     if is_withheld(record):
         found += [Heading("Why participation is withheld"), *(Words(text) for text in lists["withheld"])]
     return tuple(found)
-
-
-def _beside_the_sum(record: RunRecord, *, sentences: PrivacyWords) -> list[str]:
-    """What this record tells of single sites that the server's noise does not hide."""
-    headers = [site.header for each in record.rounds for site in each.sites if site.header is not None]
-    is_told = any(header.is_within_clip is not None for header in headers)
-    return list(sentences.lists["not_clipping_of_a_site"]) if is_told else []

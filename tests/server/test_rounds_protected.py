@@ -238,6 +238,22 @@ def test_a_public_schedule_is_shown_as_it_was(tmp_path: Path) -> None:
     assert all(record.seconds > 0 for record in progress.history)
 
 
+def test_records_do_not_hold_the_bit_of_a_site(tmp_path: Path) -> None:
+    """Two runs whose sites all say the opposite write the same but for what follows from the noisy model."""
+    run = protected_run(changes={"privacy": {**SITE, "clipping": "adaptive"}}, sites_per_round=2)
+    told = []
+    for within in (False, True):
+        folder = tmp_path / str(within)
+        progress = train(run, folder, transport=CallTransport(run, SITES, is_within_clip=within))
+        headers = [site.header for record in progress.history for site in record.sites if site.header]
+        assert len(headers) == 8
+        assert {header.is_within_clip for header in headers} == {None}
+        assert "is_within_clip" in next(site.fields for site in progress.history[0].sites if site.fields)
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        told.append([line["sites"] for line in lines])
+    assert told[0] == told[1]
+
+
 @pytest.mark.parametrize(("share", "direction"), [(0.0, 1), (1.0, -1), (0.5, 0)])
 def test_adaptive_norms_of_records_follow_the_share_that_sites_tell(
     share: float, direction: int, tmp_path: Path
