@@ -198,9 +198,18 @@ def make_central_plan(
     return plan
 
 
-def steps_due(participations: Mapping[str, int], *, charged: int) -> int:
-    """What the ledger still owes: the most rounds that any one site may have been in, less those charged."""
-    return max(0, max(participations.values(), default=0) - charged)
+def steps_due(participations: Mapping[str, int], *, before: Mapping[str, int], charged: int) -> int:
+    """What a round costs: by how much the most rounds that any one site may have been in grow, or lie above the ledger.
+
+    Args:
+        participations: this round included.
+        before: without it.
+        charged: rounds that the ledger holds for the run.
+    """
+    most = max(participations.values(), default=0)
+    # PRIVACY: by the growth, however much is charged already: a folder that was copied, or lost its counts, pays anew
+    # for what it asks. test_a_run_folder_that_lost_its_counts_pays_for_every_round
+    return max(0, most - max(before.values(), default=0), most - charged)
 
 
 def with_round(participations: Mapping[str, int], *, sites: Sequence[str]) -> dict[str, int]:

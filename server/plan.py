@@ -111,8 +111,9 @@ def participants(
     possible = plan.site_names if plan.rounds is None else plan.rounds[number - 1]
     if central is None:
         return possible, None
-    participations = with_round(read_participations(folder), sites=possible)
-    due = steps_due(participations, charged=central.budget.charged())
+    before = read_participations(folder)
+    participations = with_round(before, sites=possible)
+    due = steps_due(participations, before=before, charged=central.budget.charged())
     epsilon = central.budget.charge(central.plan, steps=due, round_number=number, attempt=attempt)
     write_participations(participations, folder=folder)
     if plan.rounds is None:

@@ -235,11 +235,18 @@ def test_a_public_schedule_costs_the_most_rounds_that_any_site_is_in() -> None:
     participations: dict[str, int] = {}
     owed, charged = [], 0
     for sites in (["a"], ["b"], ["a"], ["b"], ["b"]):  # the last is repeated after a crash
-        participations = with_round(participations, sites=sites)
-        owed.append(steps_due(participations, charged=charged))
+        before, participations = participations, with_round(participations, sites=sites)
+        owed.append(steps_due(participations, before=before, charged=charged))
         charged += owed[-1]
     assert owed == [1, 0, 1, 0, 1]
     assert charged == max(participations.values())
+
+
+def test_a_ledger_from_an_old_copy_is_paid_up() -> None:
+    """Three rounds were asked and the ledger holds one: the fourth pays for all that is missing."""
+    before = {"a": 3, "b": 1}
+    assert steps_due(with_round(before, sites=["a"]), before=before, charged=1) == 3
+    assert steps_due(with_round(before, sites=["b"]), before=before, charged=1) == 2
 
 
 def test_the_central_denominator_is_public(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -133,6 +134,20 @@ def test_a_run_stopped_between_rounds_is_charged_once_for_each(tmp_path: Path) -
     # three sites, one a round: only the first round and the fourth add to what one site has been in
     assert charged(tmp_path) == [(1, 0, 1), (4, 1, 1)]
     assert progress.round_number == 4
+
+
+@pytest.mark.parametrize("rate", [None, 0.5])
+def test_a_run_folder_that_lost_its_counts_pays_for_every_round(rate: float | None, tmp_path: Path) -> None:
+    """Whoever copies a run folder as it was before the first round and starts it again asks every site again."""
+    run = protected_run(changes={"privacy": SITE}, site_sample_rate=rate)
+    with pytest.raises(KeyboardInterrupt):
+        train(run, tmp_path, transport=CallTransport(run, SITES), stop_after=2)
+    (tmp_path / "participations.json").unlink()
+    shutil.rmtree(tmp_path / "checkpoints")
+    (tmp_path / "metrics.jsonl").unlink()
+    progress = train(run, tmp_path, transport=CallTransport(run, SITES), attempt=1)
+    assert charged(tmp_path) == [(1, 0, 1), (2, 0, 1), (1, 1, 1), (2, 1, 1)]
+    assert progress.round_number == 2
 
 
 @pytest.mark.parametrize("clipping", ["flat", "per-layer", "adaptive"])
