@@ -174,7 +174,7 @@ def first_run(deployment: Deployment) -> RunRecord:
     deployment.wait_for_run("first", within_s=400)
     report = folder / "report.json"
     assert report.is_file(), deployment.everything_said()
-    return RunRecord.model_validate_json(report.read_text(encoding="utf-8"))
+    return read_record(folder)
 
 
 def test_both_sites_are_used_in_every_round_and_the_report_is_there(first_run: RunRecord) -> None:
