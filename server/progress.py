@@ -12,9 +12,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from server.records import RoundRecord
+from server.report.numbers import epsilon_text
 from shared.config import RunConfig
 
 _PLAIN_EVERY_S = 5.0
+_MOST_NAMED = 3
 
 
 class ProgressLine:
@@ -65,9 +67,9 @@ class ProgressLine:
         if local is not None and self._run.federation.site_sample_rate is not None:
             shown.append(f"{local.unit}: up to epsilon {local.epsilon:g}")
         elif local is not None:
-            shown.append(f"highest epsilon {self._highest:.2f} (this run: up to {local.epsilon:g})")
+            shown.append(f"highest epsilon {epsilon_text(self._highest)} (this run: up to {local.epsilon:g})")
         if central is not None:
-            shown.append(f"site: epsilon {self._of_sites:.2f} (this run: up to {central.epsilon:g})")
+            shown.append(f"site: epsilon {epsilon_text(self._of_sites)} (this run: up to {central.epsilon:g})")
         return ", ".join(shown)
 
 
@@ -82,8 +84,8 @@ def headline(record: RoundRecord) -> str:
 
 def _absences(record: RoundRecord) -> str:
     missing = [site for site in record.sites if site.outcome not in {"used", "not-asked", "withheld"}]
-    return (
-        f"{len(missing)} of {len(record.sites)} sites missing ({missing[0].site}: {missing[0].outcome})"
-        if missing
-        else ""
-    )
+    if not missing:
+        return ""
+    named = [f"{site.site}: {site.outcome}" for site in missing[:_MOST_NAMED]]
+    more = [f"and {len(missing) - _MOST_NAMED} more"] if len(missing) > _MOST_NAMED else []
+    return f"{len(missing)} of {len(record.sites)} sites missing ({', '.join([*named, *more])})"

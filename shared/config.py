@@ -379,7 +379,8 @@ def _describe(error: ValidationError, *, kind: type[Settings], place: str) -> st
         said = fault["msg"].removeprefix("Value error, ")
         if fault["type"] == "extra_forbidden":
             said = f"no such setting; allowed: {', '.join(_fields_at(kind, path[:-1]))}"
-        lines.append(f"  {'.'.join(path) or '(whole table)'}: {said}{came}")
+        # what is said of the whole table names its fields itself
+        lines.append(f"  {'.'.join(path)}: {said}{came}" if path else f"  {said}{came}")
     return "\n".join(lines)
 
 

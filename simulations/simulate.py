@@ -7,15 +7,17 @@ relies on the two apps, unchanged, behind either engine
 
 import json
 import os
-from collections.abc import Sequence
+import tomllib
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
 from rich.console import Console
 
+from client.site import SiteConfig
 from server.settings import PREFLIGHT_FILE, ServerSettings, read_settings, write_preflight, write_settings
-from shared.config import DataSchema, RunConfig
+from shared.config import DataSchema, RunConfig, parse_settings
 from shared.errors import ModelError, RunError
 from shared.manifest import read_manifest
 from simulations.scenario import OwnerSettings, Scenario, motet_home, read_card, state_home
@@ -46,6 +48,7 @@ def prepare_run(
     Raises:
         RunError: the folder holds a run already, or it is unknown how many sites there are.
         ManifestError: a site's manifest has faults.
+        ConfigError: the scenario asks of an owner what no owner may say, such as a delta too large for its data.
     """
     if folder.exists() and any(folder.iterdir()):
         raise RunError(f"{folder}: not empty; name another folder, or go on with it: motet simulate --resume {folder}")
@@ -60,6 +63,7 @@ def prepare_run(
         site.name: _site_toml(site, run=scenario.run, owners=scenario.owners, folder=folder, extensions=extensions)
         for site in (sites if engine != DEPLOYMENT else ())
     }
+    _try_owners(owners, folder=folder)
     # only now, when nothing is left to go wrong: a folder made for nothing would stand in the way of the next try
     (folder / SITES_FOLDER).mkdir(parents=True, exist_ok=True)
     for name, text in owners.items():
@@ -176,6 +180,13 @@ def _site_toml(site: Path, *, run: RunConfig, owners: OwnerSettings, folder: Pat
     # a JSON string, number, list or boolean is also one in TOML
     lines = [f"{key} = {json.dumps(value)}" for key, value in values.items()]
     return "\n".join([*lines, "", "[privacy]", *(f"{key} = {json.dumps(value)}" for key, value in privacy.items()), ""])
+
+
+def _try_owners(owners: Mapping[str, str], *, folder: Path) -> None:
+    """What the scenario asks of an owner, and an owner may not say, is told before anything is made."""
+    for name, text in owners.items():
+        place = f"{folder / SITES_FOLDER / name}.toml, made from the scenario's run.privacy and owners"
+        parse_settings(SiteConfig, tomllib.loads(text), place=place)
 
 
 def _public_facts(site: Path, *, schema: DataSchema) -> tuple[int, int, tuple[str, ...]]:

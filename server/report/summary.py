@@ -87,7 +87,8 @@ def lead(record: RunRecord, *, words: Words) -> list[str]:
 
 def views(record: RunRecord, *, words: Words) -> list[View]:
     """Who could see what while the run went on, and after it."""
-    private = is_protected(record)
+    # an update that leaves a site without noise can show its records, also where noise hides the sum of all
+    private = is_protected(record) and record.run.local_privacy is not None
     said = {
         "update": _update_words(record),
         "yet": "" if private else words.texts["yet"],

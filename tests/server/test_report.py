@@ -22,11 +22,12 @@ from server.report.numbers import (
     metric_text,
 )
 from server.report.plots import Axes, Mark, Series, interval_bar, line_chart, thinned, ticks
+from server.report.summary import views
 from server.report.tables import group_tables, site_rows, subset_table
 from server.report.words import read_words
 from shared.config import DataCard
 from shared.messages import PrivacyStatement, ReplyHeader
-from tests.server.made_records import build_record
+from tests.server.made_records import Protection, build_record
 
 _VOID = {"meta", "br", "path", "rect", "circle"}
 
@@ -364,3 +365,12 @@ def test_numbers_are_written_for_people() -> None:
     ]
     assert listed(["image", "text", "audio"]) == "image, text and audio"
     assert metric_text(-0.0001) == "0.000"
+
+
+def test_who_gets_updates_without_noise_is_not_said_to_be_blind_to_records() -> None:
+    words = read_words()
+    cases: dict[Protection, bool] = {"record": False, "record+site": False, "site": True, "none": True}
+    for protection, warned in cases.items():
+        record = build_record(protection=protection)
+        (server,) = [view for view in views(record, words=words) if view.who == "Whoever runs the server"]
+        assert ("may give them away" in server.not_sees) == warned, protection

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from motet import app
 from server.central import CentralPlan, SiteBudget
+from server.code_digest import code_digest
 from server.plan import Central, Plan
 from server.privacy_summary import summarise_central, summarise_privacy
 from server.records import RoundRecord, RunRecord, SiteRound
@@ -310,6 +311,26 @@ def test_another_program_is_told_and_makes_no_report_wrong(tmp_path: Path) -> No
     run_folder(tmp_path)
     (told,) = [check for check in verify(tmp_path).checks if check.verdict == "told"]
     assert told.name == "program, SHA-256"
+
+
+def test_words_of_another_program_are_told_and_not_its_unit(tmp_path: Path) -> None:
+    run_folder(tmp_path)
+    entry = ("deployment_registry", "deployment", "privacy_loss")
+    change(tmp_path / "report.json", lambda r: _inner(r, entry).update(privacy_unit_description="One row."))
+    result = verify(tmp_path)
+    assert result.is_sound
+    assert next(check.name for check in result.checks if check.verdict == "told") == "deployment registry entry"
+    change(tmp_path / "report.json", lambda r: r.update(code_digest=code_digest()))
+    assert wrong(verify(tmp_path)) == ["deployment registry entry"]
+    change(tmp_path / "report.json", lambda r: r.update(code_digest="0" * 64))
+    change(tmp_path / "report.json", lambda r: _inner(r, entry).update(privacy_unit="User-level"))
+    assert wrong(verify(tmp_path)) == ["deployment registry entry"]
+
+
+def _inner(tree: Tree, keys: tuple[str, ...]) -> Tree:
+    for key in keys:
+        tree = tree[key]
+    return tree
 
 
 def test_a_folder_without_its_files_is_refused(tmp_path: Path) -> None:

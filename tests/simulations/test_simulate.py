@@ -1,6 +1,7 @@
 """From a scenario file to a report, as `motet simulate` does it."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -180,6 +181,16 @@ def test_a_start_that_fails_leaves_no_folder_in_the_way_of_the_next(tmp_path: Pa
         result = CliRunner().invoke(app, ["simulate", str(path), "--out", str(out), "--set", change])
         assert isinstance(result.exception, MotetError)
         assert not out.exists()
+
+
+def test_what_no_owner_may_say_is_told_before_anything_is_made(tmp_path: Path) -> None:
+    path, out = scenario_file(tmp_path, private=True), tmp_path / "out"
+    result = CliRunner().invoke(app, ["simulate", str(path), "--out", str(out), "--set", "run.privacy.delta=0.9"])
+    assert isinstance(result.exception, ConfigError)
+    assert re.search(
+        r"made from the scenario's run\.privacy.*\n  privacy\.delta is 0\.9; allowed: ", str(result.exception)
+    )
+    assert not out.exists()
 
 
 def test_resume_takes_no_other_option_and_leaves_an_ended_run_alone(tmp_path: Path) -> None:
