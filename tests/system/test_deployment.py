@@ -15,11 +15,12 @@ from typing import cast, get_args
 
 import pytest
 
-from shared.privacy.ledger import Ledger
 from client.site import read_site
 from server.checkpoint import METRICS_FILE
 from server.records import RoundRecord, RunRecord
+from server.report.html import read_record
 from shared.privacy.accountant import Accountant
+from shared.privacy.ledger import Ledger
 from tests.system.machine import (
     CHECKOUT,
     MARK,
