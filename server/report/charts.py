@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from server.records import RunRecord
-from server.report.numbers import METRIC_NAMES, metric_text
+from server.report.numbers import METRIC_NAMES, epsilon_text, metric_text
 from server.report.plots import Axes, Band, Mark, Points, Series, line_chart
 
 _MOST_ROWS = 12
@@ -51,7 +51,7 @@ def draw(
     lines = [(each.name, each.points) for each in series] + edges
     xs = sorted({x for _, points in lines for x, _ in points})
     stride = max(1, -(-len(xs) // _MOST_ROWS))
-    # counted from the end, so that the last point is there
+    # an axis that is not whole is an epsilon, rounded up; counted from the end, so that the last point is there
     shown = [x for place, x in enumerate(reversed(xs)) if place % stride == 0][::-1]
     values = [dict(points) for _, points in lines]
     return Chart(
@@ -60,7 +60,7 @@ def draw(
         caption=caption,
         head=(axes.x, *(name for name, _ in lines)),
         numbers=tuple(
-            (f"{x:g}" if axes.whole_x else f"{x:.2f}", *(number(each[x]) if x in each else "–" for each in values))
+            (f"{x:g}" if axes.whole_x else epsilon_text(x), *(number(each[x]) if x in each else "–" for each in values))
             for x in shown
         ),
     )

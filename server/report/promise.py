@@ -36,13 +36,15 @@ def notices(record: RunRecord, *, words: Words, sentences: PrivacyWords) -> list
 
 def plain_guarantee(record: RunRecord, *, words: Words, sentences: PrivacyWords) -> str:
     """The guarantee in one paragraph, without a symbol or a technical term."""
-    bounds = [bound for level in levels(record) if (bound := bound_of(level)) is not None]
-    said = [text for level in levels(record) if (text := _plain(level, record, sentences=sentences))]
+    said = []
+    for level in levels(record):
+        # each promise is judged by its own epsilon, right behind it: one word for both would be unjust to one of them
+        if (text := _plain(level, record, sentences=sentences)) and (bound := bound_of(level)) is not None:
+            said += [text, _judgement(bound, words=words)]
     if not levels(record):
         return sentences.plain["none"]
     if not said:
         return sentences.plain["nothing"]
-    said.append(_judgement(max(bounds), words=words))
     return " ".join([sentences.plain["would_be"], *said] if record.reproducible_noise else said)
 
 

@@ -340,3 +340,19 @@ def test_the_command_writes_three_files_and_counts_an_audit_made_since(tmp_path:
     assert (run / "report.json").read_bytes() == held
     assert CliRunner().invoke(app, ["report", str(run), "--verify", "--privacy"]).exit_code == 2
     assert CliRunner().invoke(app, ["report", str(run), "--ledger", "x"]).exit_code == 2
+
+
+def test_each_of_two_promises_is_judged_by_its_own_epsilon() -> None:
+    words, record = read_words(), build_record(protection="record+site", epsilon=0.5)
+    local, central = plain_guarantee(record, words=words, sentences=read_privacy_words()).split("The server limited")
+    assert words.texts["judgement_1"] in local
+    assert words.texts["judgement_1"] not in central
+    assert any(text in central for name, text in words.texts.items() if name.startswith("judgement"))
+
+
+def test_an_epsilon_under_a_chart_is_not_rounded_down() -> None:
+    record = build_record()
+    chart = next(each for each in privacy_charts(record) if "against epsilon" in each.heading)
+    tops = [max(site.epsilon or 0.0 for site in each.sites) for each in record.rounds]
+    shown = [float(row[0]) for row in chart.numbers]
+    assert all(any(0 <= low - top < 0.0101 for top in tops) for low in shown)
