@@ -192,7 +192,9 @@ def test_the_epsilon_in_the_report_is_the_one_in_each_sites_ledger(
     for plan in first_run.privacy:
         site = read_site(Path(deployment.sites[plan.site].variables["SITE"]) / "site.toml")
         assert plan.accountant in get_args(Accountant)
-        spent = Ledger(site.ledger).spent(site.data_set, delta=plan.delta, accountant=cast(Accountant, plan.accountant))
+        spent = Ledger(site.ledger).spent(
+            site.data_set, unit="record", delta=plan.delta, accountant=cast(Accountant, plan.accountant)
+        )
         assert plan.epsilon == pytest.approx(spent, rel=1e-9)
         assert 0 < spent <= 3.0
 
