@@ -20,6 +20,12 @@ class Failure:
     code: str
 
 
+LARGEST_NOMINAL_SIZE, LARGEST_STEPS = 10**12, 100_000
+"""of a site, and of one round there; more is a mistake or an attack, and would take days to account for"""
+LEAST_NOISE, LARGEST_NOISE = 1e-6, 1e6
+"""noise multipliers that any accountant can be asked about; the largest is the largest that is ever calibrated"""
+LEAST_DELTA = 1e-100
+
 Reply = TrainReply | Refusal | Failure
 StatisticsAnswer = StatisticsReply | Refusal | Failure
 
@@ -31,14 +37,22 @@ def judge(reply: Reply, *, request: TrainRequest) -> Reply:
     header, asked = reply.header, request.header
     if (header.run_id, header.round_number) != (asked.run_id, asked.round_number):
         return Failure("invalid", "another-round")
+    if not is_plausible_size(header.nominal_size, run=asked.run):
+        return Failure("invalid", "fields-differ")
     local, central = asked.run.local_privacy, asked.run.central_privacy
     clip_norm = asked.clip_norm if asked.clip_norm is not None else local.clip_norm if local else None
-    if not _keeps(header.privacy, asked=local, clip_norm=clip_norm):
+    keeps = _keeps(header.privacy, asked=local, clip_norm=clip_norm)
+    if not keeps or not _follows(header.privacy, run=asked.run, nominal_size=header.nominal_size):
         return Failure("invalid", "privacy-differs")
     for value, privacy in ((header.unclipped_share, local), (header.is_within_clip, central)):
         if (value is not None) != (privacy is not None and privacy.clipping == "adaptive"):
             return Failure("invalid", "fields-differ")
     return reply
+
+
+def is_plausible_size(nominal_size: int, *, run: RunConfig) -> bool:
+    """Whether a site of the size that it declares can train in this run, and be accounted for."""
+    return nominal_size <= LARGEST_NOMINAL_SIZE and run.training.steps(nominal_size) <= LARGEST_STEPS
 
 
 def judge_statistics(reply: StatisticsAnswer, *, run: RunConfig, run_id: str) -> StatisticsAnswer:
@@ -49,7 +63,7 @@ def judge_statistics(reply: StatisticsAnswer, *, run: RunConfig, run_id: str) ->
         return Failure("invalid", "another-round")
     said, local, asked = reply.privacy, run.local_privacy, run.statistics
     is_same = local is not None and asked is not None and said.noise_multiplier >= asked.noise_multiplier
-    if not (is_same and _protects(said, asked=local)):
+    if not (is_same and _protects(said, asked=local) and _is_measured(said)):
         return Failure("invalid", "privacy-differs")
     return reply
 
@@ -67,3 +81,19 @@ def _protects(said: PrivacyStatement, *, asked: PrivacySettings | None) -> bool:
         return False
     is_weaker = asked.unit == "subject" and said.unit == "record"
     return not is_weaker and said.delta <= asked.delta and said.accountant == asked.accountant
+
+
+def _follows(said: PrivacyStatement | None, *, run: RunConfig, nominal_size: int) -> bool:
+    """Whether rate and steps are those of the run at a site of this size, and the rest can be composed.
+
+    Made-up ones would stop the report, or take days to compose.
+    """
+    if said is None:
+        return True
+    planned = (run.training.sampling(nominal_size), run.training.steps(nominal_size))
+    return (said.sample_rate, said.steps_per_round) == planned and _is_measured(said)
+
+
+def _is_measured(said: PrivacyStatement) -> bool:
+    """Whether noise and delta are of a size for which epsilon can be computed."""
+    return LEAST_NOISE <= said.noise_multiplier <= LARGEST_NOISE and said.delta >= LEAST_DELTA

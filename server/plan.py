@@ -5,12 +5,14 @@ out       Plan, and round by round the sites that are asked
 relies on schedule.py for the order or the draw; central.py for what a round costs
 """
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from server.central import CentralPlan, SiteBudget, make_central_plan, steps_due, with_round
 from server.checkpoint import read_participations, write_participations
+from server.judgement import is_plausible_size
 from server.schedule import draw_sites, plan_rounds, planned_participations
 from server.settings import ServerSettings
 from shared.config import RunConfig
@@ -18,6 +20,8 @@ from shared.errors import RunError
 from shared.messages import Hello
 from shared.model.multimodal import MultimodalModel
 from shared.model.parameters import trainable_names
+
+log = logging.getLogger("motet.server")
 
 
 @dataclass(frozen=True)
@@ -58,10 +62,10 @@ class Central:
 
 def make_plan(sites: list[Hello], *, run: RunConfig, model: MultimodalModel) -> Plan:
     """The schedule of a run over the sites that introduced themselves and share a modality with it."""
-    able = sorted((site for site in sites if set(site.modalities) & set(run.modalities)), key=lambda site: site.site)
+    able = sorted((site for site in sites if _is_able(site, run=run)), key=lambda site: site.site)
     if len(able) < run.federation.min_sites:
         raise RunError(
-            f"{len(able)} of {len(sites)} sites have any of {list(run.modalities)}; "
+            f"{len(able)} of {len(sites)} sites have any of {list(run.modalities)} and a nominal size that can be; "
             f"federation.min_sites asks for {run.federation.min_sites}"
         )
     names = {site.site: trainable_names(model, [m for m in run.modalities if m in site.modalities]) for site in able}
@@ -120,3 +124,11 @@ def participants(
         source = central.plan.source(number, purpose="sites")
         return draw_sites(possible, sample_rate=central.plan.sample_rate, source=source), epsilon
     return possible, epsilon
+
+
+def _is_able(site: Hello, *, run: RunConfig) -> bool:
+    """Whether a site shares a modality with the run and declares a size that can be."""
+    is_of_a_size = site.nominal_size is None or is_plausible_size(site.nominal_size, run=run)
+    if not is_of_a_size:
+        log.warning("%s is left out: no site has the nominal size that it declares", site.site)
+    return is_of_a_size and bool(set(site.modalities) & set(run.modalities))

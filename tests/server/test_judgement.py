@@ -4,9 +4,11 @@ import pytest
 from pydantic import ValidationError
 
 from server.judgement import Failure, judge, judge_statistics
+from server.plan import make_plan
 from shared.config import RunConfig
 from shared.messages import (
     PROTOCOL_VERSION,
+    Hello,
     PrivacyStatement,
     Refusal,
     ReplyHeader,
@@ -15,6 +17,7 @@ from shared.messages import (
     TrainReply,
     TrainRequest,
 )
+from shared.model.multimodal import build_model
 from tests.server.conftest import RECORD, SITE, protected_run
 
 RECORDS = protected_run(changes={"privacy": RECORD})
@@ -28,8 +31,8 @@ COUNTED = protected_run(changes={"privacy": RECORD, "statistics": {"noise_multip
 
 def statement(**changes: object) -> PrivacyStatement:
     said = {
-        "unit": "record", "epsilon": 3.0, "delta": 1e-3, "clip_norm": 1.0, "noise_multiplier": 5.0, "sample_rate": 0.5,
-        "steps_per_round": 2, "accountant": "rdp", "reproducible_noise": False, **changes,
+        "unit": "record", "epsilon": 3.0, "delta": 1e-3, "clip_norm": 1.0, "noise_multiplier": 5.0, "sample_rate": 1.0,
+        "steps_per_round": 1, "accountant": "rdp", "reproducible_noise": False, **changes,
     }  # fmt: skip
     return PrivacyStatement.model_validate(said)
 
@@ -83,6 +86,12 @@ def test_a_reply_protected_as_asked_or_more_strictly_is_used(
         (RECORDS, statement(), None, {"is_within_clip": True}, "fields-differ"),
         (SITES, None, None, {"is_within_clip": True}, "fields-differ"),
         (MOVING_SITES, None, None, {}, "fields-differ"),
+        (RECORDS, statement(sample_rate=0.5), None, {}, "privacy-differs"),
+        (RECORDS, statement(steps_per_round=2), None, {}, "privacy-differs"),
+        (RECORDS, statement(noise_multiplier=1e-300), None, {}, "privacy-differs"),
+        (RECORDS, statement(noise_multiplier=1e300), None, {}, "privacy-differs"),
+        (RECORDS, statement(delta=1e-320), None, {}, "privacy-differs"),
+        (RECORDS, statement(), None, {"nominal_size": 10**400}, "fields-differ"),
         (RECORDS, statement(), None, {"round_number": 1}, "another-round"),
         (RECORDS, statement(), None, {"run_id": "other"}, "another-round"),
     ],
@@ -92,6 +101,21 @@ def test_a_reply_that_is_not_what_was_asked_for_is_invalid(
 ) -> None:
     """An unprotected update in a private run would be averaged in and its epsilon missing from the report."""
     assert judged(run, privacy, clip_norm=clip_norm, **fields) == Failure("invalid", code)
+
+
+def test_a_size_that_no_site_has_is_refused_before_it_is_computed_with() -> None:
+    """Steps follow from the declared size where the run counts epochs: days of accounting at 10^9 records."""
+    training = {"optimizer": "sgd", "learning_rate": 0.1, "batch_size": 16, "local_epochs": 1.0}
+    run = protected_run(changes={"privacy": RECORD, "training": training})
+    said = statement(sample_rate=16 / 10**9, steps_per_round=10**9 // 16)
+    assert judged(run, said, nominal_size=10**9) == Failure("invalid", "fields-differ")
+    fitting = statement(sample_rate=16 / 10**4, steps_per_round=10**4 // 16)
+    assert isinstance(judged(run, fitting, nominal_size=10**4), TrainReply)
+    hellos = [
+        Hello(protocol_version=PROTOCOL_VERSION, site=f"s{size}", modalities=("left",), nominal_size=10**size)
+        for size in (4, 9, 400)
+    ]
+    assert make_plan(hellos, run=run, model=build_model(run)).site_names == ("s4",)
 
 
 def counts(run_id: str = "r", **changes: object) -> StatisticsReply:
@@ -112,6 +136,8 @@ def test_counts_that_are_not_what_was_asked_for_are_invalid() -> None:
     assert judge_statistics(counts(noise_multiplier=3.9), run=COUNTED, run_id="r") == Failure(
         "invalid", "privacy-differs"
     )
+    for unmeasured in (counts(delta=1e-320), counts(noise_multiplier=1e300)):
+        assert judge_statistics(unmeasured, run=COUNTED, run_id="r") == Failure("invalid", "privacy-differs")
     assert judge_statistics(counts("other"), run=COUNTED, run_id="r") == Failure("invalid", "another-round")
     assert judge_statistics(Refusal("refused"), run=COUNTED, run_id="r") == Refusal("refused")
 
