@@ -7,6 +7,7 @@ relies on table.py for what was written and location.py for where files lie; ope
 
 import math
 import re
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,6 +137,9 @@ class _RowReader:
         target = self._target(record)
         values = self._values(record)
         subject = self._word(record, "subject_id")
+        # PRIVACY: "P17 " and "p17" are one person; told apart, each would have a share of the protection.
+        # test_a_person_is_one_subject_however_the_name_is_written
+        subject = " ".join(unicodedata.normalize("NFKC", subject or "").casefold().split()) or None
         words = {column: self._word(record, column) for column in self._schema.groups}
         if len(self._findings) > before or target is None:
             return None

@@ -353,3 +353,13 @@ def test_whatever_bytes_a_manifest_holds_it_is_sound_or_refused(tmp_path: Path, 
     (folder / f"metadata{suffix}").write_bytes(data)
     with pytest.raises(ManifestError):
         read_manifest(folder, schema=SCHEMA)
+
+
+def test_a_person_is_one_subject_however_the_name_is_written(tmp_path: Path) -> None:
+    names = ("P17", "p17 ", " p\uff11\uff17", "p18")
+    folder = write_lines(tmp_path / "a", *(line(subject_id=name) for name in names))
+    rows = read_manifest(folder, schema=SCHEMA).rows
+    assert [row.subject for row in rows] == ["p17", "p17", "p17", "p18"]
+    nobody = write_lines(tmp_path / "b", line(subject_id="p17"), line(subject_id="  "))
+    (fault,) = faults(nobody)
+    assert fault.startswith("line 2: subject_id is absent")
