@@ -5,6 +5,7 @@ out       a protected update with public numbers, noisy counts, or a refusal tha
 relies on permission.py for what the owner allows, and on charge.py for the cost, on disk before a file is opened
 """
 
+import hashlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -23,7 +24,7 @@ from client.statistics import noisy_counts
 from shared.batch import Samples
 from shared.config import RunConfig
 from shared.dataset import load_samples
-from shared.errors import MotetError, PermissionRefused, WireError
+from shared.errors import ManifestError, MotetError, PermissionRefused, WireError
 from shared.manifest import find_manifest
 from shared.messages import (
     PROTOCOL_VERSION,
@@ -126,8 +127,7 @@ def _train(header: RequestHeader, read_weights: Callable[[Shapes], dict[str, Ten
         history = history_of(ledger, site=site, run_id=header.run_id, unit=permitted.unit)
         plan = plan_round(header, unit=permitted.unit, site=site, history=history)
         plan = plan if clip_norm is None else replace(plan, clip_norm=clip_norm)
-        if not history.rounds:
-            _preflight(permitted)
+        _preflight(permitted, site=site, run_id=header.run_id, is_first=not history.rounds)
     # PRIVACY: the cost is on disk before a file of the owner's is opened. test_cost_is_on_disk_before_data_is_read
     reservation = reserve_round(header, site=site, ledger=ledger, plan=plan)
     samples = _load(permitted, site=site, ledger=ledger, reservation=reservation)
@@ -169,22 +169,37 @@ def _permitted(header: RequestHeader | StatisticsHeader, *, site: SiteConfig) ->
     return permitted
 
 
-def _preflight(permitted: Permitted) -> None:
-    """The training code is tried out on made-up rows, in a run's first round; once a process for equal settings."""
+def _preflight(permitted: Permitted, *, site: SiteConfig, run_id: str, is_first: bool) -> None:
+    """The training code is tried out on made-up rows: in a run's first round, and when its settings are others since.
+
+    What has passed is noted in the owner's cache, because Flower may start a process for each message.
+    """
+    run, privacy = permitted.run, permitted.run.local_privacy
+    passed = hashlib.sha256(f"{run_id} {permitted.unit} {run.digest}".encode()).hexdigest()
+    note = site.cache / "preflight" / passed
+    # PRIVACY: a sound model in round 1 says nothing about another one in round 2, under the same run's name.
+    # test_settings_that_change_in_the_middle_of_a_run_are_tried_out_anew
+    if not is_first and note.exists():
+        return
     from client.preflight import assert_sound  # tests of chance, which no other request needs
 
-    run, privacy = permitted.run, permitted.run.local_privacy
     if privacy is not None and privacy.unit != permitted.unit:
         run = run.model_copy(update={"privacy": privacy.model_copy(update={"unit": permitted.unit})})
     # PRIVACY: code that does not protect is found before it sees a record. test_unsound_training_costs_nothing
     assert_sound(run)
+    note.parent.mkdir(parents=True, exist_ok=True)
+    note.touch()
 
 
 def _load(permitted: Permitted, *, site: SiteConfig, ledger: Ledger, reservation: Reservation) -> Samples:
-    """The site's samples; where they cannot be read nothing can have left, and the reservation is given back."""
+    """The site's samples; where the owner's own check finds faults nothing has left, and the reservation is given back.
+
+    Whatever else goes wrong may lie in settings of the server's meeting one record: that stays spent, or a server could
+    ask one such question after the other for nothing.
+    """
     try:
         return _samples(permitted, site=site)
-    except Exception:
+    except ManifestError:
         # PRIVACY: before any mechanism ran, and never later. test_only_data_that_cannot_be_read_is_given_back
         ledger.void(reservation)
         raise

@@ -141,7 +141,7 @@ class TrainingSettings(Settings):
     momentum: float = Field(default=0.9, ge=0, lt=1, description="momentum optimizer only")
     weight_decay: float = Field(default=0.0, ge=0)
     batch_size: int | None = Field(default=None, ge=1, description="expected size of a Poisson batch")
-    sample_rate: float | None = Field(default=None, gt=0, le=1, description="chance that a unit enters a batch")
+    sample_rate: float | None = Field(default=None, ge=1e-9, le=1, description="chance that a unit enters a batch")
     local_steps: int | None = Field(default=None, ge=1, le=100_000)
     local_epochs: float | None = Field(
         default=None, gt=0, le=10_000, description="expected passes over the nominal size"

@@ -6,6 +6,7 @@ relies on manifest.py (rows), media/ (files), the encoders' preprocessors, and c
 """
 
 import hashlib
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,7 @@ from shared.preprocess import Preprocessor, RawValue
 __all__ = ["check_folder", "find_card", "infer_schema", "load_samples"]
 
 FINISHED_AT_ONCE = 64
+log = logging.getLogger("motet.site")
 
 
 def load_samples(
@@ -162,9 +164,22 @@ class _ModalityLoader:
         self._fresh[digest] = None
         if self.findings:
             return
-        self._pending.append((digest, self.way.read(raw)))
+        self._pending.append((digest, self._read(raw)))
         if len(self._pending) == FINISHED_AT_ONCE:
             self._finish_pending()
+
+    def _read(self, raw: RawValue) -> Tensor:
+        """One value on its way; a value that the preprocessor breaks on becomes what a blank one does."""
+        try:
+            return self.way.read(raw)
+        except MediaFault:
+            raise
+        except Exception:
+            log.exception("%s: a value could not be preprocessed; it counts as a blank one", self.name)
+        # PRIVACY: options that break on one record are the server's, and a refusal would tell of that record; what
+        # breaks on a blank one breaks for everybody.
+        # test_a_value_that_breaks_the_preprocessor_is_blank_and_no_fault
+        return self.way.read(_blank(self.schema))
 
     def _finish_pending(self) -> None:
         pending, self._pending = self._pending, []

@@ -26,7 +26,7 @@ class ReferenceEngine:
         total = sum_of_none({name: parameters[name] for name in names}, clip=clip)
         for unit in range(num_units(batch, rows_per_unit=rows_per_unit)):
             rows = range(unit * rows_per_unit, (unit + 1) * rows_per_unit)
-            gradients = [self._gradient(model, rows_of(batch, start=row, stop=row + 1), names=names) for row in rows]
+            gradients = [self._gradient(model, _row(batch, row), names=names) for row in rows]
             means = {
                 name: torch.stack(of_rows).mean(dim=0, keepdim=True)
                 for name, of_rows in zip(names, zip(*gradients, strict=True), strict=True)
@@ -41,3 +41,13 @@ class ReferenceEngine:
             return torch.autograd.grad(
                 loss, [parameters[name] for name in names], allow_unused=True, materialize_grads=True
             )
+
+
+def _row(batch: Batch, row: int) -> Batch:
+    """One row, in memory of its own: how a row lies in memory can change the last bits of what is computed from it."""
+    view = rows_of(batch, start=row, stop=row + 1)
+    return Batch(
+        inputs={name: values.clone() for name, values in view.inputs.items()},
+        present=view.present.clone(),
+        targets=view.targets.clone(),
+    )

@@ -36,6 +36,8 @@ QUICK_ORDERS = (1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 20.0, 32.0, 64.0)
 # Above this the numerical accountants need grids of gigabytes, and nobody asks for the third digit.
 LARGEST_NUMERICAL_EPSILON = 100.0
 LARGEST_NOISE_MULTIPLIER = 1e6
+# Where almost nobody is ever drawn any noise would do, and a search for the least would not end.
+SMALLEST_NOISE_MULTIPLIER = 1e-3
 CALIBRATION_TOLERANCE = 1e-3
 
 
@@ -102,7 +104,7 @@ def calibrate_noise(
     """Smallest noise multiplier with which `steps` more steps after `before` stay within epsilon.
 
     Promise: `spent_epsilon` of `before` and these steps is at most epsilon, never above; the answer is at most 0.1 %
-    larger than it need be.
+    larger than it need be, and never below a thousandth.
 
     Raises:
         PrivacyError: an argument lies outside its range.
@@ -182,7 +184,9 @@ def _smallest_safe(excess: Callable[[float], float], *, guess: float, stride: fl
             raise BudgetError("what is left of the budget is too little for a single further step")
         below = excess(high)
     while low == high or above <= 0:
-        low, stride = low - stride, 2 * stride
+        if low <= (least := math.log(SMALLEST_NOISE_MULTIPLIER)):
+            return high
+        low, stride = max(low - stride, least), 2 * stride
         above = excess(low)
         if above <= 0:
             high, below = low, above

@@ -42,6 +42,8 @@ def test_cost_is_on_disk_before_data_is_read(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(agent, "load_samples", load)
     assert ask(path, tiny_config(private=True)) == Refusal("internal")
+    # nor is it given back: what broke may be settings of the server's on one record
+    assert [row.state for row in rows_of(tmp_path)] == ["reserved"]
     ((row,),) = seen
     assert (row.state, row.mechanism, row.unit, row.round_number) == ("reserved", "gaussian", "record", 1)
     assert row.use.noise_multiplier > 0

@@ -1,5 +1,6 @@
 """Dataset: the faults of a folder come all together, each with its place, and leave nothing behind."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -97,6 +98,23 @@ def test_overflow_in_preprocessing_is_zero_and_no_fault(site: Path, load: Callab
     samples, plain = load(ways=ways), load(ways=Ways())
     assert samples.inputs["motion"].isfinite().all()
     assert len(samples) == len(plain)
+
+
+def test_a_value_that_breaks_the_preprocessor_is_blank_and_no_fault(site: Path, load: Callable[..., Samples]) -> None:
+    class Brittle(Way):
+        def read(self, value: RawValue) -> Tensor:
+            if value == broken:
+                raise ValueError("the server's options do not suit this value")
+            return super().read(value)
+
+    broken = str(json.loads((site / "metadata.jsonl").read_text(encoding="utf-8").splitlines()[2])["text"])
+    ways: dict[str, Way] = Ways()
+    ways["text"] = Brittle()
+    samples, plain = load(ways=ways).inputs["text"], load(ways=Ways(digest="sound")).inputs["text"]
+    assert not samples[2].any()
+    assert plain[2].any()
+    others = [0, 1, 3, 4, 5]
+    assert torch.equal(samples[others], plain[others])
 
 
 def test_a_fault_that_a_preprocessor_finds_is_named_like_any_other(site: Path, load: Callable[..., Samples]) -> None:
