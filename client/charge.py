@@ -125,7 +125,9 @@ def reserve_counts(
 
 def statement(plan: PrivacyPlan, *, site: SiteConfig, reservation: Reservation, history: History) -> PrivacyStatement:
     """How an answer was protected, and what the data set has spent in all."""
-    # PRIVACY: what other runs have spent is told by the owner's leave only. test_the_budget_is_told_by_the_owners_leave
+    # PRIVACY: the cap and what was spent before are told by the owner's leave only. The total always is, being the
+    # guarantee; who knows what this run costs can work out from it about how much was spent before.
+    # test_the_budget_is_told_by_the_owners_leave
     before = None
     if site.privacy.tell_budget:
         before = spent_epsilon(history.before, delta=plan.delta, accountant=plan.accountant)

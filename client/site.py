@@ -32,7 +32,9 @@ class OwnerPrivacy(Settings):
     trust_server: bool = Field(
         default=False, description="unit site: the update leaves clipped but without noise, which the server adds"
     )
-    tell_budget: bool = Field(default=True, description="whether reports may show the cap and what was spent before")
+    tell_budget: bool = Field(
+        default=True, description="whether reports may show the cap and what was spent before; the total is always told"
+    )
     reproducible_noise: bool = Field(
         default=False, description="simulations only: noise that a seed gives back protects nobody"
     )
