@@ -8,7 +8,7 @@ relies on nothing that the report says but which sites there are; mechanisms com
 from collections.abc import Mapping, Sequence
 
 from server.records import CentralPrivacy, RoundRecord, RunRecord, SitePrivacy
-from server.report.checks import Check, at_most, compare_fields, same, unchecked
+from server.report.checks import Check, at_most, compare_fields, information, same, unchecked
 from server.report.ledger_rows import SiteRows, stated_uses, use_of
 from server.settings import ServerSettings
 from shared.config import RunConfig
@@ -190,6 +190,14 @@ def _by_ledger(
     note = f"not paid for as stated: {', '.join(missing)}" if missing else ""
     paid_for = len(said) + (counts is not None)
     found.append(same(f"{site}: rows in the ledger", stated=paid_for, found=paid_for - len(missing), note=note))
+    unstated = [row for row in mine if row.mechanism != "counts" and row.round_number not in said]
+    if unstated:
+        last = said[max(said)]
+        counted = uses_of_rows(rows.until(mine[-1]), unit=last.unit)
+        spent = spent_epsilon(counted, delta=last.delta, accountant=ACCOUNTANTS.get(last.accountant, "pld"))
+        rounds = ", ".join(str(row.round_number) for row in unstated)
+        note = f"paid for and not stated, as the reply was not used: round {rounds}; epsilon at the site is the second"
+        found.append(information(f"{site}: all its rows", stated=plan.epsilon, found=spent, note=note))
     if plan.epsilon_before is not None and mine:
         earlier = [row for row in rows.rows if row.run_id != run_id and row.id < mine[0].id]
         last = said[max(said)]

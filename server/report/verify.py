@@ -64,6 +64,7 @@ def verify(
     settings, history = read_settings(folder), _read_history(folder)
     found = [
         same("settings, SHA-256", stated=record.run.digest, found=settings.run.digest),
+        *_circumstances(record, settings=settings, history=history),
         *_rounds(record, history),
         reproducible(record, history=history, settings=settings, noted=_noted(folder)),
     ]
@@ -105,6 +106,18 @@ def verification_table(result: Verification) -> RenderableType:
     if result.is_sound:
         lines += [Text(f"All {len(result.checks)} numbers agree with the run folder and the ledgers.", style="green")]
     return Group(table, *lines)
+
+
+def _circumstances(record: RunRecord, *, settings: ServerSettings, history: Sequence[RoundRecord]) -> list[Check]:
+    """Where and on what the run was made: a simulation on generated data must not pass for anything else."""
+    cards = [{"card": card.model_dump(mode="json") if card else None} for card in (record.card, settings.card)]
+    sites = sorted({site.site for each in history for site in each.sites})
+    return [
+        same("engine", stated=record.engine, found=settings.engine),
+        same("started", stated=record.started, found=settings.started),
+        _whole("data set and where it comes from", first_difference(cards[0], cards[1])),
+        *([same("sites", stated=", ".join(sorted(record.sites)), found=", ".join(sites))] if history else []),
+    ]
 
 
 def _rounds(record: RunRecord, history: Sequence[RoundRecord]) -> list[Check]:
@@ -203,6 +216,9 @@ def _beside(record: RunRecord, entry: object, *, folder: Path) -> list[Check]:
             found.append(_whole("audit", where))
         else:
             found.append(unchecked("audit", stated="in report.json", why=f"no {AUDIT_FILE} in the run folder"))
+    elif (folder / AUDIT_FILE).is_file():
+        note = "made after the run; its numbers stand in that file alone and were not computed again"
+        found.append(information("audit", stated="on the pages", found=AUDIT_FILE, note=note))
     return found
 
 

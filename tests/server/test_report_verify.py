@@ -185,6 +185,10 @@ REPORT_CHANGES: dict[str, tuple[str, Callable[[Tree], None], str]] = {
     "whole sites left out": ("both", lambda r: r.update(central=None), "whole sites: in the report"),
     "a plan": ("both-secret", lambda r: r["privacy"][0].update(epsilon=0.1), "a.epsilon"),
     "secret noise": ("record", lambda r: r.update(reproducible_noise=True), "reproducible noise"),
+    "the engine": ("record", lambda r: r.update(engine="deployment"), "engine"),
+    "the day": ("record", lambda r: r.update(started="2020-01-01T00:00:00+00:00"), "started"),
+    "generated data": ("record", lambda r: r["card"].update(generated=False), "data set and where it comes from"),
+    "the sites": ("site", lambda r: r.update(sites=["a"]), "sites"),
     "the settings": ("record", lambda r: r["run"].update(seed=9), "settings, SHA-256"),
     "the registry entry": (
         "record",
@@ -246,6 +250,18 @@ def test_a_missing_row_is_found(tmp_path: Path, kind: str, file: str) -> None:
     if kind == "record":
         assert any("round 2" in check.note for check in result.checks)
         assert "a: epsilon after round 3, by the ledger" in wrong(result)
+
+
+def test_a_round_that_was_paid_for_and_never_arrived_is_told(tmp_path: Path) -> None:
+    run_folder(tmp_path)
+    spent = reserve(
+        Ledger(tmp_path / "ledger.sqlite"), "a", use=MechanismUse(12.0, 0.5, 2), unit="record", run_id=RUN, number=9
+    )
+    result = verify(tmp_path)
+    (told,) = [check for check in result.checks if check.name == "a: all its rows"]
+    assert (told.verdict, told.found) == ("told", f"{spent:.6g}")
+    assert "round 9" in told.note
+    assert result.is_sound
 
 
 def test_more_spent_in_secret_than_was_planned_is_found(tmp_path: Path) -> None:
