@@ -194,6 +194,7 @@ class RunRecord(Settings):
     started: str
     """UTC, ISO 8601"""
     seconds: float
+    """0 where participation is secret"""
     peak_memory_bytes: int
     versions: dict[str, str]
     stopped: Literal["completed", "early"]

@@ -8,7 +8,7 @@ relies on promise.py and trust.py for what is claimed, levels.py for the numbers
 from dataclasses import dataclass
 
 from server.records import RunRecord
-from server.report.levels import Level, is_protected, levels
+from server.report.levels import Level, is_protected, is_withheld, levels
 from server.report.numbers import (
     METRIC_NAMES,
     bytes_text,
@@ -107,7 +107,7 @@ def costs(record: RunRecord) -> list[tuple[str, str]]:
     engine = {"local": "simulated in one process", "flower": "simulated by Flower"}.get(record.engine, record.engine)
     return [
         ("Started", record.started),
-        ("Time", duration_text(record.seconds)),
+        ("Time", "withheld" if is_withheld(record) else duration_text(record.seconds)),
         ("Largest memory of one process", bytes_text(record.peak_memory_bytes)),
         ("Engine", engine),
         ("Parameters trained", f"{record.num_parameters:,}"),
@@ -133,8 +133,17 @@ def _choice(record: RunRecord) -> str:
     else:
         kept = f"The model after round {record.chosen_round} did best on the server's validation part and was kept."
     if record.stopped == "early":
-        kept += f" Training ended before the planned {federation.rounds} rounds, because nothing got better."
+        kept += f" Training ended before the planned {federation.rounds} rounds, because {_why_early(record)}."
     return kept
+
+
+def _why_early(record: RunRecord) -> str:
+    """Patience, or a budget for whole sites that rounds repeated after an interruption have used up."""
+    patience = record.run.federation.patience_rounds
+    best = record.chosen_round if record.run.federation.select == "best" else 0
+    if patience is not None and (record.run.central_privacy is None or len(record.rounds) - best >= patience):
+        return "nothing got better"
+    return "the budget for whole sites covered no further round"
 
 
 def _update_words(record: RunRecord) -> str:

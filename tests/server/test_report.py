@@ -22,7 +22,7 @@ from server.report.numbers import (
     metric_text,
 )
 from server.report.plots import Axes, Mark, Series, interval_bar, line_chart, thinned, ticks
-from server.report.summary import views
+from server.report.summary import costs, lead, views
 from server.report.tables import group_tables, site_rows, subset_table
 from server.report.words import read_words
 from shared.config import DataCard
@@ -374,3 +374,19 @@ def test_who_gets_updates_without_noise_is_not_said_to_be_blind_to_records() -> 
         record = build_record(protection=protection)
         (server,) = [view for view in views(record, words=words) if view.who == "Whoever runs the server"]
         assert ("may give them away" in server.not_sees) == warned, protection
+
+
+def test_the_time_of_a_run_is_withheld_where_participation_is() -> None:
+    assert ("Time", "withheld") in costs(build_record(rounds=2, protection="site", secret=True))
+    assert ("Time", "withheld") not in costs(build_record(rounds=2, protection="site"))
+
+
+def test_a_run_that_its_budget_ended_is_not_said_to_have_converged() -> None:
+    early = {"stopped": "early"}
+    text = " ".join(lead(build_record(rounds=2, protection="site").model_copy(update=early), words=read_words()))
+    assert "the budget for whole sites covered no further round" in text
+    record = build_record(rounds=2)
+    patient = record.run.federation.model_copy(update={"patience_rounds": 1})
+    run = record.run.model_copy(update={"federation": patient})
+    text = " ".join(lead(record.model_copy(update={**early, "run": run}), words=read_words()))
+    assert "nothing got better" in text
