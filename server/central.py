@@ -114,7 +114,7 @@ class SiteBudget:
         privacy = plan.privacy
         total = spent_epsilon([*self.of_run(), plan.use(steps)], delta=privacy.delta, accountant=privacy.accountant)
         # PRIVACY: a round that was repeated after a crash was paid for twice, and the last one may not be left.
-        # test_a_repeated_round_is_charged_again
+        # test_a_run_spends_no_more_than_it_asked_for_under_a_larger_cap
         if not total <= min(privacy.epsilon, plan.cap_epsilon):
             raise BudgetError(
                 f"round {round_number}: would bring the run to epsilon {total:.4g} for a site; it asked for "

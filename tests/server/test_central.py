@@ -230,6 +230,14 @@ def test_a_resumed_run_keeps_its_noise_whatever_else_was_spent_since(tmp_path: P
     assert planned(tmp_path, cap=12.0)[0].noise_multiplier == plan.noise_multiplier
 
 
+def test_a_run_spends_no_more_than_it_asked_for_under_a_larger_cap(tmp_path: Path) -> None:
+    plan, budget = planned(tmp_path, cap=100.0)
+    with pytest.raises(BudgetError, match="it asked for"):
+        for number in range(1, 50):
+            budget.charge(plan, steps=1, round_number=number, attempt=0)
+    assert budget.spent(plan) <= plan.privacy.epsilon
+
+
 def test_a_public_schedule_costs_the_most_rounds_that_any_site_is_in() -> None:
     """Of rounds with one site each, the second costs nothing that the first did not, and the third does."""
     participations: dict[str, int] = {}
