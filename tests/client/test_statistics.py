@@ -123,7 +123,7 @@ def test_counts_are_paid_for_before_data_is_read(tmp_path: Path, monkeypatch: py
     assert ask_counts(path, counting()) == Refusal("internal")
     ((row,),) = seen
     assert (row.round_number, row.mechanism, row.state, row.use) == (0, "counts", "reserved", MechanismUse(2.0, 1.0, 1))
-    assert [row.state for row in rows_of(tmp_path)] == ["void"]
+    assert [row.state for row in rows_of(tmp_path)] == ["reserved"]
 
 
 def test_the_answer_says_what_it_cost(tmp_path: Path) -> None:
