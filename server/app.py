@@ -18,6 +18,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from rich.console import Console
 
+from server.announcement import announcement
 from server.checkpoint import Progress, save_model
 from server.code_digest import code_digest
 from server.evaluation import evaluate
@@ -60,6 +61,7 @@ def main(grid: Grid, context: Context) -> None:
     )
     plan = make_plan(sites, run=run, model=model)
     central = start_central(plan, settings=settings, model=model)
+    Console().print("\n".join(announcement(plan, run=run, central=central)), highlight=False, markup=False)
     progress = start_or_resume(model, settings=settings, folder=folder)
     with ProgressLine(run=run, done=progress.round_number) as line, EventWriter(folder) as events:
 
