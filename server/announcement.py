@@ -12,7 +12,7 @@ from shared.privacy.accountant import MechanismUse, calibrate_noise
 
 
 def announcement(plan: Plan, *, run: RunConfig, central: Central | None) -> list[str]:
-    """Sites and rounds, then for each unit that is protected: epsilon, delta, noise multiplier, sampling rate, steps."""
+    """Sites and rounds, then for each unit that is protected: epsilon, delta, noise multiplier, sampling rate."""
     asked = "each drawn in secret, round by round" if plan.rounds is None else _asked(plan)
     lines = [f"plan: {count_text(len(plan.sites), 'site')}, {count_text(run.federation.rounds, 'round')}, {asked}"]
     if run.local_privacy is not None:
@@ -43,8 +43,8 @@ def _local(plan: Plan, *, run: RunConfig) -> str:
     noise = _range([f"{use.noise_multiplier:.3g}" for use in uses])
     rate, steps = _range([f"{use.sample_rate:.3g}" for use in uses]), _range([f"{use.steps}" for use in uses])
     return (
-        f"each {privacy.unit}: epsilon {privacy.epsilon:g} at delta {delta_text(privacy.delta)}; noise {noise} or more, "
-        f"rate {rate}, {steps} steps in all"
+        f"each {privacy.unit}: epsilon {privacy.epsilon:g} at delta {delta_text(privacy.delta)}; "
+        f"noise {noise} or more, rate {rate}, {steps} steps in all"
     )
 
 
