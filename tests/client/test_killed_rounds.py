@@ -11,6 +11,7 @@ from unittest.mock import patch
 import pytest
 
 from client import agent
+from shared.errors import ManifestError
 from shared.messages import Refusal, StatisticsReply, TrainReply
 from shared.privacy.accountant import spent_epsilon
 from shared.privacy.ledger import Ledger, uses_of_rows
@@ -36,7 +37,7 @@ def die(*_: object, **__: object) -> None:
 
 
 def fail(*_: object, **__: object) -> None:
-    raise OSError("the disk cannot be read")
+    raise ManifestError(folder="data", manifest="metadata.jsonl", num_rows=0, faults=())
 
 
 def before(name: str, owner: object = agent) -> Point:
