@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from server.records import Audit, RunRecord
 from server.report.html import HTML_NAME, read_record, render
 from server.report.ledger_rows import NamedLedger
-from server.report.privacy import write_privacy
+from server.report.privacy import privacy_texts, write_privacy
 from server.settings import write_atomically
 from shared.errors import ConfigError, RunError
 
@@ -40,6 +40,16 @@ def write_again(run: Path, *, privacy: bool, out: Path | None) -> tuple[Path, ..
         return write_privacy(record, folder)
     write_atomically(folder / HTML_NAME, render(record).encode())
     return (folder / HTML_NAME,)
+
+
+def pages_of(record: RunRecord, *, folder: Path) -> dict[str, tuple[bytes, ...]]:
+    """Name of every page that a run folder can hold -> what may stand in it: with an audit made since, and without."""
+    records = dict.fromkeys((record.model_dump_json(), with_audit(record, folder=folder).model_dump_json()))
+    made: dict[str, tuple[bytes, ...]] = {}
+    for each in (RunRecord.model_validate_json(text) for text in records):
+        for name, text in {HTML_NAME: render(each), **privacy_texts(each)}.items():
+            made[name] = (*made.get(name, ()), text.encode())
+    return made
 
 
 def with_audit(record: RunRecord, *, folder: Path) -> RunRecord:

@@ -67,12 +67,17 @@ def budget_sections(record: RunRecord, *, words: Meanings, sentences: PrivacyWor
 
 def write_privacy(record: RunRecord, folder: Path) -> tuple[Path, ...]:
     """Writes the three files into a folder that is there; their paths come back, the page's first."""
+    texts = privacy_texts(record)
+    for name, text in texts.items():
+        write_atomically(folder / name, text.encode())
+    return tuple(folder / name for name in texts)
+
+
+def privacy_texts(record: RunRecord) -> dict[str, str]:
+    """Name of each of the three files -> what stands in it."""
     document = privacy_document(record)
     texts = (render_page(document), privacy_json(record, document=document), to_markdown(document))
-    paths = tuple(folder / name for name in NAMES)
-    for path, text in zip(paths, texts, strict=True):
-        write_atomically(path, text.encode())
-    return paths
+    return dict(zip(NAMES, texts, strict=True))
 
 
 def privacy_json(record: RunRecord, *, document: Document) -> str:

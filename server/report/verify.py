@@ -11,15 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
-from rich.box import SIMPLE_HEAD
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
 
 from server.checkpoint import METRICS_FILE, STATE_FILE
 from server.code_digest import code_digest
 from server.records import RoundRecord, RunRecord
-from server.report.again import AUDIT_FILE, read_audit
+from server.report.again import AUDIT_FILE, pages_of, read_audit
 from server.report.checks import Check, first_difference, information, same, unchecked
 from server.report.html import read_report
 from server.report.ledger_rows import SERVER_LEDGER, NamedLedger, SiteRows, find_site_rows
@@ -31,14 +27,14 @@ from shared.errors import RunError
 from shared.privacy.accountant import MechanismUse
 from shared.privacy.ledger import Ledger
 
-_STYLES = {"same": "green", "differs": "bold red", "not checked": "bold yellow", "told": "dim"}
-
 
 @dataclass(frozen=True)
 class Verification:
     """What came of checking one report."""
 
     checks: tuple[Check, ...]
+    sites: tuple[str, ...] = ()
+    """whose names the names of their checks begin with"""
 
     @property
     def is_sound(self) -> bool:
@@ -80,32 +76,8 @@ def verify(
     else:
         note = "the run was made by another program than this one; numbers are still computed by this one"
         found.append(information("program, SHA-256", stated=record.code_digest or None, found=digest, note=note))
-    return Verification(tuple(found))
-
-
-def verification_table(result: Verification) -> RenderableType:
-    """Every check as a row, and the verdict on the whole."""
-    table = Table(
-        title="Every privacy number of the report, computed again",
-        title_justify="left",
-        box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-    )
-    table.add_column("number", overflow="fold", min_width=24)
-    for name in ("stated", "recomputed", "difference"):
-        table.add_column(name, no_wrap=True, justify="right")
-    table.add_column("verdict", no_wrap=True)
-    for check in result.checks:
-        verdict = Text(check.verdict, style=_STYLES[check.verdict])
-        table.add_row(Text(check.name), Text(check.stated), Text(check.found), check.difference, verdict)
-    lines = [
-        Text(f"{check.verdict}: {check.name}{f' ({check.note})' if check.note else ''}", style=_STYLES[check.verdict])
-        for check in result.checks
-        if check.verdict != "same"
-    ]
-    if result.is_sound:
-        lines += [Text(f"All {len(result.checks)} numbers agree with the run folder and the ledgers.", style="green")]
-    return Group(table, *lines)
+    found += _pages(record, folder=folder, is_this_program=record.code_digest == digest)
+    return Verification(tuple(found), sites=tuple(record.sites))
 
 
 def _circumstances(record: RunRecord, *, settings: ServerSettings, history: Sequence[RoundRecord]) -> list[Check]:
@@ -162,7 +134,12 @@ def _sites(
                 rows=rows[site],
                 run_id=settings.run_id,
             )
-    return [*found, *_uncounted(counts, names=names, rows=rows, run_id=settings.run_id)]
+    gone = [
+        same(f"{site}: rows of the run, and no such site in the report", stated=0, found=len(paid))
+        for site, held in rows.items()
+        if site not in record.sites and isinstance(held, SiteRows) and (paid := held.of_run(settings.run_id))
+    ]
+    return [*found, *gone, *_uncounted(counts, names=names, rows=rows, run_id=settings.run_id)]
 
 
 def _uncounted(
@@ -219,6 +196,26 @@ def _beside(record: RunRecord, entry: object, *, folder: Path) -> list[Check]:
     elif (folder / AUDIT_FILE).is_file():
         note = "made after the run; its numbers stand in that file alone and were not computed again"
         found.append(information("audit", stated="on the pages", found=AUDIT_FILE, note=note))
+    return found
+
+
+def _pages(record: RunRecord, *, folder: Path, is_this_program: bool) -> list[Check]:
+    """The pages that people read, byte for byte as this program makes them of the record."""
+    found = []
+    for name, texts in pages_of(record, folder=folder).items():
+        path = folder / name
+        if not path.is_file():
+            continue
+        if is_this_program:
+            where = (
+                ""
+                if path.read_bytes() in texts
+                else f"not what report.json says; write it again: motet report {folder}"
+            )
+            found.append(_whole(name, where))
+        else:
+            note = "made by another program, so it was not compared; write it again with: motet report"
+            found.append(information(name, stated="there", found="not made", note=note))
     return found
 
 

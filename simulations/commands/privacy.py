@@ -75,17 +75,18 @@ def report(
     ledger: Annotated[
         list[str] | None, typer.Option(metavar="[SITE=]FILE", help="With --verify: a copy of a site's ledger.")
     ] = None,
+    every: Annotated[bool, typer.Option("--all", help="With --verify: a row for every number.")] = False,
 ) -> None:
     """Write a run's report again; with --privacy the privacy report; with --verify check every privacy number."""
     if verify and (privacy or out is not None):
         raise typer.BadParameter("--verify writes nothing; leave --privacy and --out away")
-    if ledger and not verify:
-        raise typer.BadParameter("--ledger belongs to --verify")
+    if (ledger or every) and not verify:
+        raise typer.BadParameter("--ledger and --all belong to --verify")
     from rich.console import Console
 
     from server.report.again import named_ledger, write_again
-    from server.report.verify import verification_table
     from server.report.verify import verify as verify_run
+    from server.report.verify_table import verification_table
 
     if not verify:
         for path in write_again(run, privacy=privacy, out=out):
@@ -95,7 +96,7 @@ def report(
     with console.status("computing again") as status:
         named = [named_ledger(text) for text in ledger or []]
         result = verify_run(run, ledgers=named, tell=lambda name: status.update(f"computing again: {name}"))
-    console.print(verification_table(result))
+    console.print(verification_table(result, every=every))
     if not result.is_sound:
         raise typer.Exit(1)
 

@@ -16,6 +16,7 @@ from server.plan import Central, Plan
 from server.privacy_summary import summarise_central, summarise_privacy
 from server.records import RoundRecord, RunRecord, SiteRound
 from server.report import write_report
+from server.report.again import write_again
 from server.report.ledger_rows import NamedLedger
 from server.report.verify import Verification, verify
 from server.settings import ServerSettings, write_settings
@@ -325,8 +326,9 @@ def test_an_audit_that_is_not_in_the_folder_is_not_believed(tmp_path: Path) -> N
 
 def test_another_program_is_told_and_makes_no_report_wrong(tmp_path: Path) -> None:
     run_folder(tmp_path)
-    (told,) = [check for check in verify(tmp_path).checks if check.verdict == "told"]
-    assert told.name == "program, SHA-256"
+    result = verify(tmp_path)
+    assert [check.name for check in result.checks if check.verdict == "told"] == ["program, SHA-256", "report.html"]
+    assert result.is_sound
 
 
 def test_words_of_another_program_are_told_and_not_its_unit(tmp_path: Path) -> None:
@@ -337,6 +339,7 @@ def test_words_of_another_program_are_told_and_not_its_unit(tmp_path: Path) -> N
     assert result.is_sound
     assert next(check.name for check in result.checks if check.verdict == "told") == "deployment registry entry"
     change(tmp_path / "report.json", lambda r: r.update(code_digest=code_digest()))
+    write_again(tmp_path, privacy=False, out=None)
     assert wrong(verify(tmp_path)) == ["deployment registry entry"]
     change(tmp_path / "report.json", lambda r: r.update(code_digest="0" * 64))
     change(tmp_path / "report.json", lambda r: _inner(r, entry).update(privacy_unit="User-level"))
@@ -360,9 +363,13 @@ def test_a_folder_without_its_files_is_refused(tmp_path: Path) -> None:
 
 def test_the_command_ends_with_1_when_a_number_differs_and_lists_every_number(tmp_path: Path) -> None:
     run_folder(tmp_path)
-    right = CliRunner().invoke(app, ["report", str(tmp_path), "--verify"])
+    right = CliRunner().invoke(app, ["report", str(tmp_path), "--verify", "--all"])
     assert right.exit_code == 0
     assert "a.run_epsilon" in right.output
+    short = CliRunner().invoke(app, ["report", str(tmp_path), "--verify"])
+    assert short.exit_code == 0
+    assert "a.run_epsilon" not in short.output
+    assert "the run and its files" in short.output
     assert "agree with the run folder and the ledgers" in right.output
     change(tmp_path / "report.json", lambda r: r["privacy"][0].update(epsilon=0.1))
     tampered = CliRunner().invoke(app, ["report", str(tmp_path), "--verify"])
