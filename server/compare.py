@@ -15,13 +15,12 @@ from rich.text import Text
 
 from server.records import RunRecord
 from server.report.html import flat_settings, read_record
-from server.report.levels import is_withheld, levels
+from server.report.levels import is_withheld, levels, run_time_text
 from server.report.numbers import (
     METRIC_NAMES,
     bytes_text,
     count_text,
     delta_text,
-    duration_text,
     epsilon_text,
     estimate_text,
 )
@@ -91,7 +90,7 @@ def _result(record: RunRecord) -> dict[str, object]:
         "by_modalities": {
             names: scores.metrics[_headline(record)].value for names, scores in record.test.by_modalities.items()
         },
-        "seconds": round(record.seconds, 1),
+        "seconds": None if is_withheld(record) else round(record.seconds, 1),
         "peak_memory_bytes": record.peak_memory_bytes,
         "versions": record.versions,
     }
@@ -148,7 +147,7 @@ _FACTS: dict[str, Callable[[RunRecord], str]] = {
     "Contributed": _sites,
     "Rounds (kept)": lambda record: f"{len(record.rounds)} ({record.chosen_round})",
     "Parameters": lambda record: f"{record.num_parameters:,}",
-    "Time": lambda record: duration_text(record.seconds),
+    "Time": run_time_text,
     "Memory": lambda record: bytes_text(record.peak_memory_bytes),
     "Engine": lambda record: record.engine,
 }

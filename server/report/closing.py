@@ -14,12 +14,11 @@ from rich.text import Text
 
 from server.records import RunRecord, Scores
 from server.report.html import HTML_NAME
-from server.report.levels import is_withheld, levels
+from server.report.levels import is_withheld, levels, run_time_text
 from server.report.numbers import (
     METRIC_NAMES,
     bytes_text,
     delta_text,
-    duration_text,
     epsilon_text,
     interval_text,
     metric_text,
@@ -97,5 +96,5 @@ def _cost_facts(record: RunRecord) -> list[tuple[str, str]]:
     return [
         ("sites", contributed),
         ("rounds", f"{len(record.rounds)} trained, kept: {record.chosen_round}"),
-        ("time, memory", f"{duration_text(record.seconds)}, {bytes_text(record.peak_memory_bytes)}"),
+        ("time, memory", f"{run_time_text(record)}, {bytes_text(record.peak_memory_bytes)}"),
     ]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from server.records import RunRecord, SitePrivacy
+from server.report.numbers import duration_text
 from shared.config import Clipping, NoiseKind, PrivacySettings, Settings, Unit
 from shared.messages import PrivacyStatement
 
@@ -111,6 +112,11 @@ def alarms(record: RunRecord) -> list[Alarm]:
 def is_withheld(record: RunRecord) -> bool:
     """Whether who took part in which round is kept by the server."""
     return any(site.outcome == "withheld" for each in record.rounds for site in each.sites)
+
+
+def run_time_text(record: RunRecord) -> str:
+    """How long the run took; where the draw of sites is secret, that would tell how often they were drawn."""
+    return "withheld" if is_withheld(record) else duration_text(record.seconds)
 
 
 def statements(record: RunRecord) -> list[PrivacyStatement]:

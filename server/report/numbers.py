@@ -51,9 +51,12 @@ def estimate_text(estimate: Estimate | None) -> str:
 
 
 def epsilon_text(epsilon: float | None) -> str:
-    """Two decimals, rounded up: 7.991 is shown as 8.00."""
+    """Two decimals, rounded up: 7.991 is shown as 8.00; below a tenth two digits that count, rounded up as well."""
     if epsilon is None:
         return "–"
+    if 0 < epsilon < 0.1:
+        unit = 10.0 ** (math.floor(math.log10(epsilon)) - 1)
+        return f"{math.ceil(round(epsilon / unit, 6)) * unit:.2g}"
     # what float arithmetic adds to a number that has two decimals already must not push it up by a whole one
     return f"{math.ceil(round(epsilon * 100, 6)) / 100:.2f}"
 

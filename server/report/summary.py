@@ -8,13 +8,12 @@ relies on promise.py and trust.py for what is claimed, levels.py for the numbers
 from dataclasses import dataclass
 
 from server.records import RunRecord
-from server.report.levels import Level, is_protected, is_withheld, levels
+from server.report.levels import Level, is_protected, levels, run_time_text
 from server.report.numbers import (
     METRIC_NAMES,
     bytes_text,
     count_text,
     delta_text,
-    duration_text,
     epsilon_text,
     interval_text,
     listed,
@@ -107,7 +106,7 @@ def costs(record: RunRecord) -> list[tuple[str, str]]:
     engine = {"local": "simulated in one process", "flower": "simulated by Flower"}.get(record.engine, record.engine)
     return [
         ("Started", record.started),
-        ("Time", "withheld" if is_withheld(record) else duration_text(record.seconds)),
+        ("Time", run_time_text(record)),
         ("Largest memory of one process", bytes_text(record.peak_memory_bytes)),
         ("Engine", engine),
         ("Parameters trained", f"{record.num_parameters:,}"),

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from server.compare import compare_runs, result_lines
-from server.report import write_report
+from server.report import closing_table, write_report
 from server.report.html import read_record
 from server.report.numbers import metric_text
 from shared.errors import RunError
@@ -117,3 +117,14 @@ def test_units_are_compared_by_name_and_both_levels_are_there(tmp_path: Path) ->
     line = json.loads(result_lines([both])[0])
     assert [level["unit"] for level in line["levels"]] == ["subject", "site"]
     assert line["epsilon"] == pytest.approx(8.0)
+
+
+def test_the_time_of_a_run_with_secret_draws_is_neither_compared_nor_shown_at_its_end(tmp_path: Path) -> None:
+    secret = build_record(rounds=2, protection="site", secret=True)
+    console = Console(width=200)
+    with console.capture() as shown:
+        console.print(closing_table(secret, folder=tmp_path))
+    assert "withheld, " in shown.get()
+    write_report(secret, tmp_path)
+    (line,) = result_lines([tmp_path])
+    assert json.loads(line)["seconds"] is None

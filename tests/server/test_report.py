@@ -181,10 +181,12 @@ def test_the_headline_numbers_are_those_of_the_test_part() -> None:
 
 def test_a_shown_epsilon_is_never_below_the_stated_one() -> None:
     assert epsilon_text(7.9901) == "8.00"
+    assert epsilon_text(0.00981) == "0.0099"
+    assert epsilon_text(0.001) == "0.001"
+    assert epsilon_text(0.0000123) == "1.3e-05"
     assert epsilon_text(8.0) == "8.00"
     assert epsilon_text(0.29) == "0.29"  # 0.29 * 100 is 28.999999999999996 in floats
     assert epsilon_text(2.01) == "2.01"
-    assert epsilon_text(0.001) == "0.01"
     assert epsilon_text(None) == "–"
 
 
