@@ -20,14 +20,14 @@ def choose_engine(name: EngineName, model: nn.Module, *, microbatch_size: int = 
     """The named engine; "auto" is "functional" unless the model holds Opacus' own recurrent layers.
 
     Args:
-        microbatch_size: most samples whose gradients "functional" holds at once; it takes fewer of a large model.
+        microbatch_size: most rows whose gradients are held at once; fewer of a large model.
     """
     if name == "reference":
         return ReferenceEngine()
     if name == "hooks" or (name == "auto" and _has_opacus_recurrence(model)):
         from client.gradient.hooks import HooksEngine
 
-        return HooksEngine()
+        return HooksEngine(microbatch_size=microbatch_size)
     # Measured on one x86 core, batches of 16 and 64, every encoder of the registry and heads of 3,000 to 800,000
     # weights: as fast as hooks within noise (0.6 to 1.4 times) on most, 2.4 times on the text transformer and up to
     # 7 times on heads; with bounded memory; and weights used from outside their layer are no trap for it.

@@ -12,12 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from client.gradient.engine import SampleModel, num_units, only_trained, rows_of
+from client.gradient.engine import SampleModel, num_units, only_trained, rows_of, units_at_once
 from shared.batch import Batch
 from shared.privacy.mechanism import Clip, ClippedSum, clipped_sum, sum_of_none
-
-# Per-sample gradients held at once: 32 MB. Models of 0.8 million weights take twice as long when 64 rows are held.
-LARGEST_HELD = 8_000_000
 
 
 class FunctionalEngine:
@@ -46,7 +43,7 @@ class FunctionalEngine:
         per_unit = vmap(grad(loss), in_dims=(None, 0, 0, 0), randomness="different")
         units = num_units(batch, rows_per_unit=rows_per_unit)
         num_weights = sum(weights.numel() for weights in trained.values())
-        size = max(1, min(self.microbatch_size // rows_per_unit, LARGEST_HELD // max(1, num_weights)))
+        size = units_at_once(num_weights, microbatch_size=self.microbatch_size, rows_per_unit=rows_per_unit)
         with torch.no_grad(), only_trained(model, ()):
             for start in range(0, units, size):
                 rows = rows_of(batch, start=start * rows_per_unit, stop=(start + size) * rows_per_unit)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from client.gradient import GradientEngine, choose_engine
 from client.gradient.choice import EngineName
+from client.gradient.engine import rows_of
 from client.gradient.functional import FunctionalEngine
 from client.gradient.hooks import HooksEngine
 from client.gradient.plain import PlainEngine
@@ -31,7 +32,7 @@ from shared.model.encoders import preprocessor
 from shared.model.multimodal import build_model
 from shared.model.registry import encoder_registry, fusion_registry
 from shared.privacy.mechanism import GRIDS_PER_NORM, Clip
-from tests.client.toy import WIDTH, Planted, Toy, planted_samples, toy_samples
+from tests.client.toy import NAMES, WIDTH, Planted, Toy, planted_samples, toy_samples
 
 ENGINES: dict[str, GradientEngine] = {
     "reference": ReferenceEngine(),
@@ -350,3 +351,25 @@ def test_engines_agree_on_every_encoder(kind: Kind, name: str, clip: Clip, rows_
 def test_engines_agree_on_every_fusion_and_task(fusion: str, rating: bool, clip: Clip, rows_per_unit: int) -> None:
     run = registry_run([("features", "linear"), ("features", "linear")], fusion=fusion, rating=rating)
     assert_engines_agree(run, clip=clip, rows_per_unit=rows_per_unit)
+
+
+@pytest.mark.parametrize("rows_per_unit", [1, 3])
+@pytest.mark.parametrize("name", ["hooks", "functional"])
+def test_no_engine_holds_more_than_a_microbatch(name: str, rows_per_unit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[int] = []
+
+    def noted(batch: Batch, *, start: int, stop: int) -> Batch:
+        rows = rows_of(batch, start=start, stop=stop)
+        held.append(len(rows))
+        return rows
+
+    engine = HooksEngine(microbatch_size=6) if name == "hooks" else FunctionalEngine(microbatch_size=6)
+    monkeypatch.setattr(f"client.gradient.{name}.rows_of", noted)
+    batch, model = toy_samples(21), Toy()
+    pieces = engine.clipped_sum(model, batch, names=NAMES, clip=Clip(0.5), rows_per_unit=rows_per_unit)
+    whole = ReferenceEngine().clipped_sum(model, batch, names=NAMES, clip=Clip(0.5), rows_per_unit=rows_per_unit)
+
+    assert (max(held), sum(held)) == (6, 21)
+    for parameter in NAMES:
+        torch.testing.assert_close(pieces.sums[parameter], whole.sums[parameter])
+    assert pieces.unclipped == whole.unclipped
