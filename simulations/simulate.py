@@ -18,7 +18,7 @@ from rich.console import Console
 from client.site import SiteConfig
 from server.settings import PREFLIGHT_FILE, ServerSettings, read_settings, write_preflight, write_settings
 from shared.config import DataSchema, RunConfig, parse_settings
-from shared.errors import ModelError, RunError
+from shared.errors import ManifestError, ModelError, RunError
 from shared.manifest import read_manifest
 from simulations.scenario import OwnerSettings, Scenario, motet_home, read_card, state_home
 
@@ -46,8 +46,8 @@ def prepare_run(
         site_cap_epsilon: unit site: the most that all runs over these sites may spend; this run's own, if not given.
 
     Raises:
-        RunError: the folder holds a run already, or it is unknown how many sites there are.
-        ManifestError: a site's manifest has faults.
+        RunError: the folder holds a run already, it is unknown how many sites there are, or several have faults.
+        ManifestError: one site's manifest has faults.
         ConfigError: the scenario asks of an owner what no owner may say, such as a delta too large for its data.
     """
     if folder.exists() and any(folder.iterdir()):
@@ -59,10 +59,7 @@ def prepare_run(
             "their own: motet prepare SCENARIO --num-sites NUMBER"
         )
     _try_to_build(scenario.run, extensions=extensions)
-    owners = {
-        site.name: _site_toml(site, run=scenario.run, owners=scenario.owners, folder=folder, extensions=extensions)
-        for site in (sites if engine != DEPLOYMENT else ())
-    }
+    owners = _owners(scenario, sites=sites if engine != DEPLOYMENT else (), folder=folder, extensions=extensions)
     _try_owners(owners, folder=folder)
     # only now, when nothing is left to go wrong: a folder made for nothing would stand in the way of the next try
     (folder / SITES_FOLDER).mkdir(parents=True, exist_ok=True)
@@ -131,6 +128,23 @@ def _check_first(settings: ServerSettings, *, folder: Path) -> None:
         raise ModelError("\n".join([heading, *failed]))
     write_preflight(checks, folder=folder)
     Console().print(f"preflight: {len(checks)} of {len(checks)} checks passed", highlight=False)
+
+
+def _owners(scenario: Scenario, *, sites: Sequence[Path], folder: Path, extensions: Sequence[Path]) -> dict[str, str]:
+    """Name of every simulated site -> its owner's settings; faults of all sites are told at once."""
+    owners, faults = dict[str, str](), list[ManifestError]()
+    for site in sites:
+        try:
+            owners[site.name] = _site_toml(
+                site, run=scenario.run, owners=scenario.owners, folder=folder, extensions=extensions
+            )
+        except ManifestError as error:
+            faults.append(error)
+    if len(faults) == 1:
+        raise faults[0]
+    if faults:
+        raise RunError("\n".join([f"faults at {len(faults)} of {len(sites)} sites", *map(str, faults)]))
+    return owners
 
 
 def _try_to_build(run: RunConfig, *, extensions: Sequence[Path]) -> None:

@@ -201,3 +201,16 @@ def test_resume_takes_no_other_option_and_leaves_an_ended_run_alone(tmp_path: Pa
     ended = CliRunner().invoke(app, ["simulate", "--resume", str(tmp_path / "run")])
     assert "has ended" in ended.output
     assert (tmp_path / "run" / "report.json").read_bytes() == before
+
+
+def test_faults_of_all_sites_are_told_at_once(tmp_path: Path) -> None:
+    settings, data_set = read_scenario(scenario_file(tmp_path, private=True), home=tmp_path / "home")
+    for site in ("north", "west"):
+        manifest = data_set / "sites" / site / "metadata.jsonl"
+        manifest.write_text(manifest.read_text(encoding="utf-8").replace('"label": "a"', '"label": "x"'))
+
+    with pytest.raises(RunError, match=r"(?s)faults at 2 of 3 sites.*north.*west") as told:
+        prepare_run(settings, data_set=data_set, folder=tmp_path / "run", engine="local")
+
+    assert str(told.value).count("Check again with: motet check") == 2
+    assert not (tmp_path / "run").exists()
