@@ -1,6 +1,6 @@
 """Accountant: what noisy sums over Poisson samples reveal in total, and how much noise a budget asks for.
 
-in        the mechanisms used so far, from client/ledger.py, or those a run plans
+in        the mechanisms used so far, from ledger.py, or those a run plans
 out       an upper bound on epsilon; the smallest noise multiplier that keeps a budget
 relies on batches that are Poisson samples (client/sampling.py), and noise of the stated scale (private_training.py)
 """
