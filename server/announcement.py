@@ -44,7 +44,7 @@ def _local(plan: Plan, *, run: RunConfig) -> str:
     rate, steps = _range([f"{use.sample_rate:.3g}" for use in uses]), _range([f"{use.steps}" for use in uses])
     return (
         f"each {privacy.unit}: epsilon {privacy.epsilon:g} at delta {delta_text(privacy.delta)}; "
-        f"noise {noise} or more, rate {rate}, {steps} steps in all"
+        f"noise {noise} or more, rate {rate}, {steps} steps"
     )
 
 

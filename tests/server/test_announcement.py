@@ -25,7 +25,7 @@ def test_the_announced_noise_is_what_a_site_needs_for_the_whole_run() -> None:
     noise = calibrate_noise(epsilon=8.0, delta=1e-3, sample_rate=0.5, steps=6, accountant="pld")
     assert said == [
         "plan: 2 sites, 3 rounds, each asked 3 times",
-        f"each record: epsilon 8 at delta 0.001; noise {noise:.3g} or more, rate 0.5, 6 steps in all",
+        f"each record: epsilon 8 at delta 0.001; noise {noise:.3g} or more, rate 0.5, 6 steps",
     ]
     assert spent_epsilon([MechanismUse(noise, 0.5, 6)], delta=1e-3, accountant="pld") <= 8.0
 

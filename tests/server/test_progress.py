@@ -9,7 +9,7 @@ from server.progress import ProgressLine
 from tests.server.made_records import build_record
 
 
-@pytest.mark.parametrize(("epsilon", "shown"), [(4.1713, "4.18"), (0.0004, "0.01"), (8.0, "8.00")])
+@pytest.mark.parametrize(("epsilon", "shown"), [(4.1713, "4.18"), (0.0004, "0.0004"), (8.0, "8.00")])
 def test_an_epsilon_is_never_shown_rounded_down(epsilon: float, shown: str) -> None:
     record = build_record(sites=("a",), rounds=1)
     site = record.rounds[0].sites[0].model_copy(update={"epsilon": epsilon})
