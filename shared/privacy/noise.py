@@ -52,7 +52,7 @@ class RandomSource:
 
         They reach 9.34 deviations: a float32 draw of torch's own ends at 5.77, which costs more than a delta of 1e-5
         allows over the weights and steps of a run. "float32" takes 60 % of the time and three quarters of the random
-        bits; its numbers lie on a coarser grid, and around 0 its squared radius comes in steps of 1e-7 variances.
+        bits; its numbers lie on a coarser grid.
 
         Raises:
             PrivacyError: std is negative or not finite; or whole numbers are asked for, which `discrete_normal` draws.
@@ -91,10 +91,14 @@ class RandomSource:
         return int(self._words(1)[0]) >> 2
 
     def _radius(self, num: int, *, dtype: torch.dtype) -> Tensor:
-        """Lengths of standard normal vectors in the plane."""
-        words = torch.from_numpy((self._words(num) >> np.uint64(1)).view(np.int64)).to(dtype)
-        # PRIVACY: u = (word + 1) / 2^63 in (0, 1] goes down to 2^-63. test_the_tail_is_as_heavy_as_it_should_be
-        return words.add_(1.0).mul_(2.0**-63).log_().mul_(-2.0).sqrt_()
+        """Lengths of standard normal vectors in the plane, computed in float64 and then rounded.
+
+        In float32 one u in 2^25 would round to 1, whose length is 0: two numbers would go out without any noise.
+        """
+        words = torch.from_numpy((self._words(num) >> np.uint64(1)).view(np.int64)).double()
+        # PRIVACY: u = (word + 1) / 2^63 in (0, 1] goes down to 2^-63. test_the_tail_is_as_heavy_as_it_should_be; and is
+        # 1 once in 2^54 draws. test_no_length_is_lost_to_rounding
+        return words.add_(1.0).mul_(2.0**-63).log_().mul_(-2.0).sqrt_().to(dtype)
 
     def _angle(self, num: int, *, dtype: torch.dtype) -> Tensor:
         """Angles of standard normal vectors in the plane, in radians."""

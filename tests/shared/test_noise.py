@@ -245,3 +245,15 @@ def test_a_seed_for_others_fits_where_seeds_go() -> None:
 
     assert len(set(seeds)) == 6
     assert all(0 <= seed < 2**62 for seed in seeds)
+
+
+@pytest.mark.parametrize("kind", CONTINUOUS)
+def test_no_length_is_lost_to_rounding(kind: NoiseKind, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A uniform number just below 1, which float32 would round to 1, gives a short length and not none."""
+    drawn = RandomSource(bytes(32))
+    monkeypatch.setattr(drawn, "_words", lambda num: np.full(num, 2**64 - 2**24, dtype=np.uint64))
+
+    numbers = drawn.normal((10,), std=1.0, kind=kind).double()
+
+    lengths = (numbers[:5].square() + numbers[5:].square()).sqrt()
+    torch.testing.assert_close(lengths, torch.full((5,), (2 * 2.0**-40) ** 0.5, dtype=torch.float64), rtol=1e-3, atol=0)
