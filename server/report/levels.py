@@ -13,6 +13,7 @@ from server.records import RunRecord, SitePrivacy
 from server.report.numbers import duration_text
 from shared.config import Clipping, NoiseKind, PrivacySettings, Settings, Unit
 from shared.messages import PrivacyStatement
+from shared.privacy.accountant import ERROR_OF_PRV
 
 Range = tuple[float, float]
 """smallest and largest"""
@@ -99,7 +100,7 @@ def alarms(record: RunRecord) -> list[Alarm]:
     if failed:
         found.append(Alarm("preflight_failed", {"checks": ", ".join(failed)}))
     for level in levels(record):
-        if level.disagreement is not None and level.disagreement > LARGEST_DISAGREEMENT:
+        if level.disagreement is not None and any(_disagree(*pair) for pair in _opinions(record, level)):
             found.append(Alarm("accountants_disagree", {"unit": level.unit, "share": f"{level.disagreement:.0%}"}))
     past = [plan.site for plan in record.privacy if plan.cap_epsilon is not None and plan.epsilon > plan.cap_epsilon]
     if record.central is not None and record.central.epsilon > record.central.cap_epsilon:
@@ -185,6 +186,21 @@ def _central_level(record: RunRecord) -> Level | None:
 def _furthest(plans: Iterable[SitePrivacy]) -> float | None:
     found = [_disagreement(plan.run_epsilon, plan.second_epsilon) for plan in plans]
     return max((each for each in found if each is not None), key=abs, default=None)
+
+
+def _opinions(record: RunRecord, level: Level) -> list[tuple[float | None, float | None]]:
+    """The stated epsilon of the run and the second accountant's, for whatever the level has them for."""
+    if level.is_central:
+        held = record.central
+        return [(held.epsilon_run, held.second_epsilon)] if held else []
+    return [(plan.run_epsilon, plan.second_epsilon) for plan in record.privacy]
+
+
+def _disagree(first: float | None, second: float | None) -> bool:
+    """Whether the second is above the first by more than both methods' errors explain."""
+    if first is None or second is None:
+        return False
+    return second > first * (1 + LARGEST_DISAGREEMENT) + ERROR_OF_PRV
 
 
 def _disagreement(first: float | None, second: float | None) -> float | None:

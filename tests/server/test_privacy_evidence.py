@@ -60,6 +60,14 @@ def test_a_sound_run_has_no_alarm(kind: str) -> None:
     assert alarms(KINDS[kind]()) == []
 
 
+@pytest.mark.parametrize(("second", "found"), [(0.0107, []), (0.03, ["accountants_disagree"])])
+def test_what_prv_adds_for_its_grid_is_no_disagreement_at_a_small_epsilon(second: float, found: list[str]) -> None:
+    record = build_record(rounds=2)
+    small = {"run_epsilon": 0.001, "epsilon": 0.001, "second_epsilon": second}
+    plan = record.privacy[0].model_copy(update=small)
+    assert [alarm.name for alarm in alarms(record.model_copy(update={"privacy": (plan,)}))] == found
+
+
 def test_all_alarms_have_their_words() -> None:
     assert set(read_privacy_words().alarms) == set(ALARMS)
 

@@ -341,3 +341,8 @@ def test_ten_thousand_rows_are_one_mechanism_a_kind() -> None:
     rows = [MechanismUse(2.0 + kind, 0.1, 1) for kind in range(3)] * 3334
 
     assert merged(rows) == tuple(MechanismUse(2.0 + kind, 0.1, 3334) for kind in range(3))
+
+
+def test_an_epsilon_that_prv_cannot_show_is_refused_with_the_way_out() -> None:
+    with pytest.raises(PrivacyError, match=r'epsilon is 0\.001 with accountant "prv".* use "pld"'):
+        calibrate_noise(epsilon=0.001, delta=1e-5, sample_rate=0.5, steps=2, accountant="prv")
