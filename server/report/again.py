@@ -44,9 +44,9 @@ def write_again(run: Path, *, privacy: bool, out: Path | None) -> tuple[Path, ..
 
 def pages_of(record: RunRecord, *, folder: Path) -> dict[str, tuple[bytes, ...]]:
     """Name of every page that a run folder can hold -> what may stand in it: with an audit made since, and without."""
-    records = dict.fromkeys((record.model_dump_json(), with_audit(record, folder=folder).model_dump_json()))
+    audited = with_audit(record, folder=folder)
     made: dict[str, tuple[bytes, ...]] = {}
-    for each in (RunRecord.model_validate_json(text) for text in records):
+    for each in (record,) if audited is record else (record, audited):
         for name, text in {HTML_NAME: render(each), **privacy_texts(each)}.items():
             made[name] = (*made.get(name, ()), text.encode())
     return made

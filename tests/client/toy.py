@@ -1,8 +1,8 @@
 """Toy: a two-modality model small enough to differentiate by hand, and samples for it; used by the tests beside it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, ParamSpec
 
 import torch
 from jaxtyping import Float
@@ -16,6 +16,7 @@ from shared.privacy.noise import RandomSource, reproducible_source
 
 NUM_CLASSES, WIDTH = 3, 5
 Optimizer = Literal["sgd", "momentum", "adam"]
+P = ParamSpec("P")
 
 
 class Scale(nn.Module):
@@ -165,34 +166,15 @@ def trained_round(
     )
 
 
-def trained(
-    model: nn.Module,
-    samples: Samples,
-    *,
-    training: TrainingSettings,
-    plan: PrivacyPlan | None,
-    names: tuple[str, ...] = NAMES,
-    nominal_size: int = 20,
-    round_number: int = 1,
-    rounds: int = 1,
-    modality_dropout: float = 0.0,
-    noise: RandomSource | None = None,
-    sampling: RandomSource | None = None,
-) -> dict[str, Tensor]:
-    """The change that `trained_round` gives."""
-    return trained_round(
-        model,
-        samples,
-        training=training,
-        plan=plan,
-        names=names,
-        nominal_size=nominal_size,
-        round_number=round_number,
-        rounds=rounds,
-        modality_dropout=modality_dropout,
-        noise=noise,
-        sampling=sampling,
-    ).update
+def _update_of(run: Callable[P, TrainedRound]) -> Callable[P, dict[str, Tensor]]:
+    def changed(*samples: P.args, **how: P.kwargs) -> dict[str, Tensor]:
+        return run(*samples, **how).update
+
+    return changed
+
+
+trained = _update_of(trained_round)
+"""the change that `trained_round` gives"""
 
 
 def flat(change: dict[str, Tensor]) -> Tensor:

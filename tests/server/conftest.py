@@ -7,7 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from server.checkpoint import Progress
 from server.judgement import Failure, Reply, StatisticsAnswer
+from server.plan import make_plan, start_central
+from server.records import RoundRecord
+from server.rounds import run_rounds, start_or_resume
 from server.settings import ServerSettings
 from shared.batch import Samples
 from shared.config import RunConfig
@@ -166,3 +170,36 @@ class CallTransport:
 def run() -> RunConfig:
     """The small run."""
     return small_run()
+
+
+def train(
+    run: RunConfig,
+    folder: Path,
+    *,
+    transport: CallTransport,
+    attempt: int = 0,
+    stop_after: int | None = None,
+    reproducible: bool = True,
+) -> Progress:
+    """A run from where it stands to its end, or until KeyboardInterrupt after a round."""
+    model = build_model(run)
+    plan = make_plan(transport.hello(expected=3, min_sites=1, timeout_s=1), run=run, model=model)
+    settings = small_settings(run, folder=folder).model_copy(update={"reproducible_noise": reproducible})
+
+    def tell(record: RoundRecord) -> None:
+        if record.round == stop_after:
+            raise KeyboardInterrupt
+
+    progress, _ = run_rounds(
+        transport,
+        progress=start_or_resume(model, settings=settings, folder=folder),
+        model=model,
+        plan=plan,
+        settings=settings,
+        validation=small_samples(run, seed=99),
+        folder=folder,
+        attempt=attempt,
+        tell=tell,
+        central=start_central(plan, settings=settings, model=model),
+    )
+    return progress

@@ -8,14 +8,13 @@ import torch
 
 from server.checkpoint import Progress, load_progress
 from server.judgement import Failure, Reply
-from server.plan import make_plan, start_central
-from server.records import RoundRecord
-from server.rounds import run_rounds, start_or_resume
+from server.plan import make_plan
 from shared.config import RunConfig
 from shared.errors import RunError
 from shared.messages import PROTOCOL_VERSION, Refusal, RequestHeader, TrainReply, TrainRequest
 from shared.model.multimodal import build_model
-from tests.server.conftest import CallTransport, small_run, small_samples, small_settings
+from tests.server import conftest
+from tests.server.conftest import CallTransport, small_run
 
 SITES = {"north": ("left", "right"), "south": ("left", "right"), "deaf": ("left",)}
 
@@ -29,26 +28,8 @@ def train(
     stop_after: int | None = None,
 ) -> tuple[Progress, CallTransport]:
     transport = transport or CallTransport(run, SITES)
-    model = build_model(run)
-    plan = make_plan(transport.hello(expected=3, min_sites=1, timeout_s=1), run=run, model=model)
-
-    settings = small_settings(run, folder=folder)
-
-    def tell(record: RoundRecord) -> None:
-        if record.round == stop_after:
-            raise KeyboardInterrupt
-
-    progress, _ = run_rounds(
-        transport,
-        progress=start_or_resume(model, settings=settings, folder=folder),
-        model=model,
-        plan=plan,
-        settings=settings,
-        validation=small_samples(run, seed=99),
-        folder=folder,
-        attempt=attempt,
-        tell=tell,
-        central=start_central(plan, settings=settings, model=model),
+    progress = conftest.train(
+        run, folder, transport=transport, attempt=attempt, stop_after=stop_after, reproducible=False
     )
     return progress, transport
 

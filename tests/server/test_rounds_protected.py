@@ -13,8 +13,6 @@ import torch
 from server.checkpoint import Progress
 from server.judgement import Reply
 from server.plan import make_plan, start_central
-from server.records import RoundRecord
-from server.rounds import run_rounds, start_or_resume
 from server.tensorboard import EventWriter, round_scalars
 from shared.config import RunConfig
 from shared.errors import BudgetError, RunError
@@ -31,45 +29,13 @@ from shared.messages import (
 from shared.model.multimodal import build_model
 from shared.privacy.ledger import Ledger
 from shared.privacy.mechanism import next_clip_norm
-from tests.server.conftest import RECORD, SITE, CallTransport, protected_run, small_samples, small_settings
+from tests.server.conftest import RECORD, SITE, CallTransport, protected_run, small_settings, train
 
 SITES = {"north": ("left", "right"), "south": ("left", "right"), "deaf": ("left",)}
 STATEMENT = PrivacyStatement(
     unit="record", epsilon=3.0, delta=1e-3, clip_norm=1.0, noise_multiplier=5.0, sample_rate=1.0, steps_per_round=1,
     accountant="rdp", reproducible_noise=False,
 )  # fmt: skip
-
-
-def train(
-    run: RunConfig,
-    folder: Path,
-    *,
-    transport: CallTransport,
-    attempt: int = 0,
-    stop_after: int | None = None,
-    reproducible: bool = True,
-) -> Progress:
-    model = build_model(run)
-    plan = make_plan(transport.hello(expected=3, min_sites=1, timeout_s=1), run=run, model=model)
-    settings = small_settings(run, folder=folder).model_copy(update={"reproducible_noise": reproducible})
-
-    def tell(record: RoundRecord) -> None:
-        if record.round == stop_after:
-            raise KeyboardInterrupt
-
-    progress, _ = run_rounds(
-        transport,
-        progress=start_or_resume(model, settings=settings, folder=folder),
-        model=model,
-        plan=plan,
-        settings=settings,
-        validation=small_samples(run, seed=99),
-        folder=folder,
-        attempt=attempt,
-        tell=tell,
-        central=start_central(plan, settings=settings, model=model),
-    )
-    return progress
 
 
 def ledger_of(folder: Path) -> Ledger:
