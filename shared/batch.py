@@ -27,6 +27,14 @@ class Batch:
     def __len__(self) -> int:
         return len(self.targets)
 
+    def take(self, rows: Int[Tensor, "B"]) -> "Batch":
+        """The named rows, in the order given; no rows give a batch of size 0."""
+        return Batch(
+            inputs={name: values[rows] for name, values in self.inputs.items()},
+            present=self.present[rows],
+            targets=self.targets[rows],
+        )
+
 
 @dataclass(frozen=True)
 class Samples(Batch):
@@ -44,14 +52,6 @@ class Samples(Batch):
         for row, subject in enumerate(self.subjects):
             rows.setdefault(subject, []).append(row)
         return tuple(torch.tensor(numbers) for numbers in rows.values())
-
-    def take(self, rows: Int[Tensor, "B"]) -> Batch:
-        """The named rows, in the order given; no rows give a batch of size 0."""
-        return Batch(
-            inputs={name: values[rows] for name, values in self.inputs.items()},
-            present=self.present[rows],
-            targets=self.targets[rows],
-        )
 
     def subset(self, rows: Int[Tensor, "B"]) -> "Samples":
         """The named rows with what belongs to them."""
