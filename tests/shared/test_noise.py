@@ -15,7 +15,7 @@ from scipy import stats
 
 from shared.config import NoiseKind
 from shared.errors import PrivacyError
-from shared.privacy.noise import RandomSource, reproducible_source, secret_source
+from shared.privacy.noise import RandomSource, normal_rows, reproducible_source, secret_source
 
 FALSE_ALARM = 1e-6
 Numbers = npt.NDArray[np.float64]
@@ -30,11 +30,12 @@ class FixedBytes(RandomSource):
         super().__init__(bytes(32))
         self.byte, self.cleared_bits = byte, cleared_bits
 
-    def _bytes(self, num: int) -> bytes:
-        return super()._bytes(num) if self.byte is None else bytes([self.byte]) * num
-
-    def _words(self, num: int) -> npt.NDArray[np.uint64]:
-        return super()._words(num) >> np.uint64(self.cleared_bits)
+    def _draw(self, memory: npt.NDArray[np.uint8], num_bytes: int) -> None:
+        super()._draw(memory, num_bytes)
+        if self.cleared_bits:
+            memory[:num_bytes].view(np.uint64)[:] >>= np.uint64(self.cleared_bits)
+        if self.byte is not None:
+            memory[:num_bytes] = self.byte
 
 
 def source(purpose: str = "test") -> RandomSource:
@@ -222,6 +223,49 @@ def test_every_shape_is_filled(shape: tuple[int, ...]) -> None:
     assert all(bool((numbers != 0).all()) for numbers in (strict, fast, whole))
 
 
+@pytest.mark.parametrize("kind", CONTINUOUS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("width", [0, 1, 7, 32_769])
+def test_a_tensor_is_filled_with_the_numbers_that_would_be_drawn_anew(
+    kind: NoiseKind, dtype: torch.dtype, width: int
+) -> None:
+    drawn, filled = source(), source()
+    rows = torch.zeros(3, width, dtype=dtype)
+    for row in (0, 2):
+        filled.normal_into(rows[row], std=1.3, kind=kind)
+
+    assert not rows[1].any()
+    for row in (0, 2):
+        assert torch.equal(rows[row], drawn.normal((width,), std=1.3, kind=kind).to(dtype))
+
+
+@pytest.mark.parametrize("kind", CONTINUOUS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(("rows", "width"), [(0, 5), (3, 0), (5, 7), (7, 10_001), (2, 40_000)])
+def test_rows_are_filled_each_from_its_source_and_with_its_scale(
+    kind: NoiseKind, dtype: torch.dtype, rows: int, width: int
+) -> None:
+    stds = [0.1 + row for row in range(rows)]
+    both = torch.zeros(rows, width + 2, dtype=dtype)
+    sources, alone = ([source(f"row {row}") for row in range(rows)] for _ in range(2))
+    for _ in range(2):  # the second time the streams have gone on
+        normal_rows(sources, both[:, :width], stds=stds, kind=kind)
+
+        for each, std, row in zip(alone, stds, both, strict=True):
+            assert torch.equal(row[:width], each.normal((width,), std=std, kind=kind).to(dtype))
+    assert not both[:, width:].any()
+
+
+def test_rows_without_a_possible_scale_are_refused() -> None:
+    rows = torch.zeros(2, 3)
+    with pytest.raises(PrivacyError, match="allowed"):
+        normal_rows([source(), source()], rows, stds=[1.0, -1.0])
+    with pytest.raises(PrivacyError, match="discrete_normal"):
+        normal_rows([source(), source()], rows, stds=[1.0, 1.0], kind="discrete")
+
+    assert not rows.any()
+
+
 def test_no_noise_is_exactly_zero() -> None:
     assert not source().normal((5,), std=0.0).any()
     assert not source().discrete_normal((5,), std=0.0).any()
@@ -251,7 +295,12 @@ def test_a_seed_for_others_fits_where_seeds_go() -> None:
 def test_no_length_is_lost_to_rounding(kind: NoiseKind, monkeypatch: pytest.MonkeyPatch) -> None:
     """A uniform number just below 1, which float32 would round to 1, gives a short length and not none."""
     drawn = RandomSource(bytes(32))
-    monkeypatch.setattr(drawn, "_words", lambda num: np.full(num, 2**64 - 2**24, dtype=np.uint64))
+
+    def draw_words_near_the_largest(memory: npt.NDArray[np.uint8], num_bytes: int) -> None:
+        memory[:num_bytes] = 0x5A  # angles; the five words in front are for lengths
+        memory[:40].view(np.uint64)[:] = 2**64 - 2**24
+
+    monkeypatch.setattr(drawn, "_draw", draw_words_near_the_largest)
 
     numbers = drawn.normal((10,), std=1.0, kind=kind).double()
 
