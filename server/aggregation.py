@@ -1,54 +1,139 @@
 """Aggregation: the updates of one round, by parameter, become one step of the global model.
 
-in        updates by site, each with the parameters that this site trained, already checked by wire.py
+in        one update after the other, each with the parameters that this site trained, already checked by wire.py
 out       one update, then new weights through the server optimiser
 relies on every update being finite and of the model's shapes
+
+A mean is a running sum, so that an update can be dropped as soon as it is added; median and trimmed mean compare all
+updates and keep them to the end of the round.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Float64
 from torch import Tensor
 
 from shared.config import FederationSettings, ServerOptimizerSettings
+from shared.row import row_of_all
 
 Weights = dict[str, Tensor]
 
 
+@runtime_checkable
+class Average(Protocol):
+    """The updates of one round, taken one after the other."""
+
+    def add(self, update: Weights, *, weight: float) -> None:
+        """Takes one site's update; `weight` is how much it counts in a mean, above 0."""
+
+    def result(self) -> Weights:
+        """One update, each parameter from the sites that trained it; a parameter nobody trained is not in it."""
+
+
+def start_average(settings: FederationSettings) -> Average:
+    """The average of a round that has just begun."""
+    return RunningMean() if settings.aggregation == "mean" else RobustAverage(settings)
+
+
 def aggregate(updates: Mapping[str, Weights], *, weights: Mapping[str, float], settings: FederationSettings) -> Weights:
-    """One update, each parameter from the sites that trained it; a parameter nobody trained is not in it.
+    """One update out of many, each parameter from the sites that trained it; a parameter nobody trained is not in it.
 
     Args:
         updates: site -> parameter name -> change.
         weights: site -> how much its update counts in a mean, above 0; median and trimmed mean count sites alike.
         settings: which aggregation.
-
-    Source: mean: McMahan et al. 2017, arXiv:1602.05629; coordinate-wise median and trimmed mean: Yin et al. 2018,
-    arXiv:1803.01498, definitions 1 and 2.
     """
-    names = dict.fromkeys(name for update in updates.values() for name in update)
-    result: Weights = {}
-    for name in names:
-        # sorted by site: sums of floats depend on their order, and replies come in any order
-        sites = sorted(site for site, update in updates.items() if name in update)
-        stacked = torch.stack([updates[site][name] for site in sites])
-        result[name] = _combine(stacked, weights=[weights[site] for site in sites], settings=settings)
-    return result
+    average = start_average(settings)
+    # sorted by site: sums of floats depend on their order
+    for site in sorted(updates):
+        average.add(updates[site], weight=weights[site])
+    return average.result()
 
 
-def _combine(stacked: Tensor, *, weights: Sequence[float], settings: FederationSettings) -> Tensor:
-    if settings.aggregation == "median":
-        # not torch.quantile, which takes 16 million numbers at the most
-        ordered, middle = stacked.sort(dim=0).values, len(stacked) // 2
-        return ordered[middle] if len(stacked) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
-    if settings.aggregation == "trimmed-mean":
-        cut = int(settings.trim_share * len(stacked))
-        return stacked.sort(dim=0).values[cut : len(stacked) - cut].mean(dim=0)
-    shares = torch.tensor(weights, dtype=torch.float64)
-    shares = (shares / shares.sum()).to(stacked.dtype)
-    mean: Tensor = torch.tensordot(shares, stacked, dims=1)
-    return mean
+class RunningRow:
+    """Updates of one form as a running float64 sum of rows; holds two rows however many were added."""
+
+    def __init__(self, like: Weights) -> None:
+        """Starts at zero, for updates of these parameters in this order."""
+        self._shapes = {name: value.shape for name, value in like.items()}
+        self._sizes = [value.numel() for value in like.values()]
+        self.total = torch.zeros(sum(self._sizes), dtype=torch.float64)
+        self._exact = torch.zeros_like(self.total)
+
+    def exact(self, update: Weights) -> Float64[Tensor, "P"]:
+        """An update as a row; the same memory at every call."""
+        return self._exact.copy_(row_of_all(list(update.values())))
+
+    def parts(self, row: Float64[Tensor, "P"]) -> Weights:
+        """Views of a row as the parameters that lie in it."""
+        split = zip(self._shapes.items(), torch.split(row, self._sizes), strict=True)
+        return {name: part.view(shape) for (name, shape), part in split}
+
+
+class RunningMean:
+    """Weighted mean; its memory does not grow with the number of sites.
+
+    Source: McMahan et al. 2017, arXiv:1602.05629.
+    """
+
+    def __init__(self) -> None:
+        self._rows: dict[tuple[str, ...], RunningRow] = {}
+        self._weights: dict[tuple[str, ...], float] = {}
+        self._dtypes: dict[str, torch.dtype] = {}
+
+    def add(self, update: Weights, *, weight: float) -> None:
+        """Adds an update to the sum of those with the same parameters."""
+        names = tuple(update)
+        if names not in self._rows:
+            self._rows[names], self._weights[names] = RunningRow(update), 0.0
+            self._dtypes |= {name: value.dtype for name, value in update.items()}
+        row = self._rows[names]
+        row.total.add_(row.exact(update), alpha=weight)
+        self._weights[names] += weight
+
+    def result(self) -> Weights:
+        """The sums over all forms of updates that hold a parameter, over their weights."""
+        sums, weights = Weights(), dict[str, float]()
+        for names, row in self._rows.items():
+            for name, part in row.parts(row.total).items():
+                sums[name] = sums[name] + part if name in sums else part
+                weights[name] = weights.get(name, 0.0) + self._weights[names]
+        return {name: (value / weights[name]).to(self._dtypes[name]) for name, value in sums.items()}
+
+
+class RobustAverage:
+    """Coordinate-wise median or trimmed mean, which count sites alike; keeps every update until the round is over.
+
+    Source: Yin et al. 2018, arXiv:1803.01498, definitions 1 and 2.
+    """
+
+    def __init__(self, settings: FederationSettings) -> None:
+        self._settings = settings
+        self._updates: list[Weights] = []
+
+    def add(self, update: Weights, *, weight: float) -> None:  # noqa: ARG002  as a mean, which has a use for it
+        """Keeps an update."""
+        self._updates.append(update)
+
+    def result(self) -> Weights:
+        """Each number by itself, over the updates that hold it."""
+        names = dict.fromkeys(name for update in self._updates for name in update)
+        return {
+            name: self._combine(torch.stack([update[name] for update in self._updates if name in update]))
+            for name in names
+        }
+
+    def _combine(self, stacked: Tensor) -> Tensor:
+        ordered = stacked.sort(dim=0).values
+        if self._settings.aggregation == "median":
+            # not torch.quantile, which takes 16 million numbers at the most
+            middle = len(stacked) // 2
+            return ordered[middle] if len(stacked) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
+        cut = int(self._settings.trim_share * len(stacked))
+        return ordered[cut : len(stacked) - cut].mean(dim=0)
 
 
 @dataclass

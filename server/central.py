@@ -1,6 +1,6 @@
 """Central protection: a whole site hides in the sum of the updates, under noise that the server adds.
 
-in        the updates of one round, clipped at the sites and not believed; the server's own ledger
+in        one update after the other, clipped at the sites and not believed; the server's own ledger
 out       their noisy average, divided by a public number; a row in the ledger before anybody is asked
 relies on shared/privacy/ for clip, noise, accountant and ledger; schedule.py for who is asked
 
@@ -9,20 +9,22 @@ clipping) not at all. Whoever reads the models and the report learns little of a
 updates and has to be trusted.
 """
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-from server.aggregation import Weights
+from server.aggregation import RunningRow, Weights
 from server.settings import ServerSettings
 from shared.config import PrivacySettings
 from shared.errors import BudgetError, PrivacyError, RunError
 from shared.messages import Shapes
 from shared.privacy.accountant import MechanismUse, calibrate_noise, spent_epsilon
 from shared.privacy.ledger import Ledger
-from shared.privacy.mechanism import clip_update, split_noise
+from shared.privacy.mechanism import clip_factors, layers_of, split_noise
 from shared.privacy.noise import RandomSource, reproducible_source, secret_source
 
 
@@ -218,32 +220,82 @@ def with_round(participations: Mapping[str, int], *, sites: Sequence[str]) -> di
 
 
 def protect(updates: Mapping[str, Weights], *, plan: CentralPlan, clip_norm: float, source: RandomSource) -> Weights:
-    """The noisy average of a round: every trainable parameter is in it, and has noise, whoever sent it.
+    """The noisy average of a round whose updates are all there, as `ProtectedSum` makes it from one after the other."""
+    total = ProtectedSum(plan, clip_norm=clip_norm)
+    # sorted by site: sums of floats depend on their order
+    for site in sorted(updates):
+        total.add(updates[site])
+    return total.noisy_average(source)
 
-    Promise: one site moves the sum by at most `clip_norm`, whatever numbers it sent. No updates give noise alone.
 
-    Args:
-        updates: site -> parameter -> change; what a site does not send counts as zeros.
-        plan: of the run.
-        clip_norm: of this round.
-        source: of the noise.
+class ProtectedSum:
+    """The updates of one round, each clipped and added when it comes; holds no update.
+
+    Promise: one site, added once, moves the sum by at most `clip_norm`, whatever numbers it sent.
 
     Source: McMahan et al. 2018, arXiv:1710.06963, algorithm 1, with the fixed denominator of its section 2.2.
     """
-    sums = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in plan.shapes.items()}
-    # sorted by site: sums of floats depend on their order, and replies come in any order
-    for site in sorted(updates):
-        exact = {name: value.double() for name, value in updates[site].items()}
+
+    def __init__(self, plan: CentralPlan, *, clip_norm: float) -> None:
+        """Starts with no update.
+
+        Args:
+            plan: of the run.
+            clip_norm: of this round.
+        """
+        self._plan, self._clip_norm = plan, clip_norm
+        self._rows: dict[tuple[str, ...], RunningRow] = {}
+
+    def add(self, update: Weights) -> None:
+        """Clips a site's whole update and adds it; what the site does not send counts as zeros.
+
+        One whose norm is not finite, or 1e30 clip norms long, adds exactly zero.
+        """
+        names = tuple(update)
+        if names not in self._rows:
+            self._rows[names] = RunningRow(update)
+        row = self._rows[names]
+        exact = row.exact(update)
         # PRIVACY: clipped again here, where a site's word counts for nothing.
         # test_one_site_moves_the_sum_by_at_most_the_clip_norm
-        clipped, _ = clip_update(exact, clip_norm=clip_norm, per_layer=plan.privacy.clipping == "per-layer")
-        for name, value in clipped.items():
-            sums[name] += value
-    noise = split_noise(plan.noise_multiplier)[0] if plan.is_adaptive else plan.noise_multiplier
-    # PRIVACY: on every parameter, also of a round that nobody answered. test_a_round_without_updates_is_noise_alone,
-    # test_central_noise_has_the_promised_scale
-    noisy = {name: value + source.normal(tuple(value.shape), std=noise * clip_norm) for name, value in sums.items()}
-    return {name: (value / plan.denominator).float() for name, value in noisy.items()}
+        if self._plan.privacy.clipping != "per-layer":
+            self._add_clipped([exact], to=[row.total], norm=self._clip_norm)
+            return
+        layers, parts, totals = layers_of(names), row.parts(exact), row.parts(row.total)
+        for members in layers.values():
+            # PRIVACY: L layers of this norm have the clip norm together. test_each_layer_has_its_share_of_the_norm
+            share = self._clip_norm / math.sqrt(len(layers))
+            pieces = [[whole[name].view(-1) for name in members] for whole in (parts, totals)]
+            self._add_clipped(pieces[0], to=pieces[1], norm=share)
+
+    def noisy_average(self, source: RandomSource) -> Weights:
+        """The sum with noise, over a public number: every trainable parameter is in it, whoever sent it.
+
+        No updates give noise alone.
+        """
+        plan = self._plan
+        sums = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in plan.shapes.items()}
+        for row in self._rows.values():
+            for name, part in row.parts(row.total).items():
+                sums[name] += part
+        noise = split_noise(plan.noise_multiplier)[0] if plan.is_adaptive else plan.noise_multiplier
+        std = noise * self._clip_norm
+        # PRIVACY: on every parameter, also of a round that nobody answered.
+        # test_a_round_without_updates_is_noise_alone, test_central_noise_has_the_promised_scale
+        noisy = {name: value + source.normal(tuple(value.shape), std=std) for name, value in sums.items()}
+        return {name: (value / plan.denominator).float() for name, value in noisy.items()}
+
+    @staticmethod
+    def _add_clipped(pieces: Sequence[Tensor], *, to: Sequence[Tensor], norm: float) -> None:
+        """Adds flat float64 pieces whose joint norm is cut to `norm`."""
+        # in float64 no square of a float32 number is lost or infinite
+        length = torch.stack([torch.dot(piece, piece) for piece in pieces]).sum().sqrt()
+        factor = float(clip_factors(length[None], clip_norm=norm))
+        # PRIVACY: zero times NaN is NaN, so a broken update is not added at all.
+        # test_one_site_moves_the_sum_by_at_most_the_clip_norm
+        if factor > 0:
+            for piece, total in zip(pieces, to, strict=True):
+                total.add_(piece, alpha=factor)
 
 
 def noisy_unclipped_share(within: Sequence[bool], *, plan: CentralPlan, source: RandomSource) -> float:

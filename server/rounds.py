@@ -8,20 +8,20 @@ relies on Flower for nothing: strategy.py is the Transport that speaks it; centr
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from server.aggregation import ServerOptimizer, Weights, aggregate
-from server.central import noisy_unclipped_share, protect
+from server.aggregation import ServerOptimizer, Weights
 from server.checkpoint import Progress, load_progress, save_progress
 from server.evaluation import score
-from server.judgement import Reply, StatisticsAnswer, judge, judge_statistics
+from server.intake import Intake
+from server.judgement import Reply, StatisticsAnswer, judge_statistics
 from server.plan import Central, Plan, participants
-from server.records import Outcome, RoundRecord, Scores, SiteRound
+from server.records import RoundRecord, Scores
 from server.settings import ServerSettings
 from shared.batch import Samples
 from shared.config import RunConfig
@@ -29,18 +29,13 @@ from shared.errors import BudgetError
 from shared.messages import (
     PROTOCOL_VERSION,
     Hello,
-    Refusal,
     RequestHeader,
-    Shapes,
     StatisticsHeader,
     StatisticsReply,
-    TrainReply,
     TrainRequest,
-    reply_fields,
 )
 from shared.model.multimodal import MultimodalModel
 from shared.model.parameters import trainable_names
-from shared.privacy.mechanism import next_clip_norm
 
 log = logging.getLogger("motet.server")
 
@@ -57,10 +52,12 @@ class Transport(Protocol):
     ) -> dict[str, StatisticsAnswer]:
         """One answer for every request for noisy counts."""
 
-    def train(
-        self, requests: Mapping[str, TrainRequest], *, shapes: Mapping[str, Shapes], timeout_s: float
-    ) -> dict[str, Reply]:
-        """One answer for every request; whatever went wrong at a site is in its own answer."""
+    def train(self, requests: Mapping[str, TrainRequest], *, timeout_s: float) -> Iterator[tuple[str, Reply]]:
+        """One answer for every request, as they come; whatever went wrong at a site is in its own answer.
+
+        Sites that are asked the same have the same object as their request. The order is the same in every run with
+        the same replies, so that sums are, too. An update need not be held once its answer was taken.
+        """
 
 
 def start_or_resume(model: MultimodalModel, *, settings: ServerSettings, folder: Path) -> Progress:
@@ -169,11 +166,13 @@ def _one_round(
     run, number, began = settings.run, progress.round_number + 1, time.monotonic()
     asked, site_epsilon = participants(plan, central, number=number, attempt=attempt, folder=folder)
     requests = _requests(asked, progress, plan=plan, settings=settings, attempt=attempt)
-    shapes = {site: {name: tuple(value.shape) for name, value in r.weights.items()} for site, r in requests.items()}
-    replies = transport.train(requests, shapes=shapes, timeout_s=run.federation.round_timeout_s)
-    judged = {site: judge(replies[site], request=requests[site]) for site in asked}
+    intake = Intake(progress, run=run, central=central)
+    for site, reply in transport.train(requests, timeout_s=run.federation.round_timeout_s):
+        intake.take(site, reply, request=requests[site])
+        del reply  # or its update would be held while the next one is made
     clip_norm, site_clip_norm = progress.clip_norm, progress.site_clip_norm
-    update_norm = _take(judged, progress, optimizer, run=run, central=central)
+    progress.round_number += 1
+    update_norm = _step(progress, optimizer, update=intake.settle())
     scores = None
     if number % run.evaluation.every_rounds == 0 or number == run.federation.rounds:
         scores = _scores(model, progress.weights, samples=validation, run=run)
@@ -182,7 +181,7 @@ def _one_round(
         round=number,
         # PRIVACY: how long a round took tells how many sites were in it. test_records_do_not_tell_who_was_drawn
         seconds=0.0 if plan.rounds is None else time.monotonic() - began,
-        sites=_site_rounds(judged, plan=plan, history=progress.history),
+        sites=intake.lines(plan),
         validation=scores,
         update_norm=update_norm,
         clip_norm=clip_norm,
@@ -219,104 +218,36 @@ def _ask_statistics(
 def _requests(
     asked: Sequence[str], progress: Progress, *, plan: Plan, settings: ServerSettings, attempt: int
 ) -> dict[str, TrainRequest]:
-    return {
-        site: TrainRequest(
-            header=RequestHeader(
+    """What each site is asked; one object for all that are asked the same."""
+    made: dict[tuple[int, tuple[str, ...]], TrainRequest] = {}
+    requests: dict[str, TrainRequest] = {}
+    for site in asked:
+        planned, names = key = (plan.planned[site], plan.names[site])
+        if key not in made:
+            header = RequestHeader(
                 protocol_version=PROTOCOL_VERSION,
                 run=settings.run,
                 run_id=settings.run_id,
                 round_number=progress.round_number + 1,
                 attempt=attempt,
-                planned_rounds=plan.planned[site],
+                planned_rounds=planned,
                 clip_norm=progress.clip_norm,
                 site_clip_norm=progress.site_clip_norm,
-            ),
-            weights={name: progress.weights[name] for name in plan.names[site]},
-        )
-        for site in asked
-    }
+            )
+            made[key] = TrainRequest(header, weights={name: progress.weights[name] for name in names})
+        requests[site] = made[key]
+    return requests
 
 
-def _take(
-    judged: Mapping[str, Reply],
-    progress: Progress,
-    optimizer: ServerOptimizer,
-    *,
-    run: RunConfig,
-    central: Central | None,
-) -> float | None:
-    """Step the model and the clip norms by what was used; the L2 norm of the step, None where there was none."""
-    used = {site: reply for site, reply in judged.items() if isinstance(reply, TrainReply)}
-    progress.round_number += 1
-    said = [reply.header.privacy for reply in used.values()]
-    progress.reproducible_noise |= any(privacy.reproducible_noise for privacy in said if privacy)
-    norm = None
-    update = _average(used, progress, run=run, central=central)
-    if update is not None:
-        new = optimizer.step(progress.weights, update=update)
-        norm = _norm({name: new[name] - progress.weights[name] for name in update})
-        progress.weights = new
-        progress.moments, progress.second_moments = optimizer.moments, optimizer.second_moments
-    local, shares = run.local_privacy, [reply.header.unclipped_share for reply in used.values()]
-    # each held to what a share can be, so that none has a larger say than any other
-    told = [min(1.0, max(0.0, share)) for share in shares if share is not None]
-    if local is not None and progress.clip_norm is not None and told:
-        progress.clip_norm = next_clip_norm(progress.clip_norm, unclipped_share=sum(told) / len(told), settings=local)
+def _step(progress: Progress, optimizer: ServerOptimizer, *, update: Weights | None) -> float | None:
+    """Step the model by an average update; the L2 norm of the step, None where there was none."""
+    if update is None:
+        return None
+    new = optimizer.step(progress.weights, update=update)
+    norm = _norm({name: new[name] - progress.weights[name] for name in update})
+    progress.weights = new
+    progress.moments, progress.second_moments = optimizer.moments, optimizer.second_moments
     return norm
-
-
-def _average(
-    used: Mapping[str, TrainReply], progress: Progress, *, run: RunConfig, central: Central | None
-) -> Weights | None:
-    """The average update of a round; None where too few are usable, which matters only where no noise covers it."""
-    updates = {site: reply.update for site, reply in used.items()}
-    if central is None or progress.site_clip_norm is None:
-        if len(used) < max(1, run.federation.min_sites):
-            return None
-        return aggregate(updates, weights=_weights(used, progress, run=run), settings=run.federation)
-    plan, source = central.plan, central.plan.source(progress.round_number, purpose="noise")
-    # PRIVACY: also where nobody answered; a round left out would tell. test_a_round_without_updates_is_noise_alone
-    update = protect(updates, plan=plan, clip_norm=progress.site_clip_norm, source=source)
-    if plan.is_adaptive:
-        within = [bool(reply.header.is_within_clip) for reply in used.values()]
-        share = noisy_unclipped_share(within, plan=plan, source=source)
-        progress.site_clip_norm = next_clip_norm(progress.site_clip_norm, unclipped_share=share, settings=plan.privacy)
-    return update
-
-
-def _weights(used: Mapping[str, TrainReply], progress: Progress, *, run: RunConfig) -> dict[str, float]:
-    """How much each update counts: alike, or by noisy counts where the run asked for them, else by nominal size."""
-    if run.federation.weighting == "uniform":
-        return dict.fromkeys(used, 1.0)
-    counts = {site: sum(reply.counts) for site, reply in (progress.statistics or {}).items()}
-    return {site: max(1.0, counts.get(site, float(reply.header.nominal_size))) for site, reply in used.items()}
-
-
-def _site_rounds(judged: Mapping[str, Reply], *, plan: Plan, history: Sequence[RoundRecord]) -> tuple[SiteRound, ...]:
-    if plan.rounds is None:
-        # PRIVACY: the cost counts on nobody knowing who was drawn. test_records_do_not_tell_who_was_drawn
-        return tuple(SiteRound(site=site, outcome="withheld") for site in plan.site_names)
-    known = {site.site: site.fields for record in history for site in record.sites if site.fields}
-    return tuple(_site_round(site, judged.get(site), known=known.get(site)) for site in plan.site_names)
-
-
-def _site_round(site: str, reply: Reply | None, *, known: tuple[str, ...] | None) -> SiteRound:
-    if reply is None:
-        return SiteRound(site=site, outcome="not-asked")
-    if isinstance(reply, TrainReply):
-        privacy = reply.header.privacy
-        return SiteRound(
-            site=site,
-            outcome="used",
-            epsilon=privacy.epsilon if privacy else None,
-            update_bytes=sum(value.numel() * value.element_size() for value in reply.update.values()),
-            fields=() if reply_fields(reply) == known else reply_fields(reply),
-            # PRIVACY: exact, and for the server alone; its name among the fields says that it came.
-            # test_records_do_not_hold_the_bit_of_a_site
-            header=reply.header.model_copy(update={"is_within_clip": None}),
-        )
-    outcome: Outcome = "refused" if isinstance(reply, Refusal) else reply.outcome
-    return SiteRound(site=site, outcome=outcome, code=reply.code)
 
 
 def _scores(model: MultimodalModel, weights: Weights, *, samples: Samples, run: RunConfig) -> Scores:

@@ -1,12 +1,12 @@
 """Strategy: requests to Flower messages, Flower replies to judged answers; nothing a site does can stop a round.
 
 in        a Flower Grid, requests by site name
-out       one answer a site: an update, a refusal, or how it failed
-relies on the Grid returning only replies to the messages it was given
+out       one answer a site, as they come: an update, a refusal, or how it failed
+relies on the Grid for carrying messages, and for nothing else: a reply that belongs to no message is not taken
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -72,42 +72,58 @@ class FlowerTransport:
         """One answer for every request for noisy counts, within `timeout_s`."""
         messages = {
             site: Message(encode_statistics_request(header), self._nodes[site], MessageType.QUERY)
-            for site, header in requests.items()
+            for site, header in sorted(requests.items())
         }
+        decode = partial(decode_statistics, num_counts=num_counts)
         answers: dict[str, StatisticsAnswer] = dict.fromkeys(requests, Failure("late", "no-reply"))
-        for site, reply in self._replies(messages, timeout_s=timeout_s).items():
-            answers[site] = _answer(reply, decode=partial(decode_statistics, num_counts=num_counts))
+        for site, reply in self._replies(messages, timeout_s=timeout_s):
+            answers[site] = _answer(reply, decode=decode)
         return answers
 
-    def train(
-        self, requests: Mapping[str, TrainRequest], *, shapes: Mapping[str, Shapes], timeout_s: float
-    ) -> dict[str, Reply]:
-        """One answer for every request, within `timeout_s`."""
-        messages = {
-            site: Message(
-                encode_request(request), self._nodes[site], MessageType.TRAIN, group_id=str(request.header.round_number)
-            )
-            for site, request in requests.items()
-        }
-        answers: dict[str, Reply] = dict.fromkeys(requests, Failure("late", "no-reply"))
-        for site, reply in self._replies(messages, timeout_s=timeout_s).items():
-            answers[site] = _answer(reply, decode=partial(decode_reply, shapes=shapes[site]))
-        return answers
+    def train(self, requests: Mapping[str, TrainRequest], *, timeout_s: float) -> Iterator[tuple[str, Reply]]:
+        """One answer for every request, as the Grid gives them; those of sites that gave none within the time at last.
 
-    def _replies(self, messages: Mapping[str, Message], *, timeout_s: float) -> dict[str, Message]:
-        """The replies that came, by site."""
+        Sites with the same object as their request are sent the same records, which are encoded once.
+        """
+        encoded: dict[int, tuple[RecordDict, Shapes]] = {}
+        messages: dict[str, Message] = {}
+        for site, request in sorted(requests.items()):
+            if id(request) not in encoded:
+                expected = {name: tuple(value.shape) for name, value in request.weights.items()}
+                encoded[id(request)] = (encode_request(request), expected)
+            records, group = encoded[id(request)][0], str(request.header.round_number)
+            messages[site] = Message(records, self._nodes[site], MessageType.TRAIN, group_id=group)
+        silent = dict.fromkeys(messages)
+        for site, reply in self._replies(messages, timeout_s=timeout_s):
+            del silent[site]
+            answer = _answer(reply, decode=partial(decode_reply, shapes=encoded[id(requests[site])][1]))
+            del reply  # or its update would be held while the next one is made
+            yield site, answer
+            del answer
+        for site in silent:
+            yield site, Failure("late", "no-reply")
+
+    def _replies(self, messages: Mapping[str, Message], *, timeout_s: float) -> Iterator[tuple[str, Message]]:
+        """The replies that come, one a site; in the order of the sites' names where the Grid has gathered them all.
+
+        A Grid that gives one after the other gives them in the order of the messages.
+        """
         if not messages:
-            return {}
-        replies = list(self._grid.send_and_receive(list(messages.values()), timeout=timeout_s))
+            return
+        replies = self._grid.send_and_receive(list(messages.values()), timeout=timeout_s)
         # Flower gives a message its id when it is sent. By the id a reply finds its site also where the SuperLink
         # answers in place of one that is gone, and no other site knows it
         asked = {message.metadata.message_id: site for site, message in messages.items()}
-        found: dict[str, Message] = {}
+        if isinstance(replies, Sequence):
+            replies = sorted(replies, key=lambda reply: asked.get(reply.metadata.reply_to_message_id, ""))
         for reply in replies:
-            site = asked.get(reply.metadata.reply_to_message_id)
+            name = reply.metadata.reply_to_message_id
+            site = asked.get(name)
             if site is not None and (reply.has_error() or reply.metadata.src_node_id == self._nodes[site]):
-                found[site] = reply
-        return found
+                # PRIVACY: no second reply to one message is taken. test_a_second_reply_to_one_message_is_not_taken
+                del asked[name]
+                yield site, reply
+            del reply
 
 
 def _introduction(reply: Message) -> Hello | None:

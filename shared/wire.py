@@ -3,11 +3,15 @@
 in        TrainRequest, TrainReply, StatisticsHeader and -Reply, Hello, Refusal; or a RecordDict, trusted in nothing
 out       the other of the two; WireError for anything that does not have the agreed form
 relies on Flower's serialisation of arrays by numpy without pickle
+
+What stays in this process is never made into bytes: `LocalArray` hands the tensor itself over. Nobody writes into a
+tensor that came in a message: all that were sent the same message share it.
 """
 
 import re
 from collections.abc import Mapping
 from math import prod
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,17 +31,66 @@ from shared.messages import (
     TrainReply,
     TrainRequest,
 )
+from shared.row import view_of_all
 
 HEADER, ARRAYS, REFUSAL = "header", "arrays", "refusal"
 MAX_HEADER_CHARACTERS = 1_000_000
 REFUSAL_CODE = r"[a-z][a-z-]{0,39}"
 LARGEST_VALUE = 1e9
 """of a weight, a change or a count; float32 ends at 3e38, and a mean of such numbers is infinite"""
-_NUMPY_HEADER_BYTES = 4096
+_NUMPY_HEADER_BYTES, _NUMPY = 4096, "numpy.ndarray"
+
+
+class LocalArray(Array):
+    """A tensor in a message, made into bytes once, and only where somebody asks for `data`; it cannot be changed.
+
+    What a message is made of when it comes from another process is always a plain `Array`: Flower's own formats know
+    no other, and pickle is told to make one.
+    """
+
+    tensor: Tensor
+
+    def __init__(self, tensor: Tensor) -> None:
+        """Takes the tensor as it is, without a copy; nobody may write into it from now on."""
+        # past __setattr__, which keeps Flower's own fields from being changed below
+        self.__dict__.update(
+            dtype=str(tensor.dtype).removeprefix("torch."), shape=tuple(tensor.shape), stype=_NUMPY, tensor=tensor
+        )
+
+    def plain(self) -> Array:
+        """The same numbers as an Array that holds their bytes; the same object every time."""
+        if "_plain" not in self.__dict__:
+            self.__dict__["_plain"] = Array(self.tensor.cpu().contiguous().numpy())
+        made: Array = self.__dict__["_plain"]
+        return made
+
+    def __getattr__(self, name: str) -> bytes:
+        """The bytes, which are no attribute until they are asked for."""
+        if name == "data":
+            return self.plain().data
+        raise AttributeError(name)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Flower's notes about the object; what it holds stays as it was made."""
+        if name in {"dtype", "shape", "stype", "data", "tensor"}:
+            raise AttributeError(f"{name} of a LocalArray cannot be changed; put a new Array in its place")
+        super().__setattr__(name, value)
+
+    def slice_array(self) -> list[tuple[str, Any]]:
+        """The bytes in the pieces that Flower sends, cut once for all messages."""
+        return self.plain().slice_array()
+
+    def deflate(self) -> bytes:
+        """As an Array: Flower writes the name of the class in front, and the other side has to know it."""
+        return self.plain().deflate()
+
+    def __reduce__(self) -> tuple[type[Array], tuple[str, tuple[int, ...], str, bytes]]:
+        """As an Array, in every other process and in every copy."""
+        return Array, (self.dtype, self.shape, self.stype, self.data)
 
 
 def encode_request(request: TrainRequest) -> RecordDict:
-    """A train request as records."""
+    """A train request as records, which any number of messages may share."""
     return _encode(request.header.model_dump_json(), request.weights)
 
 
@@ -122,25 +175,40 @@ def decode_statistics(records: RecordDict, *, num_counts: int) -> StatisticsRepl
 
 
 def decode_arrays(records: RecordDict, *, shapes: Shapes) -> dict[str, Tensor]:
-    """The arrays of a message as float32 tensors, exactly those named in `shapes`.
+    """The arrays of a message as float32 tensors, exactly those named in `shapes`; not to be written into.
 
     Raises:
         WireError: unknown or missing names, another shape or type, more bytes than the shape needs, NaN or infinity.
     """
-    arrays = records.array_records.get(ARRAYS)
-    if arrays is None or set(records) != {HEADER, ARRAYS}:
+    arrays = records.get(ARRAYS)
+    if not isinstance(arrays, ArrayRecord) or set(records) != {HEADER, ARRAYS}:
         raise WireError(f"message holds records {sorted(records)[:9]}; allowed: {[ARRAYS, HEADER]}")
     unknown, missing = sorted(set(arrays) - set(shapes)), sorted(set(shapes) - set(arrays))
     if unknown or missing:
         raise WireError(
             f"arrays: unknown {unknown[:9]}, missing {missing[:9]}; allowed: the {len(shapes)} parameters asked for"
         )
-    return {name: _tensor(array, name=name, shape=shapes[name]) for name, array in arrays.items()}
+    tensors = {name: _tensor(array, name=name, shape=shapes[name]) for name, array in arrays.items()}
+    _refuse_large(tensors)
+    return tensors
+
+
+def local_array_record(arrays: Mapping[str, Tensor]) -> ArrayRecord:
+    """Tensors in a record, not yet as bytes."""
+    record = ArrayRecord()  # not ArrayRecord(arrays), which would make all of them into bytes
+    for name, value in arrays.items():
+        record[name] = LocalArray(value.detach())
+    return record
+
+
+def array_shapes(records: RecordDict) -> Shapes:
+    """The shapes that the arrays of a message say they have, for who cannot know better; empty without arrays."""
+    arrays = records.get(ARRAYS)
+    return {name: tuple(array.shape) for name, array in arrays.items()} if isinstance(arrays, ArrayRecord) else {}
 
 
 def _encode(header: str, arrays: Mapping[str, Tensor]) -> RecordDict:
-    record = ArrayRecord({name: Array(value.detach().cpu().contiguous().numpy()) for name, value in arrays.items()})
-    return RecordDict({HEADER: ConfigRecord({"json": header}), ARRAYS: record})
+    return RecordDict({HEADER: ConfigRecord({"json": header}), ARRAYS: local_array_record(arrays)})
 
 
 def _only_header(records: RecordDict) -> None:
@@ -149,8 +217,8 @@ def _only_header(records: RecordDict) -> None:
 
 
 def _header(kind: type[AnySettings], records: RecordDict) -> AnySettings:
-    config = records.config_records.get(HEADER)
-    text = config.get("json") if config is not None and set(config) == {"json"} else None
+    config = records.get(HEADER)
+    text = config.get("json") if isinstance(config, ConfigRecord) and set(config) == {"json"} else None
     if not isinstance(text, str) or len(text) > MAX_HEADER_CHARACTERS:
         raise WireError(
             f"message has no header of at most {MAX_HEADER_CHARACTERS} characters; allowed: one {kind.__name__}"
@@ -162,8 +230,8 @@ def _header(kind: type[AnySettings], records: RecordDict) -> AnySettings:
 
 
 def _refusal(records: RecordDict) -> Refusal | None:
-    record = records.config_records.get(REFUSAL)
-    if record is None:
+    record = records.get(REFUSAL)
+    if not isinstance(record, ConfigRecord):
         return None
     code = record.get("code")
     if set(records) != {REFUSAL} or set(record) != {"code"} or not isinstance(code, str):
@@ -174,8 +242,12 @@ def _refusal(records: RecordDict) -> Refusal | None:
 
 
 def _tensor(array: Array, *, name: str, shape: tuple[int, ...]) -> Tensor:
-    allowed = f"allowed: float32 {list(shape)} as numpy.ndarray"
-    if array.dtype != "float32" or tuple(array.shape) != shape or array.stype != "numpy.ndarray":
+    allowed = f"allowed: float32 {list(shape)} as {_NUMPY}"
+    if isinstance(array, LocalArray):
+        if array.tensor.dtype != torch.float32 or tuple(array.tensor.shape) != shape:
+            raise WireError(f"array {name[:200]!r} is {array.dtype} {list(array.shape)}; {allowed}")
+        return array.tensor
+    if array.dtype != "float32" or tuple(array.shape) != shape or array.stype != _NUMPY:
         raise WireError(f"array {name[:200]!r} is {array.dtype} {list(array.shape)} as {array.stype}; {allowed}")
     if len(array.data) > 4 * prod(shape) + _NUMPY_HEADER_BYTES:
         raise WireError(f"array {name!r} holds {len(array.data)} bytes; {allowed}")
@@ -186,9 +258,25 @@ def _tensor(array: Array, *, name: str, shape: tuple[int, ...]) -> Tensor:
     # the outer description is only a claim: what numpy read is checked again
     if values.dtype != np.float32 or values.shape != shape:
         raise WireError(f"array {name!r} holds {values.dtype} {list(values.shape)}; {allowed}")
-    # written so that NaN, which no comparison holds for, is refused as well
-    if not (np.abs(values) <= LARGEST_VALUE).all():
-        raise WireError(
-            f"array {name!r} holds NaN, infinity or a size above {LARGEST_VALUE:g}; allowed: smaller numbers"
-        )
     return torch.from_numpy(values)
+
+
+def _refuse_large(tensors: Mapping[str, Tensor]) -> None:
+    """Every number of an update or a model is finite and of a size that can be."""
+    row = view_of_all(list(tensors.values()))
+    if row is not None and _is_small(row):
+        return
+    for name, values in tensors.items():
+        if not _is_small(values):
+            raise WireError(
+                f"array {name!r} holds NaN, infinity or a size above {LARGEST_VALUE:g}; allowed: smaller numbers"
+            )
+
+
+def _is_small(values: Tensor) -> bool:
+    if not values.numel():
+        return True
+    # a twelfth of the time of torch's norm of order infinity; NaN among the numbers becomes both ends
+    least, most = torch.aminmax(values)
+    # written so that NaN, which no comparison holds for, is refused as well
+    return float(least) >= -LARGEST_VALUE and float(most) <= LARGEST_VALUE

@@ -1,6 +1,6 @@
 """A run small enough for plain function calls: two modalities of features, linear encoders, no media."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,7 +20,6 @@ from shared.messages import (
     Hello,
     PrivacyStatement,
     ReplyHeader,
-    Shapes,
     StatisticsHeader,
     TrainReply,
     TrainRequest,
@@ -127,11 +126,10 @@ class CallTransport:
         self.counted.append(tuple(requests))
         return {site: self.counts.get(site, Failure("late", "no-reply")) for site in requests}
 
-    def train(
-        self, requests: Mapping[str, TrainRequest], *, shapes: Mapping[str, Shapes], timeout_s: float
-    ) -> dict[str, Reply]:
+    def train(self, requests: Mapping[str, TrainRequest], *, timeout_s: float) -> Iterator[tuple[str, Reply]]:
         """One step each, or the twisted answer."""
-        return {site: self._answer(site, request) for site, request in requests.items()}
+        for site, request in sorted(requests.items()):
+            yield site, self._answer(site, request)
 
     def _answer(self, site: str, request: TrainRequest) -> Reply:
         header = request.header

@@ -4,13 +4,15 @@ import dataclasses
 import json
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 import torch
 
 from server.checkpoint import Progress
+from server.history import used_replies
+from server.intake import weight_of
 from server.judgement import Reply
 from server.plan import make_plan, start_central
 from server.tensorboard import EventWriter, round_scalars
@@ -21,7 +23,6 @@ from shared.messages import (
     Hello,
     PrivacyStatement,
     Refusal,
-    Shapes,
     StatisticsReply,
     TrainReply,
     TrainRequest,
@@ -59,14 +60,12 @@ class WatchedTransport(CallTransport):
     held: list[int] = dataclasses.field(default_factory=list)
     breaks_in: int = 0
 
-    def train(
-        self, requests: Mapping[str, TrainRequest], *, shapes: Mapping[str, Shapes], timeout_s: float
-    ) -> dict[str, Reply]:
+    def train(self, requests: Mapping[str, TrainRequest], *, timeout_s: float) -> Iterator[tuple[str, Reply]]:
         """As ever, once it has looked."""
         self.held.append(len(charged(self.folder)))
         if len(self.held) == self.breaks_in:
             raise ConnectionError
-        return super().train(requests, shapes=shapes, timeout_s=timeout_s)
+        return super().train(requests, timeout_s=timeout_s)
 
 
 def test_a_round_of_sites_is_charged_before_anybody_is_asked(tmp_path: Path) -> None:
@@ -226,7 +225,7 @@ def test_records_do_not_hold_the_bit_of_a_site(tmp_path: Path) -> None:
     for within in (False, True):
         folder = tmp_path / str(within)
         progress = train(run, folder, transport=CallTransport(run, SITES, is_within_clip=within))
-        headers = [site.header for record in progress.history for site in record.sites if site.header]
+        headers = [reply.header for reply in used_replies(progress.history)]
         assert len(headers) == 8
         assert {header.is_within_clip for header in headers} == {None}
         assert "is_within_clip" in next(site.fields for site in progress.history[0].sites if site.fields)
@@ -298,10 +297,11 @@ def test_counts_are_asked_once_and_weigh_the_sites(tmp_path: Path) -> None:
     assert transport.counted == [("deaf", "north", "south")]
     assert progress.statistics == answers
 
-    from server.rounds import _weights
-
-    used = {site: transport.honest(site, request) for site, request in _requests_of(run, transport, progress).items()}
-    assert _weights(used, progress, run=run) == {"north": 60.0, "south": 30.0, "deaf": 1.0}
+    told = {site: sum(answer.counts) for site, answer in progress.statistics.items()}
+    requests = _requests_of(run, transport, progress)
+    headers = {site: transport.honest(site, request).header for site, request in requests.items()}
+    weights = {site: weight_of(site, header, counts=told, run=run) for site, header in headers.items()}
+    assert weights == {"north": 60.0, "south": 30.0, "deaf": 1.0}
 
 
 def test_counts_asked_before_a_crash_are_not_asked_again(tmp_path: Path) -> None:
@@ -309,9 +309,7 @@ def test_counts_asked_before_a_crash_are_not_asked_again(tmp_path: Path) -> None
     run = protected_run(changes={"privacy": RECORD, "statistics": {"noise_multiplier": 4.0}})
 
     class Breaking(CallTransport):
-        def train(
-            self, requests: Mapping[str, TrainRequest], *, shapes: Mapping[str, Shapes], timeout_s: float
-        ) -> dict[str, Reply]:
+        def train(self, requests: Mapping[str, TrainRequest], *, timeout_s: float) -> Iterator[tuple[str, Reply]]:
             raise ConnectionError
 
     with pytest.raises(ConnectionError):

@@ -100,9 +100,7 @@ def test_the_server_learns_of_a_failed_site_only_that_it_failed() -> None:
         protocol_version=PROTOCOL_VERSION, run=example_run({"vector": {"name": "linear"}}), run_id="r", round_number=1,
         planned_rounds=1,
     )  # fmt: skip
-    answers = transport.train(
-        {"b": TrainRequest(header, {"w": torch.ones(2)})}, shapes={"b": {"w": (2,)}}, timeout_s=1.0
-    )
+    answers = dict(transport.train({"b": TrainRequest(header, {"w": torch.ones(2)})}, timeout_s=1.0))
     assert isinstance(answers["b"], Failure)
     assert answers["b"].outcome == "failed"
     assert answers["b"].code.startswith("flower-")

@@ -1,0 +1,36 @@
+"""Row: tensors that lie one behind the other in memory, as the one flat tensor that they are.
+
+in        the tensors of an update, in the order in which they lie
+out       one flat tensor of all their numbers, a view wherever it can be one
+relies on nothing
+
+One check or one sum over a row costs what it costs over the smallest of its tensors, and not once for each of them.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Shaped
+from torch import Tensor
+
+
+def view_of_all(tensors: Sequence[Tensor]) -> Shaped[Tensor, "P"] | None:
+    """All numbers of the tensors as one flat view; None where they are not of one type and one behind the other."""
+    if not tensors:
+        return None
+    first = tensors[0]
+    dtype, size, start, address = first.dtype, first.element_size(), first.storage_offset(), first.data_ptr()
+    count = 0
+    for tensor in tensors:
+        # both the place in its memory and the address: two tensors that agree in the two share that memory
+        is_next = tensor.storage_offset() == start + count and tensor.data_ptr() == address + count * size
+        if not (is_next and tensor.dtype == dtype and tensor.is_contiguous()):
+            return None
+        count += tensor.numel()
+    return first.as_strided((count,), (1,), start)
+
+
+def row_of_all(tensors: Sequence[Tensor]) -> Shaped[Tensor, "P"]:
+    """All numbers of the tensors, of which there is at least one, one behind the other; a copy where it has to be."""
+    row = view_of_all(tensors)
+    return row if row is not None else torch.cat([tensor.reshape(-1) for tensor in tensors])
