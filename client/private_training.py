@@ -6,22 +6,23 @@ relies on clipped gradients (gradient/), Poisson batches (sampling.py), scaling 
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from opacus.optimizers import DPOptimizerFastGradientClipping
+from jaxtyping import Bool, Float64
 from torch import Tensor, nn
 
 from client.gradient import GradientEngine, choose_engine
 from client.gradient.plain import PlainEngine
 from client.gradient.reference import ReferenceEngine
+from client.noisy_optimizer import NoisyOptimizer, clip_of, inner_optimizer, protection_of
 from client.plan import PrivacyPlan
 from client.sampling import draw_rows
 from shared.batch import Batch, Samples
-from shared.config import NoiseKind, TrainingSettings, Unit
-from shared.privacy.mechanism import GRIDS_PER_NORM, Clip, ClippedSum, split_noise, whole_number_sensitivity
+from shared.config import TrainingSettings, Unit
+from shared.privacy.mechanism import split_noise
 from shared.privacy.noise import RandomSource
 
 
@@ -66,16 +67,16 @@ def train_round(
     """
     trained = {name: model.get_parameter(name) for name in names}
     start = {name: parameter.detach().clone() for name, parameter in trained.items()}
-    public = _public_numbers(training, plan=plan, nominal_size=nominal_size)
+    public = public_numbers(training, plan=plan, nominal_size=nominal_size)
     engine, clip, excess = _engine(model, training=training, plan=plan), clip_of(plan), 0.0
     with _as_given(model, trained, start), _own_randomness(sampling, next(iter(trained.values())).device):
-        optimizer = _optimizer(
-            list(trained.values()),
-            training=training,
-            learning_rate=learning_rate(training, round_number=round_number, rounds=rounds),
-            plan=plan,
-            expected_batch_size=public.expected_batch_size,
-            noise=noise,
+        optimizer = NoisyOptimizer(
+            inner_optimizer(
+                list(trained.values()),
+                training=training,
+                learning_rate=learning_rate(training, round_number=round_number, rounds=rounds),
+            ),
+            protection=protection_of(plan, expected_batch_size=public.expected_batch_size, source=noise),
         )
         if training.proximal_mu:
             # PRIVACY: the pull starts from public weights and is added after the noise, so a unit's share of the
@@ -90,22 +91,11 @@ def train_round(
             optimizer.zero_grad()
             optimizer.clipped_sums = [clipped.sums[name] for name in names]
             optimizer.step()
-            if plan is not None and plan.clipping == "adaptive":
-                excess += _noisy_excess(clipped, units=len(batch) // public.records_per_unit, plan=plan, noise=noise)
+            if plan is not None and is_adaptive(plan):
+                units = len(batch) // public.records_per_unit
+                excess += noisy_excess(clipped.unclipped, units=units, plan=plan, noise=noise)
         update = {name: parameter.detach() - start[name] for name, parameter in trained.items()}
-    share = 0.5 + excess / (public.steps * public.expected_batch_size)
-    return TrainedRound(update, unclipped_share=share if plan is not None and plan.clipping == "adaptive" else None)
-
-
-def clip_of(plan: PrivacyPlan | None) -> Clip:
-    """How a plan bounds each unit's contribution; without a plan, not at all."""
-    if plan is None:
-        return Clip(math.inf)
-    return Clip(
-        plan.clip_norm,
-        per_layer=plan.clipping == "per-layer",
-        grid=plan.clip_norm / GRIDS_PER_NORM if plan.noise == "discrete" else None,
-    )
+    return TrainedRound(update, unclipped_share=unclipped_share(excess, public=public, plan=plan))
 
 
 def learning_rate(training: TrainingSettings, *, round_number: int, rounds: int) -> float:
@@ -124,19 +114,34 @@ def hide_modalities(batch: Batch, *, chance: float, source: RandomSource) -> Bat
     Each sample's fate is drawn apart from the others', so its unit still has one gradient, clipped like any other.
     """
     draws = source.uniform(batch.present.numel()).view_as(batch.present).to(batch.present.device)
-    kept = batch.present & (draws >= chance)
-    luckiest = torch.where(batch.present, draws, -1.0).argmax(dim=1, keepdim=True)
-    rescued = torch.zeros_like(kept).scatter(1, luckiest, value=True)
-    kept = torch.where(kept.any(dim=1, keepdim=True), kept, rescued & batch.present)
+    kept = keep_one(batch.present, draws=draws, chance=chance)
     return Batch(inputs=batch.inputs, present=kept, targets=batch.targets)
 
 
-def _noisy_excess(clipped: ClippedSum, *, units: int, plan: PrivacyPlan, noise: RandomSource) -> float:
+def keep_one(present: Bool[Tensor, "B M"], *, draws: Float64[Tensor, "B M"], chance: float) -> Bool[Tensor, "B M"]:
+    """Which modalities stay: those whose number is at least `chance`, or else the present one with the largest."""
+    kept = present & (draws >= chance)
+    luckiest = torch.where(present, draws, -1.0).argmax(dim=1, keepdim=True)
+    rescued = torch.zeros_like(kept).scatter(1, luckiest, value=True)
+    return torch.where(kept.any(dim=1, keepdim=True), kept, rescued & present)
+
+
+def is_adaptive(plan: PrivacyPlan | None) -> bool:
+    """Whether the clip norm follows a noisy count from round to round."""
+    return plan is not None and plan.clipping == "adaptive"
+
+
+def unclipped_share(excess: float, *, public: "PublicNumbers", plan: PrivacyPlan | None) -> float | None:
+    """What a round's noisy counts say of the share that was within the norm; None where nothing was counted."""
+    return 0.5 + excess / (public.steps * public.expected_batch_size) if is_adaptive(plan) else None
+
+
+def noisy_excess(unclipped: float, *, units: int, plan: PrivacyPlan, noise: RandomSource) -> float:
     """Noisy sum over a step's units of 1/2 for each that was within the clip norm and -1/2 for each that was not.
 
     Source: Andrew et al. 2021, arXiv:1905.03871, section 2.2, with the half subtracted so that a unit moves it by 1/2.
     """
-    twice = 2 * clipped.unclipped - units
+    twice = 2 * unclipped - units
     # PRIVACY: what the count costs, the sum's noise has been raised for. test_the_count_has_the_promised_noise
     _, std = split_noise(plan.noise_multiplier)
     if plan.noise == "discrete":
@@ -145,7 +150,7 @@ def _noisy_excess(clipped: ClippedSum, *, units: int, plan: PrivacyPlan, noise: 
 
 
 @dataclass(frozen=True)
-class _PublicNumbers:
+class PublicNumbers:
     """What a step draws, how many steps there are, and what their sums are divided by."""
 
     unit: Unit
@@ -165,11 +170,12 @@ class _PublicNumbers:
         )
 
 
-def _public_numbers(training: TrainingSettings, *, plan: PrivacyPlan | None, nominal_size: int) -> _PublicNumbers:
+def public_numbers(training: TrainingSettings, *, plan: PrivacyPlan | None, nominal_size: int) -> PublicNumbers:
+    """The public numbers of a round: the plan's, or without one those of ordinary training on batches of records."""
     if plan is None:
         rate = training.sampling(nominal_size)
-        return _PublicNumbers("record", 1, rate, rate * nominal_size, training.steps(nominal_size))
-    return _PublicNumbers(
+        return PublicNumbers("record", 1, rate, rate * nominal_size, training.steps(nominal_size))
+    return PublicNumbers(
         plan.unit, plan.records_per_unit, plan.sample_rate, plan.expected_batch_size, plan.steps_per_round
     )
 
@@ -182,96 +188,6 @@ def _engine(model: nn.Module, *, training: TrainingSettings, plan: PrivacyPlan |
         # to whole numbers shows them. test_with_whole_numbers_nobody_moves_anothers_contribution
         return ReferenceEngine()
     return choose_engine(training.gradient_engine, model, microbatch_size=training.microbatch_size)
-
-
-def _optimizer(
-    parameters: list[nn.Parameter],
-    *,
-    training: TrainingSettings,
-    learning_rate: float,
-    plan: PrivacyPlan | None,
-    expected_batch_size: float,
-    noise: RandomSource,
-) -> "_CipherNoiseOptimizer":
-    """A torch optimizer in Opacus' wrapper, which adds the noise and divides; its state lasts one round."""
-    decay = training.weight_decay
-    inner: torch.optim.Optimizer
-    if training.optimizer == "adam":
-        inner = torch.optim.Adam(parameters, lr=learning_rate, weight_decay=decay)
-    else:
-        momentum = training.momentum if training.optimizer == "momentum" else 0.0
-        inner = torch.optim.SGD(parameters, lr=learning_rate, momentum=momentum, weight_decay=decay)
-    # PRIVACY: noise of the scale the accountant was told. test_noise_has_the_promised_scale
-    multiplier = plan.noise_multiplier if plan else 0.0
-    if plan is not None and plan.clipping == "adaptive":
-        # PRIVACY: a little more than the accountant was told; the difference pays for the count.
-        # test_sum_and_count_together_cost_what_one_gaussian_does
-        multiplier, _ = split_noise(multiplier)
-    return _CipherNoiseOptimizer(
-        inner,
-        noise_multiplier=multiplier,
-        clip=clip_of(plan),
-        # PRIVACY: divide by the expected batch size; the drawn one depends on who is there. test_denominator_is_public
-        expected_batch_size=expected_batch_size,
-        source=noise,
-        kind=plan.noise if plan else "float64",
-    )
-
-
-class _CipherNoiseOptimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc]  # Opacus has no types
-    """Opacus' optimizer, its noise drawn from a cipher's stream, and added to whole numbers where the clip has a grid.
-
-    Opacus draws in float32 from a generator that a seed of 32 bits gives back; its uniform numbers have 24 bits, so
-    that no draw passes 5.77 deviations. A Gaussian passes them eight times in a thousand million: over all weights and
-    steps, more than a delta of 1e-5 has room for.
-    """
-
-    clipped_sums: Sequence[Tensor]
-    """of each parameter in order, set before each step; int64 where the clip has a grid"""
-
-    def __init__(
-        self,
-        inner: torch.optim.Optimizer,
-        *,
-        noise_multiplier: float,
-        clip: Clip,
-        expected_batch_size: float,
-        source: RandomSource,
-        kind: NoiseKind,
-    ) -> None:
-        super().__init__(
-            inner,
-            noise_multiplier=noise_multiplier,
-            max_grad_norm=clip.norm,
-            expected_batch_size=expected_batch_size,
-        )
-        self.grid, self.source, self.kind = clip.grid, source, kind
-
-    def accumulate(self) -> None:
-        """Takes over `clipped_sums`."""
-        for parameter, clipped in zip(self.params, self.clipped_sums, strict=True):
-            parameter.summed_grad = clipped
-
-    def add_noise(self) -> None:
-        """Leaves the clipped sum with its noise in every parameter's `grad`."""
-        for parameter in self.params:
-            clipped = parameter.summed_grad
-            noised = (
-                clipped + self._noise(tuple(clipped.shape)).to(clipped.device) if self.noise_multiplier else clipped
-            )
-            parameter.grad = (noised if self.grid is None else noised.double() * self.grid).to(parameter.dtype)
-
-    def _noise(self, shape: tuple[int, ...]) -> Tensor:
-        if self.grid is None:
-            # PRIVACY: drawn with 53 bits unless the owner chose float32. test_noise_is_drawn_in_double_precision
-            return self.source.normal(shape, std=self.noise_multiplier * self.max_grad_norm, kind=self.kind)
-        num_parameters = sum(parameter.numel() for parameter in self.params)
-        # PRIVACY: rounding to whole numbers lengthens a contribution, and the noise with it.
-        # test_discrete_noise_covers_the_rounding
-        sensitivity = whole_number_sensitivity(
-            clip_norm=self.max_grad_norm, grid=self.grid, num_parameters=num_parameters
-        )
-        return self.source.discrete_normal(shape, std=self.noise_multiplier * sensitivity)
 
 
 def _pull(trained: dict[str, nn.Parameter], start: dict[str, Tensor], *, mu: float) -> Callable[[object], None]:

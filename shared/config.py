@@ -149,7 +149,7 @@ class TrainingSettings(Settings):
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     warmup_rounds: int = Field(default=0, ge=0)
     proximal_mu: float = Field(default=0.0, ge=0, description="FedProx: pull towards the round's first weights")
-    gradient_engine: Literal["auto", "reference", "hooks", "functional"] = "auto"
+    gradient_engine: Literal["auto", "reference", "hooks", "functional", "bookkeeping"] = "auto"
     microbatch_size: int = Field(default=64, ge=1, le=1024)
     records_per_subject: int = Field(
         default=1, ge=1, le=1024, description="unit subject: records drawn of each sampled subject, averaged"

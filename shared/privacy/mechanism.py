@@ -75,8 +75,13 @@ def sample_norms(gradients: Mapping[str, Tensor]) -> Float[Tensor, "B"]:
     return norms
 
 
-def clip_factors(norms: Float[Tensor, "B"], *, clip_norm: float) -> Float[Tensor, "B"]:
-    """What to multiply each sample's gradient with, in [0, 1]: at most `clip_norm` remains, nothing of a broken one."""
+def clip_factors(norms: Float[Tensor, "*B"], *, clip_norm: float | Tensor) -> Float[Tensor, "*B"]:
+    """What to multiply each sample's gradient with, in [0, 1]: at most `clip_norm` remains, nothing of a broken one.
+
+    Args:
+        norms: of any shape.
+        clip_norm: one for all, or a tensor that broadcasts to the shape of the norms.
+    """
     # PRIVACY: at most clip_norm of a sample remains. test_one_unit_moves_the_sum_by_at_most_the_clip_norm
     factors = (clip_norm / norms.clamp(min=1e-30)).clamp(max=1.0)
     # PRIVACY: NaN passes every comparison, so it is named here; and a factor near the end of float32's range would be

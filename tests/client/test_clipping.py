@@ -13,7 +13,8 @@ from torch import Tensor
 
 from client.gradient.functional import FunctionalEngine
 from client.gradient.reference import ReferenceEngine
-from client.private_training import _noisy_excess, clip_of
+from client.noisy_optimizer import clip_of
+from client.private_training import noisy_excess
 from shared.config import NoiseKind, PrivacySettings
 from shared.privacy.mechanism import (
     GRIDS_PER_NORM,
@@ -236,7 +237,7 @@ def count_noise(kind: NoiseKind, num: int) -> Tensor:
     """Noise of counts over no units."""
     plan, source = plan_of(clipping="adaptive", noise=kind), Blocks()
     none = ClippedSum(sums={}, unclipped=0.0)
-    return torch.tensor([_noisy_excess(none, units=0, plan=plan, noise=source) for _ in range(num)])
+    return torch.tensor([noisy_excess(none.unclipped, units=0, plan=plan, noise=source) for _ in range(num)])
 
 
 @pytest.mark.parametrize("kind", ["float64", "discrete"])

@@ -1,0 +1,248 @@
+"""Stacked: one model with the weights of many sites, their rows one batch, one backward pass for all.
+
+in        a model, its trained weights [K, P] for K sites, a batch of K*R rows site by site
+out       each site's gradient, summed [K, P]; with a clip, every unit's clipped first
+relies on rows that do not look at each other (preflight), so that only layers with weights need to know whose a row is
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import cast
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from client.gradient.engine import SampleModel, only_trained
+from client.gradient.layers import KINDS, ConvolutionLayer, Rows, WatchedLayer, why_not_watched
+from shared.batch import Batch
+from shared.errors import ModelError, PrivacyError
+from shared.privacy.mechanism import clip_factors, layers_of
+
+
+@dataclass(frozen=True)
+class StackedClip:
+    """How units' contributions are bounded, site by site."""
+
+    norms: Float[Tensor, "K"]
+    """largest L2 norm over all parameters, float64"""
+    per_layer: bool = False
+
+
+@dataclass(frozen=True)
+class StackedSum:
+    """Sums of every site."""
+
+    sums: Float[Tensor, "K P"]
+    """parameters one behind the other, in the order of the names"""
+    unclipped: Float[Tensor, "K"]
+    """how many units were within the norm already"""
+
+
+class Stacked:
+    """A model whose trained parameters every site has of its own; put on for a batch and taken off again.
+
+    A copy must not be used by two threads at once: while a pass lasts the model's layers are replaced.
+    """
+
+    def __init__(self, model: nn.Module, *, names: Sequence[str]) -> None:
+        """Takes a model and the names of its trained parameters.
+
+        Raises:
+            ModelError: a trained parameter lies in a layer whose gradients cannot be followed; see `why_not_stacked`.
+        """
+        reason = why_not_stacked(model, names=names)
+        if reason is not None:
+            raise ModelError(f'{reason}; set gradient_engine = "functional"')
+        self.model, self.names = model, tuple(names)
+        parameters = dict(model.named_parameters())
+        self._parameters = [parameters[name] for name in names]
+        self._places: dict[str, tuple[int, int]] = {}
+        self.num_weights = 0
+        for name, parameter in zip(names, self._parameters, strict=True):
+            self._places[name] = (self.num_weights, parameter.numel())
+            self.num_weights += parameter.numel()
+
+    def views(self, flat: Float[Tensor, "K P"]) -> dict[str, Tensor]:
+        """Parameter -> [K, *shape], on the memory of `flat`."""
+        return {
+            name: flat[:, start : start + length].view(len(flat), *parameter.shape)
+            for (name, (start, length)), parameter in zip(self._places.items(), self._parameters, strict=True)
+        }
+
+    def gathered(self, values: dict[str, Tensor]) -> Float[Tensor, "P"]:
+        """One value for each parameter, as one row."""
+        return torch.cat([values[name].reshape(-1) for name in self.names])
+
+    @torch.no_grad()
+    def clipped_sums(
+        self, weights: Float[Tensor, "K P"], batch: Batch, *, rows: Rows, real: Bool[Tensor, "K U"], clip: StackedClip
+    ) -> StackedSum:
+        """For every site the sum over its units of the gradient of their mean loss, each clipped.
+
+        A gradient that is not finite contributes exactly zero, and so does a unit that is not `real`.
+
+        Raises:
+            ModelError: a trained parameter is used from outside its layer.
+        """
+        layers = self._passed(weights, batch, rows=rows, real=real, keeps_units=True)
+        squares = {name: layer.square_norms() for name, layer in layers.items()}
+        norms = torch.stack(list(squares.values())).sum(dim=0).sqrt()
+        finite = norms.isfinite()
+        broken = None if finite.all() else finite
+        factors, within = _factors(squares, norms=norms, clip=clip)
+        sums = torch.zeros_like(weights)
+        into = self.views(sums)
+        for name, layer in layers.items():
+            # PRIVACY: a unit that pads the batch has no part in the sum. test_padding_contributes_exactly_nothing
+            for own, value in layer.sums(factors[name] * real, finite=broken).items():
+                into[_join(name, own)].copy_(value)
+        return StackedSum(sums=sums, unclipped=(within & real).sum(dim=1).double())
+
+    @torch.no_grad()
+    def plain_sums(
+        self, weights: Float[Tensor, "K P"], batch: Batch, *, rows: Rows, real: Bool[Tensor, "K U"]
+    ) -> StackedSum:
+        """As `clipped_sums` without any clipping: for training without privacy alone."""
+        layers = self._passed(weights, batch, rows=rows, real=real, keeps_units=False)
+        sums = torch.zeros_like(weights)
+        into = self.views(sums)
+        for name, layer in layers.items():
+            found = layer.plain if isinstance(layer, _PlainConvolution) else layer.sums(None, finite=None)
+            for own, value in found.items():
+                into[_join(name, own)].copy_(value)
+        return StackedSum(sums=sums, unclipped=real.sum(dim=1).double())
+
+    @torch.enable_grad()
+    def _passed(
+        self, weights: Tensor, batch: Batch, *, rows: Rows, real: Tensor, keeps_units: bool
+    ) -> dict[str, WatchedLayer]:
+        """The trained layers after a forward and a backward pass over all rows."""
+        if len(batch) != rows.sites * rows.per_site:
+            raise PrivacyError(f"a batch of {len(batch)} rows; allowed: {rows.sites} times {rows.per_site}")
+        model = cast("SampleModel", self.model)
+        with only_trained(self.model, self.names), self._watched(weights, rows, keeps_units=keeps_units) as layers:
+            # what asks for a gradient, so that there is a backward pass though no weight does
+            switch = torch.zeros((), requires_grad=True, device=weights.device)
+            for layer in layers.values():
+                self._put_on(layer, switch)
+            losses = model.loss(model(batch.inputs, batch.present), batch.targets)
+            # a unit's loss is the mean over its rows
+            shares = real.repeat_interleave(rows.rows_per_unit, dim=1).flatten().to(losses.dtype) / rows.rows_per_unit
+            total = (losses * shares).sum()
+            if not total.requires_grad:
+                return layers
+            _, *outside = torch.autograd.grad(total, [switch, *self._parameters], allow_unused=True)
+        # PRIVACY: what a weight adds from outside its layer no norm would count.
+        # test_weights_used_from_outside_their_layer_are_refused
+        used = [name for name, found in zip(self.names, outside, strict=True) if found is not None]
+        if used:
+            raise ModelError(f'parameters {used} are used from outside their layer; set gradient_engine = "functional"')
+        return layers
+
+    @contextmanager
+    def _watched(self, weights: Tensor, rows: Rows, *, keeps_units: bool) -> Iterator[dict[str, WatchedLayer]]:
+        """Layers that are watched while it lasts, by their place in the model."""
+        stacked = self.views(weights.detach())
+        owners = layers_of(self.names)
+        layers: dict[str, WatchedLayer] = {}
+        try:
+            for path, members in owners.items():
+                module = self.model.get_submodule(path)
+                own = {
+                    name: stacked[_join(path, name)]
+                    if _join(path, name) in stacked
+                    else value.detach().expand(rows.sites, *value.shape)
+                    for name, value in module.named_parameters(recurse=False)
+                }
+                kind = KINDS[type(module)]
+                trained = frozenset(member.rpartition(".")[2] for member in members)
+                layer = kind(module, weights=own, trained=trained, rows=rows)
+                if isinstance(layer, ConvolutionLayer) and not keeps_units and not layer.has_few_patch_numbers:
+                    layer = _PlainConvolution(module, weights=own, trained=trained, rows=rows)
+                layers[path] = layer
+            yield layers
+        finally:
+            for path in owners:
+                self.model.get_submodule(path).__dict__.pop("forward", None)
+
+    @staticmethod
+    def _put_on(layer: WatchedLayer, switch: Tensor) -> None:
+        layer.module.__dict__["forward"] = partial(_forward, layer=layer, switch=switch)
+
+
+class _PlainConvolution(ConvolutionLayer):
+    """A convolution of which only the sum over all rows is asked for."""
+
+    def __init__(self, module: nn.Module, *, weights: dict[str, Tensor], trained: frozenset[str], rows: Rows) -> None:
+        super().__init__(module, weights=weights, trained=trained, rows=rows)
+        self.plain: dict[str, Tensor] = {}
+
+    def note(self, values: Tensor, gradient: Tensor) -> None:
+        """Adds the sums of a call."""
+        for name, value in self.plain_sums(values, gradient).items():
+            self.plain[name] = self.plain[name] + value if name in self.plain else value
+
+
+class _Watch(torch.autograd.Function):
+    """A layer's part with weights, whose backward pass notes instead of making weight gradients."""
+
+    @staticmethod
+    def forward(ctx: "torch.autograd.function.FunctionCtx", values: Tensor, _: Tensor, layer: WatchedLayer) -> Tensor:
+        """Outputs of the layer."""
+        ctx.save_for_backward(values)
+        ctx.layer = layer  # type: ignore[attr-defined]
+        return layer.forward(values)
+
+    @staticmethod
+    def backward(ctx: "torch.autograd.function.FunctionCtx", *gradients: Tensor) -> tuple[Tensor | None, None, None]:
+        """Gradient of the inputs."""
+        (values,) = ctx.saved_tensors  # type: ignore[attr-defined]
+        layer: WatchedLayer = ctx.layer  # type: ignore[attr-defined]
+        layer.note(values, gradients[0])
+        asked = ctx.needs_input_grad[0]  # type: ignore[attr-defined]
+        return (layer.input_gradient(values, gradients[0]) if asked else None), None, None
+
+
+def why_not_stacked(model: nn.Module, *, names: Sequence[str]) -> str | None:
+    """Why the gradients of a model's trained parameters cannot be followed layer by layer; None where they can."""
+    for path in layers_of(tuple(names)):
+        reason = why_not_watched(model.get_submodule(path))
+        if reason is not None:
+            return f"{path or 'the model itself'}: {reason}"
+    return None
+
+
+def _forward(values: Tensor, *, layer: WatchedLayer, switch: Tensor) -> Tensor:
+    # PRIVACY: a layer that folds tokens or sites into rows would have each counted as another's.
+    # test_rows_that_are_not_samples_are_refused
+    if len(values) != (asked := layer.rows.sites * layer.rows.per_site):
+        raise ModelError(
+            f'a layer sees {len(values)} rows where the batch has {asked}; set gradient_engine = "functional"'
+        )
+    outputs: Tensor = _Watch.apply(layer.enter(values), switch, layer)  # type: ignore[no-untyped-call]
+    return outputs
+
+
+def _factors(
+    squares: dict[str, Tensor], *, norms: Tensor, clip: StackedClip
+) -> tuple[dict[str, Tensor], Bool[Tensor, "K U"]]:
+    """What each unit's gradient of each layer is multiplied with, and whether nothing of the unit is shortened."""
+    bound = clip.norms[:, None]
+    if not clip.per_layer:
+        return dict.fromkeys(squares, clip_factors(norms, clip_norm=bound)), norms <= bound
+    # PRIVACY: L layers of this norm have the clip norm together. test_stacked_per_layer_clipping_is_the_references
+    share = bound / math.sqrt(len(squares))
+    factors, within = {}, torch.ones_like(norms, dtype=torch.bool)
+    for name, square in squares.items():
+        own = square.sqrt()
+        within &= own <= share
+        factors[name] = torch.where(norms.isfinite(), clip_factors(own, clip_norm=share), 0.0)
+    return factors, within
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
