@@ -9,6 +9,7 @@ import hashlib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ from shared.manifest import Row, scan_manifest
 from shared.media import DECODER_VERSION, Originals, Waveform, decode, read_file
 from shared.preprocess import Preprocessor, RawValue
 
-__all__ = ["check_folder", "find_card", "infer_schema", "load_samples"]
+__all__ = ["check_folder", "find_card", "infer_schema", "load_samples", "preprocessors_of"]
 
 FINISHED_AT_ONCE = 64
 log = logging.getLogger("motet.site")
@@ -49,7 +50,8 @@ def load_samples(
         run: says which modalities, how they are preprocessed, and what rows must look like.
         cache: folder for preprocessed values, as private as the data.
         modalities: those that rows may have here; others are not looked into. None: all of the run.
-        preprocessors: modality -> preprocessor, instead of those of the run's encoders.
+        preprocessors: modality -> preprocessor, where the caller has those of the run at hand (`preprocessors_of`) or
+            wants others.
         needs_subjects: rows that do not say who they are about are a fault, because subjects are what is protected.
 
     Raises:
@@ -63,7 +65,7 @@ def load_samples(
         allowed = 'a value in every row, because the owner\'s settings say privacy.unit = "subject"'
         findings.add(WHOLE_MANIFEST, field="subject_id", came="absent", allowed=allowed)
     store = FolderCache(cache, folder=folder)
-    ways = _preprocessors(run, names) if preprocessors is None else preprocessors
+    ways = preprocessors_of(run, names=names) if preprocessors is None else preprocessors
     loaders = {
         name: _ModalityLoader(name, schema=run.data.modalities[name], way=ways[name], store=store, findings=findings)
         for name in names
@@ -84,7 +86,12 @@ def load_samples(
     )
 
 
-def _preprocessors(run: RunConfig, names: tuple[str, ...]) -> dict[str, Preprocessor]:
+def preprocessors_of(run: RunConfig, *, names: tuple[str, ...]) -> dict[str, Preprocessor]:
+    """Those of the run's encoders; whoever loads many folders one after another makes them once.
+
+    Raises:
+        ModelError: a part or an option does not exist, or frozen weights are missing.
+    """
     from shared.model.encoders import preprocessor
 
     return {name: preprocessor(run, name) for name in names}
@@ -101,13 +108,15 @@ class _ModalityLoader:
     findings: Findings
     _digests: dict[int, bytes] = field(default_factory=dict)
     """line -> digest of the file or text there"""
-    _pending: list[tuple[bytes, Tensor]] = field(default_factory=list)
+    _pending: list[Tensor] = field(default_factory=list)
     """what was read and waits to be finished"""
-    _fresh: dict[bytes, Tensor | None] = field(default_factory=dict)
-    """digest -> finished value; None while it is pending, or when faults elsewhere make it useless"""
+    _fresh: dict[bytes, int] = field(default_factory=dict)
+    """digest -> its row in `_finished`, where it will be unless faults elsewhere make it useless"""
+    _finished: list[Tensor] = field(default_factory=list)
+    """[n, *shape] each, in the order in which the values were read"""
     _stored: StoredValues | None = None
 
-    @property
+    @cached_property
     def _key(self) -> str:
         """All that decides what a file becomes and whether it is sound, beside its content."""
         return f"{self.name} {self.schema.model_dump_json()} decoder {DECODER_VERSION} {self.way.digest}"
@@ -136,8 +145,10 @@ class _ModalityLoader:
             return self._zeros(1, dtype=self._dtype()).expand(len(rows), *self.way.shape)
         here = [index for index, row in enumerate(rows) if row.line in self._digests]
         where = [stored.positions[self._digests[rows[index].line]] for index in here]
+        if len(here) == len(rows):
+            return _in_order(stored.values, where)
         values = self._zeros(len(rows), dtype=stored.values.dtype)
-        values[torch.tensor(here)] = stored.values[torch.tensor(where)]
+        values[torch.tensor(here)] = _in_order(stored.values, where)
         return values
 
     def _look_at(self, value: Path | str) -> bytes:
@@ -161,10 +172,10 @@ class _ModalityLoader:
         return digest in self._fresh or (self._stored is not None and digest in self._stored.positions)
 
     def _prepare(self, *, digest: bytes, raw: RawValue) -> None:
-        self._fresh[digest] = None
+        self._fresh[digest] = len(self._fresh)
         if self.findings:
             return
-        self._pending.append((digest, self._read(raw)))
+        self._pending.append(self._read(raw))
         if len(self._pending) == FINISHED_AT_ONCE:
             self._finish_pending()
 
@@ -186,17 +197,15 @@ class _ModalityLoader:
         if not pending or self.findings:
             return
         with torch.no_grad():
-            values = self.way.finish(torch.stack([value for _, value in pending]))
+            values = self.way.finish(torch.stack(pending))
         if values.shape != (len(pending), *self.way.shape):
             raise ModelError(
                 f"the preprocessor of {self.name} made {list(values.shape)} of {len(pending)} values; "
                 f"allowed: {[len(pending), *self.way.shape]}, as its own `shape` says"
             )
-        for (digest, _), value in zip(pending, values, strict=True):
-            # PRIVACY: a number that the run's options carried out of range is 0 and not a fault, because a refusal
-            # would tell whoever chose the options about this record.
-            # test_overflow_in_preprocessing_is_zero_and_no_fault
-            self._fresh[digest] = value.nan_to_num(0.0, 0.0, 0.0) if value.is_floating_point() else value
+        # PRIVACY: a number that the run's options carried out of range is 0 and not a fault, because a refusal would
+        # tell whoever chose the options about this record. test_overflow_in_preprocessing_is_zero_and_no_fault
+        self._finished.append(values.nan_to_num(0.0, 0.0, 0.0) if values.is_floating_point() else values)
 
     def _note(self, line: int, *, value: Path | str, fault: MediaFault) -> None:
         file = value.name if isinstance(value, Path) else None
@@ -214,18 +223,14 @@ class _ModalityLoader:
             if old:
                 self.store.drop(self.name, key=self._key)
             return None
-        values = torch.stack([self._value(digest) for digest in wanted])
+        before = 0 if self._stored is None else len(self._stored.values)
+        pieces = [*([] if self._stored is None else [self._stored.values]), *self._finished]
+        self._finished = []
+        where = [old[digest] if digest in old else before + self._fresh[digest] for digest in wanted]
+        values = _in_order(torch.cat(pieces) if len(pieces) > 1 else pieces[0], where)
         withdrawn = bool(old.keys() - wanted.keys())
         self.store.store(self.name, key=self._key, digests=list(wanted), values=values, withdrawn=withdrawn)
         return StoredValues(positions={digest: index for index, digest in enumerate(wanted)}, values=values)
-
-    def _value(self, digest: bytes) -> Tensor:
-        value = self._fresh.get(digest)
-        if value is None and self._stored is not None:
-            value = self._stored.values[self._stored.positions[digest]]
-        if value is None:
-            raise AssertionError("a value was left unfinished though no fault was found")
-        return value
 
     def _zeros(self, num_rows: int, *, dtype: torch.dtype) -> Tensor:
         return torch.zeros((num_rows, *self.way.shape), dtype=dtype)
@@ -234,6 +239,11 @@ class _ModalityLoader:
         """The type of finished values where no row has one: that of a blank value."""
         with torch.no_grad():
             return self.way.finish(self.way.read(_blank(self.schema))[None]).dtype
+
+
+def _in_order(values: Tensor, where: list[int]) -> Tensor:
+    """The rows named; the tensor itself, and no copy, where that is all of them as they lie."""
+    return values if where == list(range(len(values))) else values[torch.tensor(where)]
 
 
 def _blank(schema: ModalitySchema) -> RawValue:

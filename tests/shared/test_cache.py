@@ -158,3 +158,16 @@ def test_a_file_no_longer_named_is_forgotten_with_all_that_may_hold_it(tmp_path:
     cache.close(named=[])
     assert not path.exists()
     assert opened(tmp_path, folder).digest_of(folder / "a.npy") is None
+
+
+def test_values_are_mapped_without_an_open_file_and_writing_to_them_changes_no_file(
+    tmp_path: Path, folder: Path
+) -> None:
+    path = filled(tmp_path, folder)
+    stored = opened(tmp_path, folder).stored("image", key="k")
+    assert stored is not None
+    assert str(path) in Path("/proc/self/maps").read_text()
+    assert not any(file.exists() and file.samefile(path) for file in Path("/proc/self/fd").iterdir())
+    before = path.read_bytes()
+    stored.values.zero_()
+    assert path.read_bytes() == before
