@@ -7,20 +7,21 @@ relies on permission.py for what the owner allows, and on charge.py for the cost
 
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from client.charge import as_counts, history_of, plan_counts, plan_round, reserve_counts, reserve_round, statement
+from client.charge import as_counts, charge_for_counts, charge_for_round, plan_counts, plan_round, statement
 from client.permission import Permitted, clip_norm_of_round, permit, site_clip_norm_of_round
 from client.plan import PrivacyPlan
 from client.private_training import TrainedRound, train_round
+from client.run_model import RunKey, key_of, model_with, num_parameters, trained_shapes
 from client.site import SiteConfig, read_site
 from client.statistics import noisy_counts
+from client.unchanged import Unchanged
 from shared.batch import Samples
 from shared.config import RunConfig
 from shared.dataset import load_samples
@@ -32,20 +33,41 @@ from shared.messages import (
     Refusal,
     ReplyHeader,
     RequestHeader,
+    Shapes,
     StatisticsHeader,
     StatisticsReply,
     TrainReply,
-    TrainRequest,
 )
-from shared.model.multimodal import MultimodalModel, build_model
-from shared.model.parameters import trainable_names
 from shared.model.registry import load_extensions
 from shared.privacy.ledger import Ledger, Reservation
+from shared.privacy.ledger_totals import History
 from shared.privacy.mechanism import clip_update
 from shared.privacy.noise import RandomSource, reproducible_source, secret_source
 
-Shapes = dict[str, tuple[int, ...]]
+ReadWeights = Callable[[Shapes], dict[str, Tensor]]
 log = logging.getLogger("motet.site")
+
+
+@dataclass(frozen=True)
+class OpenRound:
+    """A round that a site's owner permits, before anything is planned, paid for or read."""
+
+    header: RequestHeader
+    site: SiteConfig
+    permitted: Permitted
+    key: RunKey
+    """of the run as it is carried out here"""
+    shapes: Shapes
+    """of the weights that the request must bring, and the update will have; one object for all sites alike"""
+    clip_norm: float | None
+    """adaptive clipping of records or subjects: this round's norm"""
+    site_clip_norm: float | None
+    """unit site: largest norm of the whole update"""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Parameters that are trained, in the model's order."""
+        return tuple(self.shapes)
 
 
 def answer_hello(site_file: Path) -> Hello | Refusal:
@@ -59,7 +81,7 @@ def answer_hello(site_file: Path) -> Hello | Refusal:
             nominal_size=site.nominal_units(site.privacy.unit),
         )
     except Exception as error:  # noqa: BLE001  whatever it is, its text must not travel
-        return _refuse(site_file, error)
+        return refuse(site_file, error)
 
 
 def answer_statistics(header: StatisticsHeader, *, site_file: Path) -> StatisticsReply | Refusal:
@@ -72,12 +94,10 @@ def answer_statistics(header: StatisticsHeader, *, site_file: Path) -> Statistic
     try:
         return _count(header, read_site(site_file))
     except Exception as error:  # noqa: BLE001  whatever it is, its text must not travel
-        return _refuse(site_file, error)
+        return refuse(site_file, error)
 
 
-def answer_train(
-    header: RequestHeader, read_weights: Callable[[Shapes], dict[str, Tensor]], *, site_file: Path
-) -> TrainReply | Refusal:
+def answer_train(header: RequestHeader, read_weights: ReadWeights, *, site_file: Path) -> TrainReply | Refusal:
     """A protected update for one round, or a refusal; never an exception, whose text could carry data away.
 
     Args:
@@ -88,18 +108,119 @@ def answer_train(
     try:
         return _train(header, read_weights, read_site(site_file))
     except Exception as error:  # noqa: BLE001  whatever it is, its text must not travel
-        return _refuse(site_file, error)
+        return refuse(site_file, error)
+
+
+def open_round(header: RequestHeader, *, site: SiteConfig) -> OpenRound:
+    """What of a request needs neither its weights nor the owner's ledger.
+
+    Raises:
+        MotetError: the request is not what a server may ask, or the owner does not permit it.
+    """
+    permitted = _permitted(header, site=site)
+    key = key_of(permitted.run)
+    clip_norm, site_clip_norm = clip_norm_of_round(header), site_clip_norm_of_round(header)
+    if (size := num_parameters(key)) > site.max_parameters:
+        raise PermissionRefused(
+            f"the run's model has {size:,} parameters; allowed: {site.max_parameters:,} (max_parameters)"
+        )
+    return OpenRound(
+        header=header,
+        site=site,
+        permitted=permitted,
+        key=key,
+        shapes=trained_shapes(key, permitted.modalities),
+        clip_norm=clip_norm,
+        site_clip_norm=site_clip_norm,
+    )
+
+
+def plan_of(opened: OpenRound, *, history: History) -> PrivacyPlan:
+    """How the site protects what it protects itself; for rounds whose `unit` is not None.
+
+    Raises:
+        BudgetError, PermissionRefused: as plan_round.
+    """
+    if opened.permitted.unit is None:
+        raise AssertionError("a plan was asked for, and the site protects nothing in this run")
+    plan = plan_round(opened.header, unit=opened.permitted.unit, site=opened.site, history=history)
+    return plan if opened.clip_norm is None else replace(plan, clip_norm=opened.clip_norm)
+
+
+def train_alone(
+    opened: OpenRound, weights: Mapping[str, Tensor], samples: Samples, *, plan: PrivacyPlan | None
+) -> TrainedRound:
+    """One round of local training of one site, with random numbers of its own."""
+    run, (noise, sampling) = opened.permitted.run, sources_of(opened, plan=plan)
+    return train_round(
+        model_with(opened.key, weights),
+        samples,
+        names=opened.names,
+        training=run.training,
+        plan=plan,
+        nominal_size=nominal_size(opened, plan=plan),
+        round_number=opened.header.round_number,
+        rounds=run.federation.rounds,
+        modality_dropout=run.model.modality_dropout,
+        noise=noise,
+        sampling=sampling,
+    )
+
+
+def close_round(
+    opened: OpenRound,
+    trained: TrainedRound,
+    *,
+    plan: PrivacyPlan | None,
+    history: History | None,
+    reservation: Reservation,
+) -> TrainReply:
+    """What leaves the site of a round that was paid for; whoever sends it releases the reservation."""
+    header, update, is_within = opened.header, trained.update, None
+    if opened.site_clip_norm is not None and (central := header.run.central_privacy) is not None:
+        # PRIVACY: what a site adds to the sum is bounded here and again at the server.
+        # test_the_whole_update_is_clipped_before_it_leaves
+        per_layer = central.clipping == "per-layer"
+        update, was_within = clip_update(update, clip_norm=opened.site_clip_norm, per_layer=per_layer)
+        is_within = was_within if central.clipping == "adaptive" else None
+    said = None
+    if plan is not None and history is not None:
+        said = statement(plan, site=opened.site, reservation=reservation, history=history)
+    reply = ReplyHeader(
+        protocol_version=PROTOCOL_VERSION,
+        run_id=header.run_id,
+        round_number=header.round_number,
+        nominal_size=nominal_size(opened, plan=plan),
+        privacy=said,
+        unclipped_share=trained.unclipped_share,
+        is_within_clip=is_within,
+    )
+    return TrainReply(header=reply, update=update)
+
+
+def sources_of(opened: OpenRound, *, plan: PrivacyPlan | None) -> tuple[RandomSource, RandomSource]:
+    """The random numbers of one round at one site: for its noise, and for all that it draws otherwise."""
+    run, site, number = opened.permitted.run, opened.site, opened.header.round_number
+    noise, sampling = (
+        _source(run, site=site, purpose=f"{number}/{use}", is_secret=plan is not None) for use in ("noise", "sampling")
+    )
+    return noise, sampling
+
+
+def nominal_size(opened: OpenRound, *, plan: PrivacyPlan | None) -> int:
+    """The public number that sampling follows from: of what is protected, or of records."""
+    return opened.site.nominal_units(plan.unit if plan else "record")
 
 
 def _count(header: StatisticsHeader, site: SiteConfig) -> StatisticsReply:
     permitted = _permitted(header, site=site)
     if permitted.unit is None:
         raise PermissionRefused("counts are asked for, and the site protects nothing in this run")
-    ledger = _ledger(site.ledger)
-    history = history_of(ledger, site=site, run_id=header.run_id, unit=permitted.unit)
+    ledger = ledger_at(site.ledger)
+    history = ledger.history(site.data_set, header.run_id, unit=permitted.unit)
     plan, use = plan_counts(header, unit=permitted.unit, site=site, history=history)
     # PRIVACY: the cost is on disk before a file of the owner's is opened. test_counts_are_paid_for_before_data_is_read
-    reservation = reserve_counts(header, site=site, ledger=ledger, plan=plan, use=use)
+    reservation = ledger.reserve(**charge_for_counts(header, site=site, plan=plan, use=use))
     counts = noisy_counts(
         _load(permitted, site=site, ledger=ledger, reservation=reservation),
         unit=permitted.unit,
@@ -113,49 +234,21 @@ def _count(header: StatisticsHeader, site: SiteConfig) -> StatisticsReply:
     return StatisticsReply(protocol_version=PROTOCOL_VERSION, run_id=header.run_id, counts=counts, privacy=said)
 
 
-def _train(header: RequestHeader, read_weights: Callable[[Shapes], dict[str, Tensor]], site: SiteConfig) -> TrainReply:
-    permitted = _permitted(header, site=site)
-    clip_norm = clip_norm_of_round(header)
-    site_clip_norm = site_clip_norm_of_round(header)
-    model = _model(permitted.run, max_parameters=site.max_parameters)
-    parameters = dict(model.named_parameters())
-    names = trainable_names(model, permitted.modalities)
-    request = TrainRequest(header, read_weights({name: tuple(parameters[name].shape) for name in names}))
-
-    ledger, plan, history = _ledger(site.ledger), None, None
-    if permitted.unit is not None:
-        history = history_of(ledger, site=site, run_id=header.run_id, unit=permitted.unit)
-        plan = plan_round(header, unit=permitted.unit, site=site, history=history)
-        plan = plan if clip_norm is None else replace(plan, clip_norm=clip_norm)
-        _preflight(permitted, site=site, run_id=header.run_id, is_first=not history.rounds)
+def _train(header: RequestHeader, read_weights: ReadWeights, site: SiteConfig) -> TrainReply:
+    opened = open_round(header, site=site)
+    weights = read_weights(opened.shapes)
+    ledger, plan, history = ledger_at(site.ledger), None, None
+    if opened.permitted.unit is not None:
+        history = ledger.history(site.data_set, header.run_id, unit=opened.permitted.unit)
+        plan = plan_of(opened, history=history)
+        _preflight(opened.permitted, site=site, run_id=header.run_id, is_first=not history.num_rounds)
     # PRIVACY: the cost is on disk before a file of the owner's is opened. test_cost_is_on_disk_before_data_is_read
-    reservation = reserve_round(header, site=site, ledger=ledger, plan=plan)
-    samples = _load(permitted, site=site, ledger=ledger, reservation=reservation)
-    with torch.no_grad():
-        for name, value in request.weights.items():
-            parameters[name].copy_(value)
-    trained = _trained(model, samples, names=names, header=header, run=permitted.run, plan=plan, site=site)
-    update, is_within = trained.update, None
-    if site_clip_norm is not None and (central := header.run.central_privacy) is not None:
-        # PRIVACY: what a site adds to the sum is bounded here and again at the server.
-        # test_the_whole_update_is_clipped_before_it_leaves
-        per_layer = central.clipping == "per-layer"
-        update, was_within = clip_update(update, clip_norm=site_clip_norm, per_layer=per_layer)
-        is_within = was_within if central.clipping == "adaptive" else None
+    reservation = ledger.reserve(**charge_for_round(header, site=site, plan=plan))
+    samples = _load(opened.permitted, site=site, ledger=ledger, reservation=reservation)
+    trained = train_alone(opened, weights, samples, plan=plan)
+    reply = close_round(opened, trained, plan=plan, history=history, reservation=reservation)
     ledger.release(reservation)
-    said = None
-    if plan is not None and history is not None:
-        said = statement(plan, site=site, reservation=reservation, history=history)
-    reply = ReplyHeader(
-        protocol_version=PROTOCOL_VERSION,
-        run_id=header.run_id,
-        round_number=header.round_number,
-        nominal_size=_nominal_size(plan, site=site),
-        privacy=said,
-        unclipped_share=trained.unclipped_share,
-        is_within_clip=is_within,
-    )
-    return TrainReply(header=reply, update=update)
+    return reply
 
 
 def _permitted(header: RequestHeader | StatisticsHeader, *, site: SiteConfig) -> Permitted:
@@ -175,8 +268,7 @@ def _preflight(permitted: Permitted, *, site: SiteConfig, run_id: str, is_first:
     What has passed is noted in the owner's cache, because Flower may start a process for each message.
     """
     run, privacy = permitted.run, permitted.run.local_privacy
-    passed = hashlib.sha256(f"{run_id} {permitted.unit} {run.digest}".encode()).hexdigest()
-    note = site.cache / "preflight" / passed
+    note = _note(site.cache, run_id, permitted.unit, key_of(run))
     # PRIVACY: a sound model in round 1 says nothing about another one in round 2, under the same run's name.
     # test_settings_that_change_in_the_middle_of_a_run_are_tried_out_anew
     if not is_first and note.exists():
@@ -191,6 +283,12 @@ def _preflight(permitted: Permitted, *, site: SiteConfig, run_id: str, is_first:
     note.touch()
 
 
+@lru_cache(maxsize=65536)
+def _note(cache: Path, run_id: str, unit: str | None, key: RunKey) -> Path:
+    passed = hashlib.sha256(f"{run_id} {unit} {key.digest}".encode()).hexdigest()
+    return cache / "preflight" / passed
+
+
 def _load(permitted: Permitted, *, site: SiteConfig, ledger: Ledger, reservation: Reservation) -> Samples:
     """The site's samples; where the owner's own check finds faults nothing has left, and the reservation is given back.
 
@@ -198,46 +296,11 @@ def _load(permitted: Permitted, *, site: SiteConfig, ledger: Ledger, reservation
     ask one such question after the other for nothing.
     """
     try:
-        return _samples(permitted, site=site)
+        return _loaded_samples(wanted_samples(permitted, site=site))
     except ManifestError:
         # PRIVACY: before any mechanism ran, and never later. test_only_data_that_cannot_be_read_is_given_back
         ledger.void(reservation)
         raise
-
-
-def _trained(
-    model: MultimodalModel,
-    samples: Samples,
-    *,
-    names: tuple[str, ...],
-    header: RequestHeader,
-    run: RunConfig,
-    plan: PrivacyPlan | None,
-    site: SiteConfig,
-) -> TrainedRound:
-    """One round of local training, with random numbers of its own."""
-    noise, sampling = (
-        _source(run, site=site, purpose=f"{header.round_number}/{use}", is_secret=plan is not None)
-        for use in ("noise", "sampling")
-    )
-    return train_round(
-        model,
-        samples,
-        names=names,
-        training=run.training,
-        plan=plan,
-        nominal_size=_nominal_size(plan, site=site),
-        round_number=header.round_number,
-        rounds=run.federation.rounds,
-        modality_dropout=run.model.modality_dropout,
-        noise=noise,
-        sampling=sampling,
-    )
-
-
-def _nominal_size(plan: PrivacyPlan | None, *, site: SiteConfig) -> int:
-    """The public number that sampling follows from: of what is protected, or of records."""
-    return site.nominal_units(plan.unit if plan else "record")
 
 
 def _source(run: RunConfig, *, site: SiteConfig, purpose: str, is_secret: bool) -> RandomSource:
@@ -248,22 +311,8 @@ def _source(run: RunConfig, *, site: SiteConfig, purpose: str, is_secret: bool) 
     return reproducible_source(run.seed, purpose=f"{site.name}/{purpose}")
 
 
-@dataclass(frozen=True)
-class _Key:
-    """A run's settings as a cache key."""
-
-    digest: str
-    run: RunConfig
-
-    def __hash__(self) -> int:
-        return hash(self.digest)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Key) and self.digest == other.digest
-
-
-@lru_cache(maxsize=1024)
-def _ledger(path: Path) -> Ledger:
+@lru_cache(maxsize=65536)
+def ledger_at(path: Path) -> Ledger:
     """The owner's ledger; looked through for damage once a process, opened anew for every reservation."""
     return Ledger(path)
 
@@ -274,27 +323,28 @@ def _load_part(path: Path) -> None:
     load_extensions(path)
 
 
-def _model(run: RunConfig, *, max_parameters: int) -> MultimodalModel:
-    """The run's model, unless it is larger than the owner allows; its size is told before memory is taken."""
-    key = _Key(run.digest, run)
-    if (size := _num_parameters(key)) > max_parameters:
-        raise PermissionRefused(
-            f"the run's model has {size:,} parameters; allowed: {max_parameters:,} (max_parameters)"
-        )
-    return _built_model(key)
+@dataclass(frozen=True)
+class WantedSamples:
+    """All that decides which samples a site trains on; a key."""
+
+    key: RunKey
+    data: Path
+    cache: Path
+    modalities: tuple[str, ...]
+    needs_subjects: bool
+    stamp: tuple[int, int]
+    """of the manifest: another one, when it has changed since"""
 
 
-@lru_cache(maxsize=2)
-def _num_parameters(key: _Key) -> int:
-    with torch.device("meta"):
-        return sum(parameter.numel() for parameter in build_model(key.run).parameters())
+def wanted_samples(permitted: Permitted, *, site: SiteConfig) -> WantedSamples:
+    """What a round needs, whether or not it was read before; no row of it is looked at.
 
-
-def _samples(permitted: Permitted, *, site: SiteConfig) -> Samples:
-    """The site's samples; kept from round to round, and read again when the manifest has changed."""
-    manifest = find_manifest(site.data).stat()
-    return _loaded_samples(
-        _Key(permitted.run.digest, permitted.run),
+    Raises:
+        ManifestError: there is no manifest.
+    """
+    manifest = _find_manifest(site.data).stat()
+    return WantedSamples(
+        key_of(permitted.run),
         site.data,
         site.cache,
         permitted.modalities,
@@ -303,24 +353,31 @@ def _samples(permitted: Permitted, *, site: SiteConfig) -> Samples:
     )
 
 
-@lru_cache(maxsize=2)
-def _built_model(key: _Key) -> MultimodalModel:
-    return build_model(key.run)
+def read_samples(wanted: WantedSamples) -> Samples:
+    """The samples, read from the owner's folder; only under a reservation that is paid.
+
+    Raises:
+        ManifestError: the folder has faults, all of which are named; nothing was loaded.
+    """
+    return load_samples(
+        wanted.data,
+        run=wanted.key.run,
+        cache=wanted.cache,
+        modalities=wanted.modalities,
+        needs_subjects=wanted.needs_subjects,
+    )
+
+
+_find_manifest = Unchanged(find_manifest)
 
 
 @lru_cache(maxsize=1024)
-def _loaded_samples(
-    key: _Key,
-    data: Path,
-    cache: Path,
-    modalities: tuple[str, ...],
-    needs_subjects: bool,
-    _manifest_stamp: tuple[int, int],
-) -> Samples:
-    return load_samples(data, run=key.run, cache=cache, modalities=modalities, needs_subjects=needs_subjects)
+def _loaded_samples(wanted: WantedSamples) -> Samples:
+    """Kept from round to round, and read again when the manifest has changed."""
+    return read_samples(wanted)
 
 
-def _refuse(site_file: Path, error: Exception) -> Refusal:
+def refuse(site_file: Path, error: Exception) -> Refusal:
     """Tell the owner everything and the server a code."""
     log.error("%s: %s", site_file, error, exc_info=None if isinstance(error, MotetError) else error)
     return Refusal(error.code if isinstance(error, MotetError) else "internal")

@@ -1,45 +1,41 @@
 """Charge: what a request costs here, on the site's disk before its data is opened; and what is told about it.
 
-in        a permitted request, the owner's settings and ledger
-out       the run's plan, the reservation that pays for one answer, and the statement of both; or a refusal
+in        a permitted request, the owner's settings, what the ledger says of the data set
+out       the run's plan, the charge that pays for one answer, and the statement of both; or a refusal
 relies on shared/privacy/ledger.py for rows that last, plan.py for the noise
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from functools import lru_cache
+from typing import Literal, TypedDict
 
 from client.plan import PrivacyPlan, counts_use, make_plan
-from client.site import SiteConfig
-from shared.errors import PermissionRefused
+from client.site import OwnerPrivacy, SiteConfig
+from shared.config import PrivacySettings, StatisticsSettings, TrainingSettings
+from shared.errors import BudgetError, PermissionRefused
 from shared.messages import PrivacyStatement, RequestHeader, StatisticsHeader
-from shared.privacy.accountant import MechanismUse, spent_epsilon
-from shared.privacy.ledger import Ledger, LedgerRow, Mechanism, Reservation, uses_of_rows
+from shared.privacy.accountant import Accountant, MechanismUse, spent_epsilon
+from shared.privacy.ledger import Mechanism, Reservation
+from shared.privacy.ledger_totals import History
 
 SiteUnit = Literal["record", "subject"]
 COUNTS_ROUND = 0
 """where the ledger keeps counts: before the first round"""
 
 
-@dataclass(frozen=True)
-class History:
-    """What one run, and all the others, have reserved for a data set; void rows left out."""
+class Charge(TypedDict):
+    """What `Ledger.reserve` is asked."""
 
-    rounds: tuple[LedgerRow, ...]
-    counts: tuple[LedgerRow, ...]
-    others: tuple[MechanismUse, ...]
-    before: tuple[MechanismUse, ...]
-    """of the others, what came before this run"""
-
-
-def history_of(ledger: Ledger, *, site: SiteConfig, run_id: str, unit: SiteUnit) -> History:
-    """The ledger as one run sees it."""
-    mine = [row for row in ledger.rows(site.data_set, run_id=run_id) if row.state != "void"]
-    return History(
-        rounds=tuple(row for row in mine if row.mechanism != "counts"),
-        counts=tuple(row for row in mine if row.mechanism == "counts"),
-        others=ledger.uses_of_others(site.data_set, run_id, unit=unit),
-        before=ledger.uses_of_others(site.data_set, run_id, unit=unit, before=True),
-    )
+    data_set: str
+    unit: SiteUnit
+    use: MechanismUse | None
+    run_id: str
+    round_number: int
+    attempt: int
+    cap_epsilon: float
+    delta: float
+    accountant: Accountant
+    mechanism: Mechanism
 
 
 def plan_round(header: RequestHeader, *, unit: SiteUnit, site: SiteConfig, history: History) -> PrivacyPlan:
@@ -49,20 +45,20 @@ def plan_round(header: RequestHeader, *, unit: SiteUnit, site: SiteConfig, histo
         PermissionRefused: the run has had its rounds, or asks otherwise than in its first one.
         BudgetError: the owner's budget does not cover it.
     """
-    num_charged = len(history.rounds)
+    num_charged = history.num_rounds
     # PRIVACY: a run was calibrated for so many rounds and gets no more. test_a_run_gets_the_rounds_it_was_planned_for
     if header.round_number > header.run.federation.rounds or num_charged >= header.planned_rounds:
         raise PermissionRefused(
             f"round {header.round_number}: the run was calibrated for {header.planned_rounds} rounds and "
             f"{num_charged} are charged here; a round that was asked again after an interruption is charged again"
         )
-    first = history.rounds[0] if history.rounds else None
+    first = history.first
     plan = _plan(
         header,
         unit=unit,
         site=site,
         history=history,
-        counted=uses_of_rows(history.counts, unit=unit),
+        counted=history.counts,
         # PRIVACY: one multiplier for the whole run. test_a_second_run_has_more_noise_and_keeps_it
         agreed_noise=first.use.noise_multiplier if first else None,
     )
@@ -85,26 +81,21 @@ def plan_counts(
     if header.run.statistics is None:
         raise PermissionRefused("counts are asked for, and the run's settings have no statistics")
     # PRIVACY: the rounds were calibrated to what the counts had left. test_counts_are_refused_once_rounds_have_begun
-    if history.rounds:
+    if history.num_rounds:
         raise PermissionRefused("the run's rounds have begun; counts are asked for before the first")
-    counted = uses_of_rows(history.counts, unit=unit)
     use = counts_use(header.run.statistics, least_noise=site.privacy.least_noise_multiplier)
-    return _plan(header, unit=unit, site=site, history=history, counted=(*counted, use), agreed_noise=None), use
+    return _plan(header, unit=unit, site=site, history=history, counted=(*history.counts, use), agreed_noise=None), use
 
 
-def reserve_round(header: RequestHeader, *, site: SiteConfig, ledger: Ledger, plan: PrivacyPlan | None) -> Reservation:
-    """The round is paid for: from here on it counts as spent, whatever becomes of it.
+def charge_for_round(header: RequestHeader, *, site: SiteConfig, plan: PrivacyPlan | None) -> Charge:
+    """What the round costs: once it is reserved it counts as spent, whatever becomes of it.
 
     Args:
         plan: None: the update has no noise of the site's own, which the owner has permitted.
-
-    Raises:
-        BudgetError, PermissionRefused, LedgerError: as Ledger.reserve.
     """
-    return _reserve(
+    return _charge(
         header,
         site=site,
-        ledger=ledger,
         plan=plan,
         round_number=header.round_number,
         use=plan.uses(1) if plan else None,
@@ -112,15 +103,9 @@ def reserve_round(header: RequestHeader, *, site: SiteConfig, ledger: Ledger, pl
     )
 
 
-def reserve_counts(
-    header: StatisticsHeader, *, site: SiteConfig, ledger: Ledger, plan: PrivacyPlan, use: MechanismUse
-) -> Reservation:
-    """The counts are paid for: from here on they count as spent, whatever becomes of them.
-
-    Raises:
-        BudgetError, PermissionRefused, LedgerError: as Ledger.reserve.
-    """
-    return _reserve(header, site=site, ledger=ledger, plan=plan, round_number=COUNTS_ROUND, use=use, mechanism="counts")
+def charge_for_counts(header: StatisticsHeader, *, site: SiteConfig, plan: PrivacyPlan, use: MechanismUse) -> Charge:
+    """What the counts cost: once they are reserved they count as spent, whatever becomes of them."""
+    return _charge(header, site=site, plan=plan, round_number=COUNTS_ROUND, use=use, mechanism="counts")
 
 
 def statement(plan: PrivacyPlan, *, site: SiteConfig, reservation: Reservation, history: History) -> PrivacyStatement:
@@ -172,35 +157,73 @@ def _plan(
     privacy = header.run.local_privacy
     if privacy is None:
         raise PermissionRefused("the run protects neither records nor subjects; there is nothing to plan")
-    return make_plan(
-        training=header.run.training,
-        privacy=privacy,
-        unit=unit,
-        nominal_units=site.nominal_units(unit),
-        planned_rounds=header.planned_rounds,
-        site_epsilon=site.privacy.epsilon,
-        site_delta=site.privacy.delta,
-        before=history.others,
-        statistics=header.run.statistics,
-        counted=counted,
-        on_short_budget=site.privacy.on_short_budget,
-        least_noise=site.privacy.least_noise_multiplier,
-        noise=site.privacy.noise,
-        agreed_noise=agreed_noise,
+    made = _made_plan(
+        _Asked(header.run.training, privacy, header.run.statistics, header.planned_rounds),
+        site.privacy,
+        unit,
+        site.nominal_units(unit),
+        history.others,
+        counted,
+        agreed_noise,
     )
+    if isinstance(made, str):
+        raise BudgetError(made)
+    return made
 
 
-def _reserve(
+@dataclass(frozen=True)
+class _Asked:
+    """What a run asks of every site alike."""
+
+    training: TrainingSettings
+    privacy: PrivacySettings
+    statistics: StatisticsSettings | None
+    planned_rounds: int
+
+
+# Ten thousand sites of one run have a handful of plans; and a refusal takes as long to find as a plan.
+@lru_cache(maxsize=65536)
+def _made_plan(
+    asked: _Asked,
+    owners: OwnerPrivacy,
+    unit: SiteUnit,
+    nominal_units: int,
+    before: tuple[MechanismUse, ...],
+    counted: tuple[MechanismUse, ...],
+    agreed_noise: float | None,
+) -> PrivacyPlan | str:
+    """The plan, or why the budget does not cover it."""
+    try:
+        return make_plan(
+            training=asked.training,
+            privacy=asked.privacy,
+            unit=unit,
+            nominal_units=nominal_units,
+            planned_rounds=asked.planned_rounds,
+            site_epsilon=owners.epsilon,
+            site_delta=owners.delta,
+            before=before,
+            statistics=asked.statistics,
+            counted=counted,
+            on_short_budget=owners.on_short_budget,
+            least_noise=owners.least_noise_multiplier,
+            noise=owners.noise,
+            agreed_noise=agreed_noise,
+        )
+    except BudgetError as error:
+        return str(error)
+
+
+def _charge(
     header: RequestHeader | StatisticsHeader,
     *,
     site: SiteConfig,
-    ledger: Ledger,
     plan: PrivacyPlan | None,
     round_number: int,
     use: MechanismUse | None,
     mechanism: Mechanism,
-) -> Reservation:
-    return ledger.reserve(
+) -> Charge:
+    return Charge(
         data_set=site.data_set,
         unit=site.privacy.unit,
         use=use,

@@ -5,13 +5,16 @@ out       Permitted: the run with the owner's own schema, the modalities trained
 relies on nothing that arrives over the network but as a question
 """
 
+import os
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
 from client.site import SiteConfig
-from shared.card import find_card
-from shared.config import DataSchema, RunConfig
+from client.unchanged import Same, Unchanged
+from shared.card import card_places, read_card
+from shared.config import DataCard, RunConfig
 from shared.errors import ConfigError, PermissionRefused, WireError
 from shared.messages import RequestHeader
 
@@ -35,7 +38,7 @@ def permit(run: RunConfig, *, site: SiteConfig) -> Permitted:
         PermissionRefused: the owner's settings do not permit it.
         ConfigError: the owner's own dataset.toml is missing or not allowed.
     """
-    mine = run.model_copy(update={"data": _owners_schema(run, site=site)})
+    mine = _with_owners_schema(run, site=site)
     return Permitted(run=mine, modalities=_modalities(mine, site=site), unit=_unit(mine, site=site))
 
 
@@ -97,24 +100,41 @@ def _unit(run: RunConfig, *, site: SiteConfig) -> Literal["record", "subject"] |
     return owners.unit
 
 
-def _owners_schema(run: RunConfig, *, site: SiteConfig) -> DataSchema:
-    """What the owner's own dataset.toml says records look like; the run must say the same.
+def _with_owners_schema(run: RunConfig, *, site: SiteConfig) -> RunConfig:
+    """The run with what the owner's own dataset.toml says records look like; the run must say the same.
 
     Were the server's word taken, each record that breaks it would show in a refusal: a list of labels, or a range of
     ratings, made narrower from round to round would ask the records one exact question after the other.
     """
-    card = find_card(site.data)
+    card = _card(site.data)
     if card is None:
         raise ConfigError(
             f"{site.data}: no dataset.toml in it or above it; what records look like is the owner's to say"
         )
-    # PRIVACY: no word of the server's decides which records are faults. test_a_run_with_another_schema_is_refused
-    agreed = {"task", "labels", "rating_range", "modalities"}
-    if run.data.model_dump_json(include=agreed) != card.content.model_dump_json(include=agreed):
+    mine = _with_schema(Same(run), Same(card))
+    if mine is None:
         raise PermissionRefused(
             f"{site.data}: the run's task, labels, range or modalities differ from the owner's dataset.toml"
         )
-    return card.content
+    return mine
+
+
+@lru_cache(maxsize=1024)
+def _with_schema(run: Same[RunConfig], card: Same[DataCard]) -> RunConfig | None:
+    """The run with the schema of a card; None where the two do not say the same. One object for all sites of a card."""
+    # PRIVACY: no word of the server's decides which records are faults. test_a_run_with_another_schema_is_refused
+    agreed = {"task", "labels", "rating_range", "modalities"}
+    if run.it.data.model_dump_json(include=agreed) != card.it.content.model_dump_json(include=agreed):
+        return None
+    return run.it.model_copy(update={"data": card.it.content})
+
+
+def _card(data: Path) -> DataCard | None:
+    return next((_read_card(place) for place in _places(data) if os.path.isfile(place)), None)  # noqa: PTH113  quicker
+
+
+_read_card = Unchanged(read_card)
+_places = lru_cache(maxsize=65536)(card_places)
 
 
 def _modalities(run: RunConfig, *, site: SiteConfig) -> tuple[str, ...]:

@@ -30,11 +30,22 @@ def find_card(folder: Path) -> DataCard | None:
     Raises:
         ConfigError: there is a card, and it is not readable or not allowed.
     """
+    return next((read_card(place) for place in card_places(folder) if place.is_file()), None)
+
+
+def card_places(folder: Path) -> tuple[Path, ...]:
+    """Where the card of a folder may lie; the first one that is there counts."""
     folder = folder.resolve()
-    for place in (folder, *folder.parents[:_PARENTS_SEARCHED]):
-        if (place / CARD_NAME).is_file():
-            return parse_settings(DataCard, read_toml(place / CARD_NAME), place=str(place / CARD_NAME))
-    return None
+    return tuple(place / CARD_NAME for place in (folder, *folder.parents[:_PARENTS_SEARCHED]))
+
+
+def read_card(path: Path) -> DataCard:
+    """The card in a file.
+
+    Raises:
+        ConfigError: it is not readable or not allowed.
+    """
+    return parse_settings(DataCard, read_toml(path), place=str(path))
 
 
 def infer_schema(folder: Path) -> DataSchema:

@@ -2,59 +2,32 @@
 
 in        reservations, one for each round of each run that wants a data set; the server's own, for a federation
 out       permission to go on, or a refusal; all uses so far, merged, for the accountant
-relies on ledger_file.py for transactions that last; accountant.py for the sums
+relies on ledger_file.py for transactions that last, ledger_transaction.py for what is granted in one
 
 A ledger restored from an old backup, or deleted, has forgotten what came after: the one thing it cannot notice.
 """
 
-import sqlite3
-from collections.abc import Iterable
+import contextlib
+import threading
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
 from shared.config import Unit
-from shared.errors import BudgetError, LedgerError, PermissionRefused, PrivacyError
 from shared.privacy.accountant import Accountant, MechanismUse, merged, spent_epsilon
 from shared.privacy.ledger_file import LedgerFile
+from shared.privacy.ledger_totals import History, Totals, protects
+from shared.privacy.ledger_transaction import Mechanism, OpenLedger, Pending, Reservation
 
-Mechanism = Literal["gaussian", "adaptive-gaussian", "counts", "none"]
-"""a round's sums; the same with the count of adaptive clipping; noisy counts before round 1; a round without noise"""
+__all__ = ["Ledger", "LedgerRow", "Mechanism", "Pending", "Reservation", "State", "uses_of_rows"]
+
 State = Literal["reserved", "released", "void"]
-NO_PROTECTION = MechanismUse(noise_multiplier=0.0, sample_rate=1.0, steps=1)
-"""how a round without privacy is written down: no noise, which costs infinity"""
-
-# PRIVACY: every row counts, whether or not its round ended, but for those of which it is certain that nothing left.
-# test_a_killed_round_stays_spent, test_a_void_row_does_not_count
-_TOTALS = """
-SELECT unit, noise_multiplier, sample_rate, sum(steps) FROM reservations
-WHERE data_set = ?1 AND id NOT IN (SELECT reservation FROM endings WHERE state = 'void')
-"""
-_OF_RUN = "AND run_id = ?2"
-_OF_OTHERS = "AND run_id <> ?2"
-_BEFORE_RUN = """
-AND run_id <> ?2 AND id < coalesce((SELECT min(id) FROM reservations WHERE data_set = ?1 AND run_id = ?2), 1 << 62)
-"""
 _ROWS = """
 SELECT id, data_set, unit, mechanism, noise_multiplier, sample_rate, steps, run_id, round, attempt,
        reservations.created_utc, coalesce(state, 'reserved'), endings.created_utc
 FROM reservations LEFT JOIN endings ON reservation = id
 """
-
-
-@dataclass(frozen=True)
-class Reservation:
-    """A round that is paid for: its data may be touched, once."""
-
-    id: int
-    data_set: str
-    run_id: str
-    round_number: int
-    attempt: int
-    use: MechanismUse
-    epsilon_spent: float
-    """bound on everything ever released about the data set, this round included"""
 
 
 @dataclass(frozen=True)
@@ -90,11 +63,41 @@ class Ledger:
         """
         self.path = path
         self._file = LedgerFile(path, create=create)
+        self._totals, self._memory_is_free = Totals(path), threading.Lock()
 
     @classmethod
     def existing(cls, path: Path) -> "Ledger":
         """Opens a ledger that is there, and never starts one: to look into it."""
         return cls(path, create=False)
+
+    @contextlib.contextmanager
+    def together(self, *, write: bool = True) -> Iterator[OpenLedger]:
+        """One transaction for many reservations, releases and questions, with one sync at its end.
+
+        Promise: each is granted or refused as if it were alone; an error that the caller catches inside concerns its
+        own data set only, and has written nothing. An error that leaves the block undoes all of it.
+        Void if: a reservation is used before the block has ended, which `Pending` prevents. Ask this ledger nothing by
+        other ways inside the block.
+
+        Args:
+            write: nobody else writes until it ends, so do nothing slow inside; without, it reads one state throughout.
+        """
+        # Whoever comes second, from another thread or from inside, does without what is remembered.
+        is_mine = self._memory_is_free.acquire(blocking=False)
+        totals = self._totals if is_mine else Totals(self.path)
+        try:
+            with self._file.transaction(write=write) as connection:
+                totals.refresh(connection)
+                opened = OpenLedger(self.path, connection, totals)
+                yield opened
+            # PRIVACY: not before all of it is on the disk. test_what_is_reserved_together_is_paid_at_the_end
+            opened.ending.is_on_disk = True
+        except BaseException:
+            totals.forget()
+            raise
+        finally:
+            if is_mine:
+                self._memory_is_free.release()
 
     def reserve(
         self,
@@ -110,46 +113,30 @@ class Ledger:
         attempt: int = 0,
         mechanism: Mechanism = "gaussian",
     ) -> Reservation:
-        """Charges one round to a data set; from here on it counts as spent, whatever becomes of the round.
+        """Charges one round to a data set, as `OpenLedger.reserve` does, and waits for the disk.
 
         Promise: when this returns the row is on the disk, and all rows of the data set together are within the cap.
 
-        Args:
-            unit: what the cap protects; earlier rows that protect another unit count by what they say about this one.
-            use: what the round will do; None for a round without noise, which the owner has permitted apart
-                (SiteConfig): it costs infinity, so no cap is asked, and no round with a cap is granted after it.
-            cap_epsilon: the owner's.
-            attempt: one higher than all before says that a round reserved before is knowingly run, and paid for, again.
-            mechanism: what `use` describes; without a use it is written down as "none".
-
         Raises:
-            BudgetError: the cap does not cover it; nothing was written.
-            PermissionRefused: this round was reserved before; nothing was written.
-            LedgerError: the file could not be written, or the data set is kept under units that do not go together.
-            PrivacyError: a number is outside its range, or the accountant gave up; nothing was written.
+            BudgetError, PermissionRefused, LedgerError, PrivacyError: as there; nothing was written.
         """
-        asked, kind = (NO_PROTECTION, "none") if use is None else (use, mechanism)
-        if use is not None and (mechanism == "none" or use.steps < 1):
-            raise PrivacyError(f"a use of {use.steps} steps as {mechanism!r}; allowed: 1 or more, with a mechanism")
         if use is not None:
             # The sums can take seconds: done here first, they wait in the accountant's memory when the lock is held.
-            spent_epsilon([*self.uses(data_set, unit=unit), asked], delta=delta, accountant=accountant)
-        # PRIVACY: the check and the row are one transaction, so that two processes cannot both take the last of a
-        # budget. test_two_processes_cannot_both_take_the_last_of_a_budget
-        with self._file.transaction() as connection:
-            self._refuse_known(connection, data_set, run_id, round_number, attempt)
-            before = self._uses(connection, data_set, unit=unit)
-            # PRIVACY: everything ever released about the data set counts, not this run alone.
-            # test_every_run_on_a_data_set_counts
-            total = spent_epsilon([*before, asked], delta=delta, accountant=accountant)
-            # PRIVACY: past the cap nothing is granted. test_a_request_past_the_cap_is_refused_and_writes_nothing
-            if use is not None and not total <= cap_epsilon:
-                raise BudgetError(
-                    f"{self.path}: data set {data_set!r} would have spent epsilon {total:.4g} at delta {delta:g}; "
-                    f"its owner allows {cap_epsilon:.4g} for a {unit}"
-                )
-            row = self._insert(connection, (data_set, unit, kind), asked, (run_id, round_number, attempt))
-        return Reservation(row, data_set, run_id, round_number, attempt, asked, total)
+            spent_epsilon([*self.uses(data_set, unit=unit), use], delta=delta, accountant=accountant)
+        with self.together() as opened:
+            pending = opened.reserve(
+                data_set=data_set,
+                unit=unit,
+                use=use,
+                run_id=run_id,
+                round_number=round_number,
+                cap_epsilon=cap_epsilon,
+                delta=delta,
+                accountant=accountant,
+                attempt=attempt,
+                mechanism=mechanism,
+            )
+        return pending.paid
 
     def release(self, reservation: Reservation) -> None:
         """Notes that what the reservation paid for has left, so that it can never be used again.
@@ -158,7 +145,8 @@ class Ledger:
             PermissionRefused: it was released or made void before.
             LedgerError: it is not in this ledger.
         """
-        self._end(reservation, "released")
+        with self.together() as opened:
+            opened.release(reservation)
 
     def void(self, reservation: Reservation) -> None:
         """Gives back what a reservation cost; its round can be asked again with a higher attempt only.
@@ -170,7 +158,13 @@ class Ledger:
             PermissionRefused: it was released or made void before.
             LedgerError: it is not in this ledger.
         """
-        self._end(reservation, "void")
+        with self.together() as opened:
+            opened.void(reservation)
+
+    def history(self, data_set: str, run_id: str, *, unit: Unit) -> History:
+        """What one run, and all the others, have reserved for a data set, counted as `uses` does."""
+        with self.together(write=False) as opened:
+            return opened.history(data_set, run_id, unit=unit)
 
     def uses(self, data_set: str, *, unit: Unit) -> tuple[MechanismUse, ...]:
         """All that was ever reserved for a data set and is not void, equal mechanisms merged, as it protects a unit.
@@ -178,24 +172,13 @@ class Ledger:
         Raises:
             LedgerError: rows of a federation's sites and rows of a site's data do not go together.
         """
-        with self._file.transaction(write=False) as connection:
-            return self._uses(connection, data_set, unit=unit)
+        with self.together(write=False) as opened:
+            return opened.uses(data_set, unit=unit)
 
     def uses_of_run(self, data_set: str, run_id: str, *, unit: Unit) -> tuple[MechanismUse, ...]:
         """What one run has reserved for a data set, counted as `uses` does; row by row it stands in `rows`."""
-        with self._file.transaction(write=False) as connection:
-            return self._uses(connection, data_set, run_id, unit=unit, only=_OF_RUN)
-
-    def uses_of_others(
-        self, data_set: str, run_id: str, *, unit: Unit, before: bool = False
-    ) -> tuple[MechanismUse, ...]:
-        """What all runs but one have reserved for a data set, counted as `uses` does.
-
-        Args:
-            before: only what was reserved before that run's first row, where it has one.
-        """
-        with self._file.transaction(write=False) as connection:
-            return self._uses(connection, data_set, run_id, unit=unit, only=_BEFORE_RUN if before else _OF_OTHERS)
+        with self.together(write=False) as opened:
+            return opened.uses_of_run(data_set, run_id, unit=unit)
 
     def spent(self, data_set: str, *, unit: Unit, delta: float, accountant: Accountant) -> float:
         """Bound on epsilon of everything ever released about a data set; infinite after a round without privacy."""
@@ -214,85 +197,6 @@ class Ledger:
             return tuple(
                 name for (name,) in connection.execute("SELECT DISTINCT data_set FROM reservations ORDER BY 1")
             )
-
-    def _uses(
-        self, connection: sqlite3.Connection, data_set: str, *run_id: str, unit: Unit, only: str = ""
-    ) -> tuple[MechanismUse, ...]:
-        rows = connection.execute(f"{_TOTALS} {only} GROUP BY unit, 2, 3", (data_set, *run_id))
-        try:
-            return merged([protects(MechanismUse(*use), held=held, unit=unit) for held, *use in rows])
-        except LedgerError as error:
-            raise LedgerError(f"{self.path}: data set {data_set!r}: {error}") from None
-
-    def _refuse_known(
-        self, connection: sqlite3.Connection, data_set: str, run_id: str, round_number: int, attempt: int
-    ) -> None:
-        (last,) = connection.execute(
-            "SELECT max(attempt) FROM reservations WHERE data_set = ? AND run_id = ? AND round = ?",
-            (data_set, run_id, round_number),
-        ).fetchone()
-        # PRIVACY: an answered request would otherwise be run twice for one payment. test_a_round_is_reserved_once
-        if last is not None and attempt <= last:
-            raise PermissionRefused(
-                f"{self.path}: round {round_number} of run {run_id} was reserved before; "
-                f"to run it again, and pay again, ask with attempt {last + 1} or higher"
-            )
-
-    def _insert(
-        self,
-        connection: sqlite3.Connection,
-        what: tuple[str, Unit, str],
-        use: MechanismUse,
-        which: tuple[str, int, int],
-    ) -> int:
-        row = connection.execute(
-            "INSERT INTO reservations (data_set, unit, mechanism, noise_multiplier, sample_rate, steps, run_id, "
-            "round, attempt, created_utc) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (*what, use.noise_multiplier, use.sample_rate, use.steps, *which, _now()),
-        ).lastrowid
-        if row is None:
-            raise LedgerError(f"{self.path}: the row was not written; nothing may be released")
-        return row
-
-    def _end(self, reservation: Reservation, state: Literal["released", "void"]) -> None:
-        which = (reservation.data_set, reservation.run_id, reservation.round_number, reservation.attempt)
-        with self._file.transaction() as connection:
-            row = connection.execute(
-                "SELECT data_set, run_id, round, attempt, state FROM reservations "
-                "LEFT JOIN endings ON reservation = id WHERE id = ?",
-                (reservation.id,),
-            ).fetchone()
-            # PRIVACY: a number from another ledger could refund a stranger's round.
-            # test_a_reservation_of_another_ledger_is_not_ended
-            if row is None or row[:4] != which:
-                raise LedgerError(f"{self.path}: no reservation {reservation.id} for {which}; it belongs elsewhere")
-            # PRIVACY: what has left stays spent. test_a_released_row_is_never_void
-            if row[4] is not None:
-                raise PermissionRefused(f"{self.path}: reservation {reservation.id} is {row[4]} already")
-            connection.execute("INSERT INTO endings VALUES (?, ?, ?)", (reservation.id, state, _now()))
-
-
-def protects(use: MechanismUse, *, held: Unit, unit: Unit) -> MechanismUse:
-    """A use that protects one unit, as what it says about another.
-
-    A subject's rows asked for records: one record more or less changes the contribution of its subject, which moves
-    the sum by at most two clip norms, so the noise is half as large for it; subjects were sampled and not records, so
-    nothing is claimed for the sampling. A record's rows asked for subjects: no bound.
-
-    Raises:
-        LedgerError: only one of the two is a site; a site's data and a federation's sites are not the same data set.
-    """
-    if "site" in (held, unit) and held != unit:
-        raise LedgerError(
-            f"it has rows that protect a {held}, and is asked about a {unit}; a federation whose sites are protected "
-            "needs a name that no data set has"
-        )
-    # PRIVACY: only what hides a unit counts as hiding it. test_units_convert_as_computed_by_hand
-    if held == unit or use.noise_multiplier == 0:
-        return use
-    if (held, unit) == ("subject", "record"):
-        return MechanismUse(use.noise_multiplier / 2, sample_rate=1.0, steps=use.steps)
-    return MechanismUse(0.0, use.sample_rate, use.steps)
 
 
 def uses_of_rows(rows: Iterable[LedgerRow], *, unit: Unit) -> tuple[MechanismUse, ...]:
@@ -319,7 +223,3 @@ def _row(
     return LedgerRow(
         number, data_set, unit, mechanism, use, run_id, round_number, attempt, created_utc, state, ended_utc
     )
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

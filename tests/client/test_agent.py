@@ -10,6 +10,7 @@ from torch import Tensor
 from client import agent
 from client.agent import answer_hello
 from client.private_training import train_round
+from client.run_model import built_model
 from client.sampling import poisson_batch
 from shared.errors import ModelError
 from shared.messages import PROTOCOL_VERSION, Hello, Refusal, ReplyHeader, TrainReply
@@ -22,7 +23,7 @@ from tests.tiny import LABELS, PRIVACY, tiny_config
 @pytest.fixture(autouse=True)
 def _cold(monkeypatch: pytest.MonkeyPatch) -> None:
     agent._loaded_samples.cache_clear()
-    agent._built_model.cache_clear()
+    built_model.cache_clear()
     # four seconds each, and tests of their own; below, one test has the real one
     monkeypatch.setattr("client.preflight.assert_sound", lambda _: None)
 

@@ -9,6 +9,7 @@ import torch
 from client import agent
 from client.plan import PrivacyPlan
 from client.private_training import train_round
+from client.run_model import built_model
 from shared.config import RunConfig
 from shared.messages import Refusal, TrainReply
 from shared.privacy.accountant import MechanismUse, spent_epsilon
@@ -22,7 +23,7 @@ BOTH = tiny_config(private=True, site_privacy=SITE_PRIVACY)
 @pytest.fixture(autouse=True)
 def _cold(monkeypatch: pytest.MonkeyPatch) -> None:
     agent._loaded_samples.cache_clear()
-    agent._built_model.cache_clear()
+    built_model.cache_clear()
     monkeypatch.setattr("client.preflight.assert_sound", lambda _: None)
 
 

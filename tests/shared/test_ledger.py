@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from shared.config import Unit
 from shared.errors import BudgetError, LedgerError, PermissionRefused, PrivacyError
 from shared.privacy.accountant import MechanismUse, spent_epsilon
-from shared.privacy.ledger import Ledger, Mechanism, Reservation, protects, uses_of_rows
+from shared.privacy.ledger import Ledger, Mechanism, Reservation, uses_of_rows
+from shared.privacy.ledger_totals import protects
 
 USE = MechanismUse(noise_multiplier=2.0, sample_rate=1.0, steps=1)
 DELTA = 1e-5
@@ -98,9 +99,9 @@ def test_what_other_runs_spent_is_told_apart(path: Path) -> None:
     reserve(ledger, run_id="second", round_number=2)
     reserve(ledger, data_set="voices", run_id="first")
 
-    assert ledger.uses_of_others("photos", "second", unit="record") == (USE, later)
-    assert ledger.uses_of_others("photos", "second", unit="record", before=True) == (USE,)
-    assert ledger.uses_of_others("photos", "new", unit="record", before=True) == ledger.uses("photos", unit="record")
+    second, new = (ledger.history("photos", run_id, unit="record") for run_id in ("second", "new"))
+    assert (second.others, second.before) == ((USE, later), (USE,))
+    assert new.others == new.before == ledger.uses("photos", unit="record")
 
 
 def test_a_request_past_the_cap_is_refused_and_writes_nothing(path: Path) -> None:

@@ -16,7 +16,8 @@ import pytest
 
 from shared.errors import BudgetError, PermissionRefused
 from shared.privacy.accountant import MechanismUse, spent_epsilon
-from shared.privacy.ledger import Ledger, Reservation
+from shared.privacy.ledger import Ledger, Pending, Reservation
+from shared.privacy.ledger_transaction import OpenLedger
 
 USE = MechanismUse(noise_multiplier=2.0, sample_rate=1.0, steps=1)
 DELTA = 1e-5
@@ -29,6 +30,16 @@ def reserve(ledger: Ledger, *, attempt: int = 0, cap_epsilon: float = TWO, run_i
     return ledger.reserve(
         data_set="photos", unit="record", use=USE, run_id=run_id, round_number=1, attempt=attempt,
         cap_epsilon=cap_epsilon, delta=DELTA, accountant="rdp",
+    )  # fmt: skip
+
+
+DATA_SETS = ("photos", "voices", "words")
+
+
+def reserve_in(opened: OpenLedger, *, data_set: str) -> Pending:
+    return opened.reserve(
+        data_set=data_set, unit="record", use=USE, run_id="run", round_number=1, cap_epsilon=TWO, delta=DELTA,
+        accountant="rdp",
     )  # fmt: skip
 
 
@@ -113,6 +124,29 @@ def test_killed_at_any_statement_the_ledger_never_understates(tmp_path: Path, en
     assert ("opened granted ", ONE) in seen
 
 
+def test_killed_at_any_statement_of_many_all_or_none_are_reserved(tmp_path: Path) -> None:
+    """Three data sets charged together: nobody is told that one is paid for while another may be lost."""
+
+    def three(ledger: Ledger, tell: Callable[[str], None]) -> None:
+        with ledger.together() as opened:
+            pending = [reserve_in(opened, data_set=data_set) for data_set in DATA_SETS]
+        tell(f"granted-{len([each.paid for each in pending])}")
+
+    seen = set()
+    for statement in range(FURTHEST):
+        path = tmp_path / f"{statement}.db"
+        told = told_before_its_death(three, path, statement=statement)
+        ledger = Ledger(path)
+        kept = [len(ledger.rows(data_set)) for data_set in DATA_SETS]
+        seen.add((told, tuple(kept)))
+        assert kept in ([0, 0, 0], [1, 1, 1])
+        assert kept == [1, 1, 1] or not told
+        if told.endswith("."):
+            break
+
+    assert seen == {("", (0, 0, 0)), ("granted-3 .", (1, 1, 1))}
+
+
 def start(code: str, path: Path) -> subprocess.Popen[str]:
     """A program of its own in which `reserve(run_id)` charges a round to the ledger at `path`.
 
@@ -122,14 +156,14 @@ def start(code: str, path: Path) -> subprocess.Popen[str]:
     prelude = f"""
         import sys, time
         from pathlib import Path
-        import shared.privacy.ledger
+        import shared.privacy.ledger, shared.privacy.ledger_transaction
         from shared.privacy.ledger import Ledger
         from shared.errors import BudgetError
         from shared.privacy.accountant import MechanismUse
         def slow_count(uses, **_):
             time.sleep(0.3)
             return float(sum(use.steps for use in uses))
-        shared.privacy.ledger.spent_epsilon = slow_count
+        shared.privacy.ledger.spent_epsilon = shared.privacy.ledger_transaction.spent_epsilon = slow_count
         ledger = Ledger(Path({str(path)!r}))
         def reserve(run_id, cap):
             return ledger.reserve(

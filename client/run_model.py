@@ -1,0 +1,93 @@
+"""Run model: the model that a run's settings describe, built once and looked up in each round by each site.
+
+in        a permitted run
+out       its key, its size before memory is taken, the parameters that a site trains, the model itself
+relies on equal settings building equal models, whose weights every request brings anew
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from client.unchanged import Same
+from shared.config import RunConfig
+from shared.errors import WireError
+from shared.messages import Shapes
+from shared.model.multimodal import MultimodalModel, build_model
+from shared.model.parameters import trainable_names
+
+
+@dataclass(frozen=True)
+class RunKey:
+    """A run's settings as a key: equal settings are equal keys."""
+
+    digest: str
+    run: RunConfig
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, RunKey) and self.digest == other.digest
+
+
+def key_of(run: RunConfig) -> RunKey:
+    """The key of a run; its settings are gone through once for each object."""
+    return _key_of(Same(run))
+
+
+@lru_cache(maxsize=2)
+def num_parameters(key: RunKey) -> int:
+    """How large the model is; nothing of that size is made."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in build_model(key.run).parameters())
+
+
+@lru_cache(maxsize=2)
+def built_model(key: RunKey) -> MultimodalModel:
+    """The model, the same object each time: whoever sets its weights uses them before the next one does."""
+    return build_model(key.run)
+
+
+@lru_cache(maxsize=64)
+def trained_shapes(key: RunKey, modalities: tuple[str, ...]) -> Shapes:
+    """Parameter -> shape of what a site with these modalities trains and sends, in the model's order."""
+    model = built_model(key)
+    return {name: tuple(model.get_parameter(name).shape) for name in trainable_names(model, modalities)}
+
+
+def model_with(key: RunKey, weights: Mapping[str, Tensor]) -> MultimodalModel:
+    """The model with weights in place of those it had, and the others as they were."""
+    model = built_model(key)
+    with torch.no_grad():
+        for name, value in weights.items():
+            model.get_parameter(name).copy_(value)
+    return model
+
+
+def check_weights(weights: dict[str, Tensor], *, shapes: Shapes) -> None:
+    """Weights that were decoded for somebody are those that a site trains, of its model's shapes.
+
+    Raises:
+        WireError: unknown or missing names, another shape or type.
+    """
+    _check_weights(Same(weights), Same(shapes))
+
+
+@lru_cache(maxsize=1024)
+def _key_of(run: Same[RunConfig]) -> RunKey:
+    return RunKey(run.it.digest, run.it)
+
+
+@lru_cache(maxsize=64)
+def _check_weights(weights: Same[dict[str, Tensor]], shapes: Same[Shapes]) -> None:
+    came = {name: tuple(value.shape) for name, value in weights.it.items()}
+    if came != shapes.it:
+        differing = sorted(name for name in {*came, *shapes.it} if came.get(name) != shapes.it.get(name))
+        raise WireError(f"arrays {differing[:9]}: allowed: the {len(shapes.it)} parameters asked for, in their shapes")
+    kinds = {str(value.dtype) for value in weights.it.values()}
+    if kinds != {"torch.float32"}:
+        raise WireError(f"arrays of types {sorted(kinds)}; allowed: float32")
