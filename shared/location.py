@@ -35,7 +35,7 @@ class Locator:
             MediaFault: the name leads elsewhere, or to something else.
         """
         parent, _, base = _relative(name).rpartition("/")
-        path = os.path.join(self._parent(parent, name=name), base)  # noqa: PTH118  a Path here would double the cost
+        path = self._parent(parent, name=name) + base
         try:
             status = os.lstat(path)
             if stat.S_ISLNK(status.st_mode):
@@ -53,8 +53,9 @@ class Locator:
         return Path(path)
 
     def _parent(self, parent: str, *, name: str) -> str:
+        """The real path of a parent folder, with a separator at its end."""
         if parent not in self._parents:
-            self._parents[parent] = self._resolve(self._inside + parent, name=name)
+            self._parents[parent] = self._resolve(self._inside + parent, name=name).rstrip(os.sep) + os.sep
         return self._parents[parent]
 
     def _resolve(self, path: str, *, name: str) -> str:

@@ -5,8 +5,11 @@ out       Manifest of Rows, read by dataset.py and check.py; or one ManifestErro
 relies on table.py for what was written and location.py for where files lie; opens no media file
 """
 
+import errno
 import math
+import os
 import re
+import stat
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -53,9 +56,10 @@ def find_manifest(folder: Path) -> Path:
     Raises:
         ManifestError: there is none, more than one, or it is no regular file.
     """
-    found = [folder / name for name in MANIFEST_NAMES if (folder / name).is_symlink() or (folder / name).exists()]
+    modes = {name: mode for name in MANIFEST_NAMES if (mode := _mode(folder, name)) is not None}
+    found = [folder / name for name in modes]
     allowed = f"exactly one of {', '.join(MANIFEST_NAMES)}"
-    if len(found) == 1 and found[0].is_file() and not found[0].is_symlink():
+    if len(found) == 1 and stat.S_ISREG(modes[found[0].name]):
         return found[0]
     if not folder.is_dir():
         came, allowed = "no folder", "a folder with a manifest"
@@ -65,6 +69,16 @@ def find_manifest(folder: Path) -> Path:
         came = "missing" if not found else " and ".join(path.name for path in found)
     fault = Fault(place=str(folder), field="manifest", came=came, allowed=allowed)
     raise ManifestError(folder=str(folder), manifest=folder.name, num_rows=0, faults=(fault,))
+
+
+def _mode(folder: Path, name: str) -> int | None:
+    """What kind of file has the name, links not followed; None where there is none."""
+    try:
+        return os.lstat(f"{folder}{os.sep}{name}").st_mode
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            return None
+        raise
 
 
 def read_manifest(folder: Path, *, schema: DataSchema) -> Manifest:
@@ -139,7 +153,7 @@ class _RowReader:
         subject = self._word(record, "subject_id")
         # PRIVACY: "P17 " and "p17" are one person; told apart, each would have a share of the protection.
         # test_a_person_is_one_subject_however_the_name_is_written
-        subject = " ".join(unicodedata.normalize("NFKC", subject or "").casefold().split()) or None
+        subject = " ".join(unicodedata.normalize("NFKC", subject).casefold().split()) or None if subject else None
         words = {column: self._word(record, column) for column in self._schema.groups}
         if len(self._findings) > before or target is None:
             return None
