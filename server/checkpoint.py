@@ -12,20 +12,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import safetensors.torch
-from pydantic import Field, ValidationError
+from pydantic import Field
 from safetensors import SafetensorError
 from torch import Tensor
 
 from server.aggregation import Weights
+from server.history import METRICS_FILE, LastReplies, metrics_line, read_rounds
 from server.records import RoundRecord
 from server.settings import write_atomically
 from shared.config import Settings, parse_settings_json
 from shared.errors import RunError
 from shared.messages import StatisticsReply
 
-METRICS_FILE = "metrics.jsonl"
 STATE_FILE = "state.json"
 PARTICIPATIONS_FILE = "participations.json"
+_PARTS, _BEST = ("weights", "moments", "second_moments"), "best"
 
 
 class _State(Settings):
@@ -34,6 +35,7 @@ class _State(Settings):
     best_round: int = Field(ge=0)
     best_score: float | None
     tensors: str = Field(pattern=r"^round-\d{6}\.safetensors$")
+    best: str | None = Field(default=None, pattern=r"^best-\d{6}\.safetensors$")
     clip_norm: float | None = None
     site_clip_norm: float | None = None
     statistics: dict[str, StatisticsReply] | None = None
@@ -49,9 +51,13 @@ class Progress:
     best_round: int = 0
     best_score: float | None = None
     best_weights: Weights = field(default_factory=dict)
+    best_on_disk: int | None = None
+    """best round whose weights have been written"""
     moments: Weights = field(default_factory=dict)
     second_moments: Weights = field(default_factory=dict)
     history: list[RoundRecord] = field(default_factory=list)
+    """the last one whole until its checkpoint is written, those before it shortened (history.py)"""
+    last_replies: LastReplies = field(default_factory=LastReplies)
     clip_norm: float | None = None
     """adaptive clipping of records or subjects: the norm of the next round"""
     site_clip_norm: float | None = None
@@ -63,26 +69,38 @@ class Progress:
 
 
 def save_progress(progress: Progress, *, folder: Path, run_digest: str) -> None:
-    """Write the checkpoint of the round just finished, then forget the one before."""
+    """Write the checkpoint of the round just finished, then forget the one before.
+
+    The last round of `history` is shortened by what its sites have said before. The best weights have a file of their
+    own, written when they change: they seldom do.
+    """
     checkpoints = folder / "checkpoints"
     checkpoints.mkdir(parents=True, exist_ok=True)
+    if progress.history:
+        progress.history[-1] = progress.last_replies.shortened(progress.history[-1])
     _append(progress.history[-1:], path=folder / METRICS_FILE)
     tensors = checkpoints / f"round-{progress.round_number:06d}.safetensors"
-    write_atomically(tensors, safetensors.torch.save(_flatten(progress)))
+    _write_tensors(tensors, {part: getattr(progress, part) for part in _PARTS})
+    best = checkpoints / f"best-{progress.best_round:06d}.safetensors"
+    # by what this process knows of the disk: a file of that name may be left from a round that was cut short
+    if progress.best_on_disk != progress.best_round:
+        _write_tensors(best, {_BEST: progress.best_weights})
+        progress.best_on_disk = progress.best_round
     state = _State(
         run_digest=run_digest,
         round_number=progress.round_number,
         best_round=progress.best_round,
         best_score=progress.best_score,
         tensors=tensors.name,
+        best=best.name,
         clip_norm=progress.clip_norm,
         site_clip_norm=progress.site_clip_norm,
         statistics=progress.statistics,
         reproducible_noise=progress.reproducible_noise,
     )
     write_atomically(checkpoints / STATE_FILE, state.model_dump_json(indent=2).encode())
-    for old in checkpoints.glob("round-*.safetensors"):
-        if old.name != tensors.name:
+    for old in checkpoints.glob("*.safetensors"):
+        if old.name not in {tensors.name, best.name}:
             old.unlink()
 
 
@@ -100,21 +118,21 @@ def load_progress(*, folder: Path, run_digest: str) -> Progress | None:
         raise RunError(
             f"{path}: written under other settings than {folder}/server.json; start a new run in another folder"
         )
-    tensors = path.with_name(state.tensors)
-    try:
-        flat = safetensors.torch.load(tensors.read_bytes())
-    except (OSError, SafetensorError) as error:
-        raise RunError(f"{tensors}: not readable ({error}); restore it from a backup or start a new run") from None
+    flat = _read_tensors(path.with_name(state.tensors))
+    # version 0.2.0 kept the best weights in the same file
+    best = _read_tensors(path.with_name(state.best)) if state.best is not None else flat
     history = _history(folder / METRICS_FILE, rounds=state.round_number)
     return Progress(
         weights=_part(flat, "weights"),
         round_number=state.round_number,
         best_round=state.best_round,
         best_score=state.best_score,
-        best_weights=_part(flat, "best"),
+        best_weights=_part(best, _BEST),
+        best_on_disk=state.best_round if state.best is not None else None,
         moments=_part(flat, "moments"),
         second_moments=_part(flat, "second_moments"),
         history=history,
+        last_replies=LastReplies(history),
         clip_norm=state.clip_norm,
         site_clip_norm=state.site_clip_norm,
         statistics=state.statistics,
@@ -152,37 +170,38 @@ def save_model(weights: Weights, *, path: Path, run_digest: str) -> None:
 
 def _append(records: Sequence[RoundRecord], *, path: Path) -> None:
     """Add lines and see them on the disk; state.json, written after, says how many of them count."""
+    if not records:
+        return
     with path.open("ab") as file:
-        file.write("".join(record.model_dump_json() + "\n" for record in records).encode())
+        file.write("".join(metrics_line(record) + "\n" for record in records).encode())
         file.flush()
         os.fsync(file.fileno())
 
 
 def _history(path: Path, *, rounds: int) -> list[RoundRecord]:
     """The records of so many rounds; lines of a round that was cut short are taken out of the file."""
-    lines = path.read_text(encoding="utf-8").splitlines()[:rounds] if path.is_file() else []
-    try:
-        records = [RoundRecord.model_validate_json(line) for line in lines]
-    except ValidationError as error:
-        raise RunError(
-            f"{path}: a line is damaged ({error.error_count()} faults); restore it or start a new run"
-        ) from None
+    records = read_rounds(path, most=rounds)
     if [record.round for record in records] != list(range(1, rounds + 1)):
         raise RunError(
             f"{path}: holds {len(records)} rounds in order where {rounds} were done; restore it or start a new run"
         )
-    write_atomically(path, "".join(line + "\n" for line in lines).encode())
+    lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+    if len(lines) > rounds or (lines and not lines[-1].endswith(b"\n")):
+        write_atomically(path, b"".join(line.rstrip(b"\n") + b"\n" for line in lines[:rounds]))
     return records
 
 
-def _flatten(progress: Progress) -> dict[str, Tensor]:
-    parts = {
-        "weights": progress.weights,
-        "best": progress.best_weights,
-        "moments": progress.moments,
-        "second_moments": progress.second_moments,
-    }
-    return {f"{part}/{name}": value.clone() for part, tensors in parts.items() for name, value in tensors.items()}
+def _write_tensors(path: Path, parts: Mapping[str, Mapping[str, Tensor]]) -> None:
+    # a copy each: tensors that share memory are refused
+    flat = {f"{part}/{name}": value.clone() for part, tensors in parts.items() for name, value in tensors.items()}
+    write_atomically(path, safetensors.torch.save(flat))
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load(path.read_bytes())
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"{path}: not readable ({error}); restore it from a backup or start a new run") from None
 
 
 def _part(flat: dict[str, Tensor], part: str) -> Weights:

@@ -24,6 +24,7 @@ from server.report.numbers import (
     epsilon_text,
     estimate_text,
 )
+from server.report.participation import participation
 from server.report.promise import bound_of, highest_epsilon
 from shared.errors import RunError
 
@@ -136,8 +137,8 @@ def _privacy(record: RunRecord) -> str:
 def _sites(record: RunRecord) -> str:
     if is_withheld(record):
         return f"{count_text(len(record.sites), 'site')}, who when is withheld"
-    used = {site.site for each in record.rounds for site in each.sites if site.outcome == "used"}
-    return f"{len(used)} of {count_text(len(record.sites), 'site')}"
+    used = sum(totals.outcomes["used"] > 0 for totals in participation(record).sites.values())
+    return f"{used} of {count_text(len(record.sites), 'site')}"
 
 
 _FACTS: dict[str, Callable[[RunRecord], str]] = {

@@ -7,10 +7,11 @@ relies on two libraries that share no code: where the one was used, the other ju
 
 from collections.abc import Mapping, Sequence
 
+from server.history import SiteHistory, site_histories, use_of
 from server.plan import Central, Plan
 from server.records import CentralPrivacy, RoundRecord, SitePrivacy
 from shared.config import PrivacySettings, RunConfig
-from shared.messages import PrivacyStatement, StatisticsReply
+from shared.messages import StatisticsReply
 from shared.privacy.accountant import Accountant, MechanismUse, calibrate_noise, spent_epsilon
 
 
@@ -27,17 +28,8 @@ def summarise_privacy(
         return ()
     if plan.rounds is None:
         return tuple(_planned(local, site=site, plan=plan, run=run) for site in plan.site_names)
-    sizes: dict[str, int] = {}
-    said: dict[str, list[PrivacyStatement]] = {}
-    for record in history:
-        for site in record.sites:
-            if site.header is not None and site.header.privacy is not None:
-                sizes[site.site] = site.header.nominal_size
-                said.setdefault(site.site, []).append(site.header.privacy)
-    return tuple(
-        _stated(site, statements, counts=statistics.get(site), nominal_size=sizes[site], history=history)
-        for site, statements in sorted(said.items())
-    )
+    found = {site: held for site, held in sorted(site_histories(history).items()) if held.said}
+    return tuple(_stated(site, held, counts=statistics.get(site)) for site, held in found.items())
 
 
 def summarise_central(central: Central) -> CentralPrivacy:
@@ -62,16 +54,10 @@ def summarise_central(central: Central) -> CentralPrivacy:
     )
 
 
-def _stated(
-    site: str,
-    said: Sequence[PrivacyStatement],
-    *,
-    counts: StatisticsReply | None,
-    nominal_size: int,
-    history: Sequence[RoundRecord],
-) -> SitePrivacy:
-    last = said[-1]
-    uses = [MechanismUse(each.noise_multiplier, each.sample_rate, each.steps_per_round) for each in said]
+def _stated(site: str, found: SiteHistory, *, counts: StatisticsReply | None) -> SitePrivacy:
+    said = list(found.said.values())
+    last = said[-1].privacy
+    uses = [use_of(each.privacy) for each in said]
     steps = sum(use.steps for use in uses)
     if counts is not None:
         uses.append(MechanismUse(counts.privacy.noise_multiplier, 1.0, 1))
@@ -84,23 +70,15 @@ def _stated(
         noise_multiplier=last.noise_multiplier,
         sample_rate=last.sample_rate,
         steps=steps,
-        nominal_size=nominal_size,
+        nominal_size=found.nominal_size,
         accountant=own,
         second_epsilon=spent_epsilon(uses, delta=last.delta, accountant=_other(own)),
         second_accountant=_other(own),
         run_epsilon=spent_epsilon(uses, delta=last.delta, accountant=own),
         epsilon_before=last.epsilon_before,
         cap_epsilon=last.cap_epsilon,
-        left_after_round=_left_after(site, history),
+        left_after_round=found.left_after(),
     )
-
-
-def _left_after(site: str, history: Sequence[RoundRecord]) -> int | None:
-    """The last round in which a site's update was used, where it refused every later one that asked it."""
-    asked = [(record.round, each.outcome) for record in history for each in record.sites if each.site == site]
-    used = max((number for number, outcome in asked if outcome == "used"), default=0)
-    later = {outcome for number, outcome in asked if number > used} - {"not-asked"}
-    return used if used and later == {"refused"} else None
 
 
 def _planned(local: PrivacySettings, *, site: str, plan: Plan, run: RunConfig) -> SitePrivacy:

@@ -5,9 +5,10 @@ out       RoundRecord (a line of metrics.jsonl) and RunRecord (report.json)
 relies on nothing private: a site's entry holds only what its reply holds, and nothing where participation is secret
 """
 
+from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from shared.config import Clipping, DataCard, RunConfig, Settings
 from shared.messages import ReplyHeader
@@ -63,8 +64,15 @@ class Evaluation(Settings):
     """group column -> value -> scores"""
 
 
-class SiteRound(Settings):
-    """What became of one site in one round."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteRound:
+    """What became of one site in one round.
+
+    No pydantic model, as everything else here is: a run holds one for every site and round, and this is a fifth the
+    size of one. Read from a file it is checked as strictly.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     site: str
     outcome: Outcome
@@ -76,7 +84,10 @@ class SiteRound(Settings):
     fields: tuple[str, ...] = ()
     """names of everything the reply held, arrays and numbers; empty where the same as in the site's last used round"""
     header: ReplyHeader | None = None
-    """every number the reply held, as it came, but `is_within_clip`, which stays with the server"""
+    """every number the reply held, as it came, but `is_within_clip`, which stays with the server; None where it is that
+    of the site's last used round but for round_number, epsilon and unclipped_share (history.py)"""
+    unclipped_share: float | None = None
+    """of the reply, where `header` is not repeated"""
 
 
 class RoundRecord(Settings):

@@ -6,21 +6,20 @@ relies on epsilons being rounded up and what is left being rounded down: neither
 """
 
 import math
-from collections import Counter
 from dataclasses import replace
 
 from server.records import RunRecord, SitePrivacy
-from server.report.curves import epsilon_by_site, privacy_charts
+from server.report.curves import privacy_charts
 from server.report.document import Block, Cell, Figure, Table, Words, facts, rows
 from server.report.levels import is_withheld, levels
 from server.report.numbers import delta_text, epsilon_text
+from server.report.participation import SiteTotals, participation
 from server.report.privacy_words import PrivacyWords
 from server.report.words import Words as Meanings
 
 _HEAD = ("Site", "Unit", "Cap", "Before", "This run", "In all", "Left", "Delta", "Rounds used", "Left the run")
 _MOST_ROWS, _MOST_SPENT = 24, 5
 """sites up to which each has a row at once; of more, so many of those that spent most"""
-_MISSING = {"refused", "failed", "late", "invalid"}
 
 
 def budget_blocks(record: RunRecord, *, words: Meanings, sentences: PrivacyWords) -> tuple[Block, ...]:
@@ -55,7 +54,8 @@ def _site_tables(record: RunRecord, *, words: Meanings, sentences: PrivacyWords)
         return (whole,)
     most = {plan.site for plan in sorted(record.privacy, key=lambda plan: (-plan.epsilon, plan.site))[:_MOST_SPENT]}
     shown = tuple(row for row in whole.rows if row[-1].text)[:_MOST_ROWS]
-    shown += tuple(row for row in whole.rows if row[0].text in most and row not in shown)
+    named = {row[0].text for row in shown}
+    shown += tuple(row for row in whole.rows if row[0].text in most - named)
     said = f"{len(whole.rows)} sites. Those that left come first, then the {_MOST_SPENT} that spent most:"
     folded = replace(whole, is_folded=True, caption=f"All {len(whole.rows)} sites")
     return (Words(said), replace(whole, rows=shown), folded)
@@ -64,18 +64,18 @@ def _site_tables(record: RunRecord, *, words: Meanings, sentences: PrivacyWords)
 def site_table(record: RunRecord, *, words: Meanings, sentences: PrivacyWords) -> Table:
     """A row a site; those that left come first."""
     plans = {plan.site: plan for plan in record.privacy}
-    spent = epsilon_by_site(record)
-    used = Counter(site.site for each in record.rounds for site in each.sites if site.outcome == "used")
+    found = participation(record)
+    totals = {site: found.sites.get(site, SiteTotals()) for site in record.sites}
+    spent, left_texts = found.epsilon, {site: _left_text(held, words=words) for site, held in totals.items()}
     lines = []
-    for site in sorted(record.sites, key=lambda site: (not _left_text(site, record, words=words).text, site)):
-        left = _left_text(site, record, words=words)
+    for site in sorted(record.sites, key=lambda site: (not left_texts[site].text, site)):
         if site in plans:
             numbers = _numbers(plans[site], sentences=sentences)
         else:
             # it never protected an update that arrived; what it spent for nothing is in its own ledger
             stated = epsilon_text(spent[site][-1]) if site in spent else "–"
             numbers = ("–", "–", "–", "–", stated, "–", "–")
-        lines.append((site, *numbers, f"{used[site]} of {len(record.rounds)}", left))
+        lines.append((site, *numbers, f"{totals[site].outcomes['used']} of {len(record.rounds)}", left_texts[site]))
     return Table(head=_HEAD, rows=rows(*lines), numeric=(2, 3, 4, 5, 6, 7))
 
 
@@ -99,17 +99,11 @@ def _numbers(plan: SitePrivacy, *, sentences: PrivacyWords) -> tuple[str | Cell,
     )
 
 
-def _left_text(site: str, record: RunRecord, *, words: Meanings) -> Cell:
+def _left_text(totals: SiteTotals, *, words: Meanings) -> Cell:
     """When and why a site gave no more updates; empty where it was there to the end."""
-    entries = [(each.round, entry) for each in record.rounds for entry in each.sites if entry.site == site]
-    used = [number for number, entry in entries if entry.outcome == "used"]
-    after = [(number, entry) for number, entry in entries if entry.outcome in _MISSING]
-    last = max(used, default=0)
-    gone = [(number, entry) for number, entry in after if number > last]
-    if not gone:
+    if totals.gone is None:
         return Cell("")
-    # a refusal tells more than a failure on the way to it
-    number, entry = next(((number, entry) for number, entry in gone if entry.outcome == "refused"), gone[0])
+    last, (number, entry) = totals.last_used, totals.gone
     why = words.outcomes[entry.outcome] + (f": {words.code(entry.code)}" if entry.code else "")
     return Cell(f"{f'after round {last}' if last else 'never began'}; in round {number} {why}", "bad")
 

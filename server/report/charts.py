@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from server.records import RunRecord
 from server.report.numbers import METRIC_NAMES, epsilon_text, metric_text
+from server.report.participation import participation
 from server.report.plots import Axes, Band, Mark, Points, Series, line_chart
 
 _MOST_ROWS = 12
@@ -84,16 +85,15 @@ def learning_charts(record: RunRecord) -> list[Chart]:
 
 def participation_charts(record: RunRecord) -> list[Chart]:
     """How many sites were asked, and how many of their updates were used; empty where that is withheld."""
-    if any(site.outcome == "withheld" for each in record.rounds for site in each.sites):
+    found = participation(record)
+    if found.is_withheld:
         return []
-    asked, used = (
-        [(float(each.round), float(sum(site.outcome in wanted for site in each.sites))) for each in record.rounds]
-        for wanted in ({"used", "refused", "failed", "late", "invalid"}, {"used"})
-    )
-    missing = sum(before - after for (_, before), (_, after) in zip(asked, used, strict=True))
+    asked = [(float(each.round), float(each.asked)) for each in found.rounds]
+    used = [(float(each.round), float(each.used)) for each in found.rounds]
+    missing = sum(each.asked - each.used for each in found.rounds)
     series = [Series("asked", asked, style=1, is_strong=False), Series("used", used)]
     axes = Axes(x="round", y="sites", y_from=0.0, whole_y=True)
-    told = f"Sites asked and sites used by round: {missing:.0f} updates that were asked for are missing."
+    told = f"Sites asked and sites used by round: {missing} updates that were asked for are missing."
     caption = "An update is used when it came in time and in the agreed form; the rest is in the table of sites."
     return [draw("Sites by round", series, axes=axes, told=told, caption=caption, number=lambda value: f"{value:.0f}")]
 

@@ -23,6 +23,7 @@ from server.report.numbers import (
     interval_text,
     metric_text,
 )
+from server.report.participation import MISSING, participation
 from server.report.privacy_words import read_privacy_words
 from server.report.promise import bound_of, notices
 from server.report.words import read_words
@@ -83,14 +84,11 @@ def _privacy_facts(record: RunRecord) -> list[tuple[str, str]]:
 
 
 def _cost_facts(record: RunRecord) -> list[tuple[str, str]]:
-    missing: dict[str, set[str]] = {}
-    for each in record.rounds:
-        for site in each.sites:
-            if site.outcome not in {"used", "not-asked", "withheld"}:
-                missing.setdefault(site.outcome, set()).add(site.site)
-    used = {site.site for each in record.rounds for site in each.sites if site.outcome == "used"}
-    told = "".join(f", {len(sites)} at times {outcome}" for outcome, sites in sorted(missing.items()))
-    contributed = f"{len(used)} of {len(record.sites)} contributed{told}"
+    found = list(participation(record).sites.values())
+    missing = {name: sum(totals.outcomes[name] > 0 for totals in found) for name in sorted(MISSING)}
+    used = sum(totals.outcomes["used"] > 0 for totals in found)
+    told = "".join(f", {num} at times {name}" for name, num in missing.items() if num)
+    contributed = f"{used} of {len(record.sites)} contributed{told}"
     if is_withheld(record):
         contributed = f"{len(record.sites)}; who took part when is withheld"
     return [

@@ -10,6 +10,7 @@ import numpy as np
 from server.records import RunRecord
 from server.report.charts import Chart, draw, headline_metric, metric_points
 from server.report.numbers import METRIC_NAMES, epsilon_text, metric_text
+from server.report.participation import participation
 from server.report.plots import Axes, Band, Mark, Series
 
 _MOST_LINES = 8
@@ -27,22 +28,13 @@ def privacy_charts(record: RunRecord) -> list[Chart]:
         found.append(_site_chart(record, by_site))
     if central:
         found.append(_central_chart(record, central))
-    highest = [max(line) for line in zip(*by_site.values(), strict=True)] if by_site else central
+    highest = np.array(list(by_site.values())).max(axis=0).tolist() if by_site else central
     return [*found, *_trade_chart(record, highest, is_central=not by_site)] if found else []
 
 
 def epsilon_by_site(record: RunRecord) -> dict[str, list[float]]:
     """site -> epsilon after each round, 0 before its first reply; sites that never stated one are left out."""
-    spent: dict[str, list[float]] = {}
-    for number, entry in enumerate(record.rounds):
-        for site in entry.sites:
-            if site.epsilon is not None:
-                line = spent.setdefault(site.site, [0.0] * number)
-                line.extend([line[-1] if line else 0.0] * (number - len(line)))
-                line.append(max(site.epsilon, line[-1] if line else 0.0))
-    for line in spent.values():
-        line.extend([line[-1]] * (len(record.rounds) - len(line)))
-    return dict(sorted(spent.items()))
+    return participation(record).epsilon
 
 
 def central_epsilon(record: RunRecord) -> list[float]:

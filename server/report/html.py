@@ -1,16 +1,18 @@
 """HTML: a run's record as one page that opens anywhere and loads nothing.
 
 in        a RunRecord
-out       RUN/report.html and RUN/report.json, each whole or not at all; report.json back as a RunRecord
+out       RUN/report.html and RUN/report.json, each whole or not at all; with metrics.jsonl back as a RunRecord
 relies on page.toml for the page and its style, and on Jinja to escape every value: a site may call itself anything
 """
 
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 
+from server.history import METRICS_FILE, metrics_line, read_rounds
 from server.records import RunRecord
 from server.report import summary, tables
 from server.report.charts import learning_charts, participation_charts
@@ -22,6 +24,7 @@ from server.report.privacy_words import read_privacy_words
 from server.report.promise import guarantee, guesses, notices
 from server.report.pyramid import pyramid_blocks
 from server.report.registry import registry_entry
+from server.report.round_totals import RoundTotals, round_totals
 from server.report.trust import not_protected, protected
 from server.report.words import read_words
 from server.settings import write_atomically
@@ -31,13 +34,32 @@ from shared.errors import ConfigError, RunError
 HTML_NAME, JSON_NAME = "report.html", "report.json"
 REGISTRY_FIELD = "deployment_registry"
 """of report.json, beside the fields of RunRecord: follows from them, and is made anew whenever they are written"""
+_ROUNDS = TypeAdapter(tuple[RoundTotals, ...])
+
+
+class StoredReport(NamedTuple):
+    """What report.json holds, and the rounds beside it."""
+
+    record: RunRecord
+    entry: object
+    """its registry entry as it stands in the file"""
+    rounds: tuple[RoundTotals, ...] | None
+    """its rounds as they stand in the file; None where it holds them whole, as version 0.2.0 wrote it"""
 
 
 def write_report(record: RunRecord, folder: Path) -> Path:
-    """Write both files of the report; the path of the page comes back."""
+    """Write both files of the report; the path of the page comes back.
+
+    What every site did in every round is in metrics.jsonl, written here only where a run has not done it.
+    """
     entry = registry_entry(record)
-    held = record.model_dump(mode="json")
+    # field by field: the rounds are left out before anything is made of them
+    held = record.model_dump(mode="json", exclude={"rounds"})
+    held["rounds"] = [each.model_dump(mode="json", exclude_defaults=True) for each in round_totals(record.rounds)]
     held[REGISTRY_FIELD] = entry.model_dump(mode="json", exclude_none=True) if entry else None
+    metrics = folder / METRICS_FILE
+    if not metrics.is_file():
+        write_atomically(metrics, "".join(metrics_line(each) + "\n" for each in record.rounds).encode())
     write_atomically(folder / JSON_NAME, json.dumps(held, separators=(",", ":")).encode())
     write_atomically(folder / HTML_NAME, render(record).encode())
     return folder / HTML_NAME
@@ -49,11 +71,11 @@ def read_record(folder: Path) -> RunRecord:
     Raises:
         RunError: there is none, or it cannot be read.
     """
-    return read_report(folder)[0]
+    return read_report(folder).record
 
 
-def read_report(folder: Path) -> tuple[RunRecord, object]:
-    """The record of a finished run, and its registry entry as it stands in the file.
+def read_report(folder: Path) -> StoredReport:
+    """The record of a finished run, from report.json and metrics.jsonl.
 
     Raises:
         RunError: there is none, or it cannot be read.
@@ -67,12 +89,27 @@ def read_report(folder: Path) -> tuple[RunRecord, object]:
     try:
         held = json.loads(path.read_text(encoding="utf-8"))
         entry = held.pop(REGISTRY_FIELD, None) if isinstance(held, dict) else None
+        stated = _ROUNDS.validate_python(held.pop("rounds")) if _is_short(held) else None
+        if stated is not None:
+            held["rounds"] = []
         # as JSON, so that lists become tuples only where JSON has no other way
-        return parse_settings_json(RunRecord, json.dumps(held), place=str(path)), entry
+        record = parse_settings_json(RunRecord, json.dumps(held), place=str(path))
     except (ConfigError, ValueError, OSError) as error:
         raise RunError(
             f"{path}: not a report that this version can read ({error}); open it with the version that wrote it"
         ) from None
+    if stated is None:
+        return StoredReport(record, entry, None)
+    if not (folder / METRICS_FILE).is_file():
+        raise RunError(f"{folder}: no {METRICS_FILE} in it; give the whole folder of a run that has ended")
+    rounds = tuple(read_rounds(folder / METRICS_FILE))
+    return StoredReport(record.model_copy(update={"rounds": rounds}), entry, stated)
+
+
+def _is_short(held: object) -> bool:
+    """Whether the rounds of a report are elsewhere; those of version 0.2.0 name every site."""
+    rounds = held.get("rounds") if isinstance(held, dict) else None
+    return isinstance(rounds, list) and not any(isinstance(each, dict) and "sites" in each for each in rounds)
 
 
 def render(record: RunRecord) -> str:

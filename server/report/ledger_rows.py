@@ -9,10 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from server.records import RoundRecord
+from server.history import SiteHistory, Stated, use_of
 from shared.config import read_toml
-from shared.messages import PrivacyStatement
-from shared.privacy.accountant import MechanismUse
 from shared.privacy.ledger import Ledger, LedgerRow
 
 SIMULATION_LEDGER, SERVER_LEDGER = "ledger.sqlite", "server-ledger.sqlite"
@@ -47,28 +45,13 @@ class SiteRows:
         )
 
 
-def stated_uses(history: Sequence[RoundRecord]) -> dict[str, dict[int, PrivacyStatement]]:
-    """site -> round -> what its used reply said of its protection."""
-    said: dict[str, dict[int, PrivacyStatement]] = {}
-    for each in history:
-        for site in each.sites:
-            if site.outcome == "used" and site.header is not None and site.header.privacy is not None:
-                said.setdefault(site.site, {})[each.round] = site.header.privacy
-    return said
-
-
-def use_of(said: PrivacyStatement) -> MechanismUse:
-    """The mechanism of one round, as a site stated it."""
-    return MechanismUse(said.noise_multiplier, said.sample_rate, said.steps_per_round)
-
-
 def find_site_rows(
     folder: Path,
     *,
     given: Sequence[NamedLedger],
     sites: Sequence[str],
     run_id: str,
-    history: Sequence[RoundRecord],
+    histories: Mapping[str, SiteHistory],
 ) -> dict[str, SiteRows | str]:
     """site -> its rows, or why they are not known.
 
@@ -89,7 +72,7 @@ def find_site_rows(
             found.setdefault(site, SiteRows(data_set, simulated.rows(data_set)))
     unnamed = [ledger for ledger in given if ledger.site is None]
     candidates = [rows for ledger in unnamed for rows in _all_of_run(Ledger.existing(ledger.path), run_id=run_id)]
-    said = stated_uses(history)
+    said = {site: held.said for site, held in histories.items() if held.said}
     for site in sites:
         if site not in found:
             found[site] = _matching(site, said, candidates, run_id=run_id)
@@ -117,13 +100,13 @@ def _of_run(ledger: Ledger, *, run_id: str) -> SiteRows | str:
 
 
 def _matching(
-    site: str, said: Mapping[str, Mapping[int, PrivacyStatement]], candidates: Sequence[SiteRows], *, run_id: str
+    site: str, said: Mapping[str, Mapping[int, Stated]], candidates: Sequence[SiteRows], *, run_id: str
 ) -> SiteRows | str:
     hint = f"name a copy of its ledger: --ledger {site}=FILE"
     if site not in said:
         return hint
-    noise = {use_of(each) for each in said[site].values()}
-    twins = [other for other, others in said.items() if {use_of(each) for each in others.values()} == noise]
+    noise = {use_of(each.privacy) for each in said[site].values()}
+    twins = [other for other, others in said.items() if {use_of(each.privacy) for each in others.values()} == noise]
     fitting = [
         rows for rows in candidates if noise <= {row.use for row in rows.of_run(run_id) if row.mechanism != "counts"}
     ]

@@ -15,6 +15,7 @@ from server.report.document import Block, Cell, Heading, Table, Tone, rows
 from server.report.document import Words as Paragraph
 from server.report.levels import is_withheld
 from server.report.numbers import count_text, epsilon_text
+from server.report.participation import Value, participation
 from server.report.privacy_words import PrivacyWords
 from server.report.words import Words
 from shared.messages import PrivacyStatement, ReplyHeader
@@ -82,11 +83,7 @@ def left_blocks(record: RunRecord, *, words: Words, sentences: PrivacyWords) -> 
 
 def _senders(record: RunRecord) -> dict[str, set[str]]:
     """Field -> who sent it in any round; where that is withheld, every field that a reply may hold."""
-    senders: dict[str, set[str]] = {}
-    for each in record.rounds:
-        for site in each.sites:
-            for name in site.fields:
-                senders.setdefault(name, set()).add(site.site)
+    senders = {name: set(sites) for name, sites in participation(record).senders.items()}
     if is_withheld(record):
         stated = PrivacyStatement.model_fields if record.run.local_privacy is not None else ()
         allowed = [*(set(ReplyHeader.model_fields) - {"privacy"}), *(f"privacy.{name}" for name in stated), "update.*"]
@@ -130,14 +127,7 @@ def _model_part(name: str) -> str:
 
 def _header_values(record: RunRecord) -> dict[str, str]:
     """Which values each number took: itself, or the smallest and the largest."""
-    seen: dict[str, set[str | int | float | bool]] = {}
-    for each in record.rounds:
-        for site in each.sites:
-            if site.header is not None:
-                held = site.header.model_dump(exclude_none=True)
-                held |= {f"privacy.{name}": value for name, value in held.pop("privacy", {}).items()}
-                for name, value in held.items():
-                    seen.setdefault(name, set()).add(value)
+    seen = dict(participation(record).values)
     if record.statistics:
         seen["statistics.counts"] = {count for each in record.statistics for count in each.counts}
     # the number a reader relies on is rounded up here too
@@ -149,7 +139,7 @@ def _header_values(record: RunRecord) -> dict[str, str]:
     return ranges
 
 
-def _range(values: set[str | int | float | bool]) -> str:
+def _range(values: set[Value]) -> str:
     numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
     if len(values) > 1 and len(numbers) == len(values):
         return f"{min(numbers):.4g} to {max(numbers):.4g}"
@@ -157,7 +147,7 @@ def _range(values: set[str | int | float | bool]) -> str:
     return ", ".join(shown[:3]) + (f" and {len(shown) - 3} more" if len(shown) > 3 else "")
 
 
-def _plain(value: str | int | float | bool) -> str:
+def _plain(value: Value) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:.4g}".replace("e-0", "e-") if isinstance(value, float) else str(value)

@@ -11,8 +11,8 @@ from typing import Literal
 
 from server.records import RunRecord, SitePrivacy
 from server.report.numbers import duration_text
+from server.report.participation import participation
 from shared.config import Clipping, NoiseKind, PrivacySettings, Settings, Unit
-from shared.messages import PrivacyStatement
 from shared.privacy.accountant import ERROR_OF_PRV
 
 Range = tuple[float, float]
@@ -112,7 +112,7 @@ def alarms(record: RunRecord) -> list[Alarm]:
 
 def is_withheld(record: RunRecord) -> bool:
     """Whether who took part in which round is kept by the server."""
-    return any(site.outcome == "withheld" for each in record.rounds for site in each.sites)
+    return participation(record).is_withheld
 
 
 def run_time_text(record: RunRecord) -> str:
@@ -120,15 +120,9 @@ def run_time_text(record: RunRecord) -> str:
     return "withheld" if is_withheld(record) else duration_text(record.seconds)
 
 
-def statements(record: RunRecord) -> list[PrivacyStatement]:
-    """What every used reply said of its protection, in order."""
-    headers = (site.header for each in record.rounds for site in each.sites)
-    return [header.privacy for header in headers if header is not None and header.privacy is not None]
-
-
 def _local_level(record: RunRecord, unit: Literal["record", "subject"], *, asked: PrivacySettings) -> Level:
     plans, withheld = [plan for plan in record.privacy if plan.unit == unit], is_withheld(record)
-    said = [each for each in statements(record) if each.unit == unit]
+    found = participation(record)
     norms = [each.clip_norm for each in record.rounds if each.clip_norm is not None]
     return Level(
         unit=unit,
@@ -143,8 +137,8 @@ def _local_level(record: RunRecord, unit: Literal["record", "subject"], *, asked
         sample_rates=_range(plan.sample_rate for plan in plans),
         steps=_range(float(plan.steps) for plan in plans),
         clipping=asked.clipping,
-        clip_norms=_range(norms) or _range(each.clip_norm for each in said) or (asked.clip_norm, asked.clip_norm),
-        noise=tuple(sorted({each.noise for each in said})),
+        clip_norms=_range(norms) or _range(found.clip_norms.get(unit, ())) or (asked.clip_norm, asked.clip_norm),
+        noise=tuple(sorted(found.noise.get(unit, ()))),
         accountants=tuple(sorted({plan.accountant for plan in plans})) or (asked.accountant,),
         second_accountants=tuple(sorted({plan.second_accountant for plan in plans if plan.second_epsilon is not None})),
         second_epsilon=_highest(plan.second_epsilon for plan in plans),

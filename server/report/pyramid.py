@@ -14,8 +14,9 @@ from server.records import RunRecord, Scores
 from server.report.charts import headline_metric
 from server.report.document import Block, Cell, Table, Words, rows
 from server.report.exactly import disagreement_text, neighbours_name
-from server.report.levels import Level, levels, statements
+from server.report.levels import Level, levels
 from server.report.numbers import METRIC_NAMES, delta_text, epsilon_text, estimate_text, listed, metric_text
+from server.report.participation import participation
 from server.report.privacy_words import PrivacyWords
 from server.report.promise import bound_of, seen_by_server
 from server.report.words import Words as Meanings
@@ -177,7 +178,7 @@ def _correctness(record: RunRecord) -> str:
 
 
 def _floating_point(record: RunRecord) -> str:
-    kinds = sorted({said.noise for said in statements(record)})
+    kinds = sorted(set().union(*participation(record).noise.values()))
     said = {
         "discrete": "whole numbers with discrete Gaussian noise, which leave no rounding to attack",
         "float64": "noise in float64 on sums in float32, whose low bits can betray a little",

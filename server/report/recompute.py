@@ -7,12 +7,12 @@ relies on nothing that the report says but which sites there are; mechanisms com
 
 from collections.abc import Mapping, Sequence
 
+from server.history import SiteHistory, Stated, use_of, used_replies
 from server.records import CentralPrivacy, RoundRecord, RunRecord, SitePrivacy
 from server.report.checks import Check, at_most, compare_fields, information, same, unchecked
-from server.report.ledger_rows import SiteRows, stated_uses, use_of
+from server.report.ledger_rows import SiteRows
 from server.settings import ServerSettings
 from shared.config import RunConfig
-from shared.messages import PrivacyStatement
 from shared.privacy.accountant import Accountant, MechanismUse, calibrate_noise, spent_epsilon
 from shared.privacy.ledger import LedgerRow, uses_of_rows
 
@@ -24,16 +24,16 @@ def check_site(
     plan: SitePrivacy | None,
     site: str,
     *,
-    history: Sequence[RoundRecord],
+    found_in: SiteHistory,
     counts: MechanismUse | None,
     rows: SiteRows | str,
     run_id: str,
 ) -> list[Check]:
     """What a report says of one site that protected its own units."""
-    said = stated_uses(history).get(site, {})
+    said = found_in.said
     if plan is None or not said:
         return [same(f"{site}: in the list of sites", stated=plan is not None, found=bool(said))]
-    found = compare_fields(site, stated=plan.model_dump(), found=_from_metrics(site, said, counts, history))
+    found = compare_fields(site, stated=plan.model_dump(), found=_from_metrics(site, said, counts, found_in))
     if isinstance(rows, str):
         why = f"the site's ledger is not here; {rows}" if "--ledger" in rows else rows
         return [*found, unchecked(f"{site}.epsilon, by the ledger", stated=plan.epsilon, why=why)]
@@ -125,21 +125,18 @@ def check_central(
 
 def reproducible(record: RunRecord, *, history: Sequence[RoundRecord], settings: ServerSettings, noted: bool) -> Check:
     """Whether noise that a seed gives back is told."""
-    said = any(each.reproducible_noise for rounds in stated_uses(history).values() for each in rounds.values())
+    said = any(reply.header.privacy.reproducible_noise for reply in used_replies(history) if reply.header.privacy)
     central = settings.reproducible_noise and settings.run.central_privacy is not None
     return same("reproducible noise", stated=record.reproducible_noise, found=said or central or noted)
 
 
 def _from_metrics(
-    site: str, said: Mapping[int, PrivacyStatement], counts: MechanismUse | None, history: Sequence[RoundRecord]
+    site: str, said: Mapping[int, Stated], counts: MechanismUse | None, found: SiteHistory
 ) -> dict[str, object]:
-    last = said[max(said)]
-    uses = [use_of(each) for each in said.values()]
+    last = said[max(said)].privacy
+    uses = [use_of(each.privacy) for each in said.values()]
     every = [*uses, counts] if counts else uses
     own, second = ACCOUNTANTS.get(last.accountant, "pld"), SECOND.get(last.accountant, "prv")
-    sizes = [
-        entry.header.nominal_size for each in history for entry in each.sites if entry.site == site and entry.header
-    ]
     return {
         "site": site,
         "unit": last.unit,
@@ -148,27 +145,20 @@ def _from_metrics(
         "noise_multiplier": last.noise_multiplier,
         "sample_rate": last.sample_rate,
         "steps": sum(use.steps for use in uses),
-        "nominal_size": sizes[-1],
+        "nominal_size": found.nominal_size,
         "accountant": last.accountant,
         "second_epsilon": spent_epsilon(every, delta=last.delta, accountant=second),
         "second_accountant": second,
         "run_epsilon": spent_epsilon(every, delta=last.delta, accountant=own),
         "epsilon_before": last.epsilon_before,
         "cap_epsilon": last.cap_epsilon,
-        "left_after_round": _left_after(site, history),
+        "left_after_round": found.left_after(),
     }
-
-
-def _left_after(site: str, history: Sequence[RoundRecord]) -> int | None:
-    entries = [(each.round, entry.outcome) for each in history for entry in each.sites if entry.site == site]
-    used = max((number for number, outcome in entries if outcome == "used"), default=0)
-    later = {outcome for number, outcome in entries if number > used and outcome != "not-asked"}
-    return used if used and later == {"refused"} else None
 
 
 def _by_ledger(
     plan: SitePrivacy,
-    said: Mapping[int, PrivacyStatement],
+    said: Mapping[int, Stated],
     *,
     counts: MechanismUse | None,
     rows: SiteRows,
@@ -179,20 +169,24 @@ def _by_ledger(
     mine = rows.of_run(run_id)
     if counts is not None and not any(row.mechanism == "counts" and row.use == counts for row in mine):
         missing.append("the noisy counts")
-    for number, each in said.items():
-        paid = [row for row in mine if row.round_number == number and row.use == use_of(each)]
+    by_round: dict[int, list[LedgerRow]] = {}
+    for row in mine:
+        by_round.setdefault(row.round_number, []).append(row)
+    for number, stated in said.items():
+        each = stated.privacy
+        paid = [row for row in by_round.get(number, ()) if row.use == use_of(each)]
         if not paid:
             missing.append(f"round {number}")
             continue
         counted = uses_of_rows(rows.until(paid[-1]), unit=each.unit)
         epsilon = spent_epsilon(counted, delta=each.delta, accountant=ACCOUNTANTS.get(each.accountant, "pld"))
-        found.append(same(f"{site}: epsilon after round {number}, by the ledger", stated=each.epsilon, found=epsilon))
+        found.append(same(f"{site}: epsilon after round {number}, by the ledger", stated=stated.epsilon, found=epsilon))
     note = f"not paid for as stated: {', '.join(missing)}" if missing else ""
     paid_for = len(said) + (counts is not None)
     found.append(same(f"{site}: rows in the ledger", stated=paid_for, found=paid_for - len(missing), note=note))
     unstated = [row for row in mine if row.mechanism != "counts" and row.round_number not in said]
     if unstated:
-        last = said[max(said)]
+        last = said[max(said)].privacy
         counted = uses_of_rows(rows.until(mine[-1]), unit=last.unit)
         spent = spent_epsilon(counted, delta=last.delta, accountant=ACCOUNTANTS.get(last.accountant, "pld"))
         rounds = ", ".join(str(row.round_number) for row in unstated)
@@ -200,7 +194,7 @@ def _by_ledger(
         found.append(information(f"{site}: all its rows", stated=plan.epsilon, found=spent, note=note))
     if plan.epsilon_before is not None and mine:
         earlier = [row for row in rows.rows if row.run_id != run_id and row.id < mine[0].id]
-        last = said[max(said)]
+        last = said[max(said)].privacy
         spent = spent_epsilon(
             uses_of_rows(earlier, unit=last.unit),
             delta=last.delta,

@@ -19,6 +19,7 @@ from server.report.numbers import (
     listed,
     metric_text,
 )
+from server.report.participation import participation
 from server.report.promise import bound_of
 from server.report.words import Words
 
@@ -102,7 +103,7 @@ def views(record: RunRecord, *, words: Words) -> list[View]:
 
 def costs(record: RunRecord) -> list[tuple[str, str]]:
     """Time, memory and traffic."""
-    sent = sum(site.update_bytes for each in record.rounds for site in each.sites)
+    sent = sum(totals.sent_bytes for totals in participation(record).sites.values())
     engine = {"local": "simulated in one process", "flower": "simulated by Flower"}.get(record.engine, record.engine)
     return [
         ("Started", record.started),

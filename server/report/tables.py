@@ -5,15 +5,13 @@ out       small records of text for the page; nothing is computed here but sums 
 relies on words.toml for what fields, codes and outcomes mean
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from server.records import Estimate, Evaluation, RunRecord, Scores, SiteRound
+from server.records import Estimate, Evaluation, RunRecord, Scores
 from server.report.charts import headline_metric
-from server.report.curves import epsilon_by_site
 from server.report.numbers import (
     METRIC_NAMES,
     bytes_text,
@@ -22,6 +20,7 @@ from server.report.numbers import (
     interval_text,
     metric_text,
 )
+from server.report.participation import MISSING, SiteTotals, participation
 from server.report.plots import interval_bar
 from server.report.words import Words
 
@@ -160,21 +159,18 @@ def confusion_rows(record: RunRecord) -> list[tuple[str, list[Cell]]]:
 def site_rows(record: RunRecord, *, words: Words) -> list[SiteRow]:
     """What became of every site, those with a missing contribution first."""
     plans = {plan.site: plan for plan in record.privacy}
-    spent = {site: line[-1] for site, line in epsilon_by_site(record).items()}
-    entries_by_site: dict[str, list[SiteRound]] = {site: [] for site in record.sites}
-    for each in record.rounds:
-        for entry in each.sites:
-            entries_by_site.setdefault(entry.site, []).append(entry)
+    found = participation(record)
+    spent = {site: line[-1] for site, line in found.epsilon.items()}
     rows = []
-    for site, entries in entries_by_site.items():
-        outcomes = Counter(str(entry.outcome) for entry in entries)
-        codes = Counter(entry.code for entry in entries if entry.code is not None)
+    for site in dict.fromkeys((*record.sites, *found.sites)):
+        totals = found.sites.get(site, SiteTotals())
+        outcomes, codes = totals.outcomes, totals.codes
         plan = plans.get(site)
         rows.append(
             SiteRow(
                 site=site,
                 outcomes=", ".join(
-                    f"{outcomes[outcome]} {words.outcomes[outcome]}" for outcome in words.outcomes if outcomes[outcome]
+                    f"{outcomes[name]} {words.outcomes[name]}" for name in words.outcomes if outcomes[name]
                 ),
                 codes=tuple(f"{code} ({count} ×): {words.code(code)}" for code, count in codes.most_common()),
                 epsilon=epsilon_text(plan.epsilon if plan else spent.get(site)),
@@ -184,8 +180,8 @@ def site_rows(record: RunRecord, *, words: Words) -> list[SiteRow]:
                 sample_rate=f"{plan.sample_rate:.3g}" if plan else "–",
                 steps=f"{plan.steps:,}" if plan else "–",
                 nominal_size=f"{plan.nominal_size:,}" if plan else "–",
-                sent=bytes_text(sum(entry.update_bytes for entry in entries)),
-                is_missing=any(entry.outcome in {"refused", "failed", "late", "invalid"} for entry in entries),
+                sent=bytes_text(totals.sent_bytes),
+                is_missing=any(outcomes[name] for name in MISSING),
             )
         )
     return sorted(rows, key=lambda row: not row.is_missing)

@@ -10,18 +10,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import ValidationError
-
-from server.checkpoint import METRICS_FILE, STATE_FILE
+from server.checkpoint import STATE_FILE
 from server.code_digest import code_digest
+from server.history import METRICS_FILE, SiteHistory, read_rounds, site_histories
 from server.records import RoundRecord, RunRecord
 from server.report.again import AUDIT_FILE, pages_of, read_audit
 from server.report.checks import Check, first_difference, information, same, unchecked
-from server.report.html import read_report
+from server.report.html import StoredReport, read_report
 from server.report.ledger_rows import SERVER_LEDGER, NamedLedger, SiteRows, find_site_rows
 from server.report.levels import is_withheld
 from server.report.recompute import check_central, check_planned, check_site, reproducible
 from server.report.registry import registry_entry
+from server.report.round_totals import RoundTotals, round_totals
 from server.settings import ServerSettings, read_preflight, read_settings
 from shared.errors import RunError
 from shared.privacy.accountant import MechanismUse
@@ -56,12 +56,15 @@ def verify(
         RunError: the folder holds no report, or a file in it cannot be read.
         LedgerError: a ledger cannot be read.
     """
-    record, entry = read_report(folder)
-    settings, history = read_settings(folder), _read_history(folder)
+    report = read_report(folder)
+    record, entry = report.record, report.entry
+    settings = read_settings(folder)
+    # version 0.2.0 kept all rounds twice: in report.json and in metrics.jsonl
+    history = record.rounds if report.rounds is not None else _read_history(folder)
     found = [
         same("settings, SHA-256", stated=record.run.digest, found=settings.run.digest),
         *_circumstances(record, settings=settings, history=history),
-        *_rounds(record, history),
+        *_rounds(report, history),
         reproducible(record, history=history, settings=settings, noted=_noted(folder)),
     ]
     if settings.run.local_privacy is not None:
@@ -92,16 +95,22 @@ def _circumstances(record: RunRecord, *, settings: ServerSettings, history: Sequ
     ]
 
 
-def _rounds(record: RunRecord, history: Sequence[RoundRecord]) -> list[Check]:
-    """The report's rounds against metrics.jsonl, field by field."""
-    found = [same("rounds", stated=len(record.rounds), found=len(history))]
-    for stated, held in zip(record.rounds, history, strict=False):
-        if stated != held:
-            where = first_difference(stated.model_dump(mode="json"), held.model_dump(mode="json"))
-            found.append(_whole(f"round {stated.round}", where or "something"))
+def _rounds(report: StoredReport, history: Sequence[RoundRecord]) -> list[Check]:
+    """The report's rounds against metrics.jsonl, field by field; those that it keeps as totals with their digests."""
+    stated: Sequence[RoundTotals | RoundRecord] = report.record.rounds if report.rounds is None else report.rounds
+    held: Sequence[RoundTotals | RoundRecord] = history if report.rounds is None else round_totals(history)
+    found = [same("rounds", stated=len(stated), found=len(held))]
+    for first, second in zip(stated, held, strict=False):
+        if first != second:
+            where = first_difference(_dumped(first), _dumped(second))
+            found.append(_whole(f"round {first.round}", where or "something"))
     if len(found) == 1 and found[0].verdict == "same":
-        found.append(same("everything in every round", stated=len(record.rounds), found=len(history)))
+        found.append(same("everything in every round", stated=len(stated), found=len(held)))
     return found
+
+
+def _dumped(record: RoundTotals | RoundRecord) -> object:
+    return record.model_dump(mode="json")
 
 
 def _sites(
@@ -114,9 +123,9 @@ def _sites(
     tell: Callable[[str], None],
 ) -> list[Check]:
     plans = {plan.site: plan for plan in record.privacy}
-    stated = {entry.site for each in history for entry in each.sites if entry.header and entry.header.privacy}
-    names = sorted({*plans, *stated})
-    rows = find_site_rows(folder, given=ledgers, sites=names, run_id=settings.run_id, history=history)
+    histories = site_histories(history)
+    names = sorted({*plans, *(site for site, held in histories.items() if held.said)})
+    rows = find_site_rows(folder, given=ledgers, sites=names, run_id=settings.run_id, histories=histories)
     counts, found = (
         {each.site: MechanismUse(each.noise_multiplier, 1.0, 1) for each in record.statistics},
         list[Check](),
@@ -129,7 +138,7 @@ def _sites(
             found += check_site(
                 plans.get(site),
                 site,
-                history=history,
+                found_in=histories.get(site, SiteHistory()),
                 counts=counts.get(site),
                 rows=rows[site],
                 run_id=settings.run_id,
@@ -245,7 +254,4 @@ def _read_history(folder: Path) -> list[RoundRecord]:
     path = folder / METRICS_FILE
     if not path.is_file():
         raise RunError(f"{folder}: no {METRICS_FILE} in it; give the whole folder of a run that has ended")
-    try:
-        return [RoundRecord.model_validate_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except (ValidationError, UnicodeDecodeError) as error:
-        raise RunError(f"{path}: a line is damaged ({error}); restore it from a backup") from None
+    return read_rounds(path)

@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from server.history import LastReplies
 from server.records import (
     Audit,
     AuditAttack,
@@ -158,7 +159,7 @@ def _history(
     run: RunConfig, *, sites: tuple[str, ...], reached: float, generator: np.random.Generator, tells: bool
 ) -> tuple[RoundRecord, ...]:
     rounds, central = run.federation.rounds, run.central_privacy
-    return tuple(
+    whole = (
         RoundRecord(
             round=number,
             seconds=1.5,
@@ -176,6 +177,8 @@ def _history(
         )
         for number in range(1, rounds + 1)
     )
+    # as a run keeps them
+    return tuple(map(LastReplies().shortened, whole))
 
 
 def _adapts(run: RunConfig) -> bool:

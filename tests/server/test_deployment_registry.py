@@ -162,7 +162,7 @@ def test_a_run_that_protected_nobody_has_no_entry(tmp_path: Path, options: dict[
 def test_report_json_carries_the_entry_and_is_read_back(tmp_path: Path) -> None:
     record = RUNS["both, secret"]()
     write_report(record, tmp_path)
-    again, held = read_report(tmp_path)
+    again, held, _ = read_report(tmp_path)
     assert again == record
     assert list(faults(held)) == []
     assert RegistryEntry.model_validate_json(json.dumps(held)) == registry_entry(record)

@@ -1,8 +1,10 @@
 """The report: opens anywhere and loads nothing, hides nothing that alarms, and never shows an epsilon rounded down."""
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -70,10 +72,10 @@ def page_of(record: RunRecord) -> Page:
     return Page(render(record))
 
 
-def with_sites(record: RunRecord, **changes: object) -> RunRecord:
+def with_sites(record: RunRecord, **changes: Any) -> RunRecord:
     """The record with every site's every entry changed."""
     rounds = tuple(
-        each.model_copy(update={"sites": tuple(site.model_copy(update=changes) for site in each.sites)})
+        each.model_copy(update={"sites": tuple(replace(site, **changes) for site in each.sites)})
         for each in record.rounds
     )
     return record.model_copy(update={"rounds": rounds})
@@ -120,7 +122,8 @@ def test_the_same_record_gives_the_same_bytes(tmp_path: Path) -> None:
     first = write_report(record, tmp_path).read_bytes()
     assert write_report(record, tmp_path).read_bytes() == first
     assert (tmp_path / "report.json").is_file()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "report.json"]  # no half-written rest
+    written = sorted(path.name for path in tmp_path.iterdir())
+    assert written == ["metrics.jsonl", "report.html", "report.json"]  # no half-written rest
 
 
 def test_names_from_outside_are_shown_and_never_run() -> None:

@@ -2,7 +2,8 @@
 
 import json
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 from motet import app
 from server.central import CentralPlan, SiteBudget
 from server.code_digest import code_digest
+from server.history import LastReplies, metrics_line, used_replies
 from server.plan import Central, Plan
 from server.privacy_summary import summarise_central, summarise_privacy
 from server.records import RoundRecord, RunRecord, SiteRound
@@ -71,9 +73,10 @@ def run_folder(folder: Path, kind: str = "record", *, before: int = 0, same_nois
         rate = record.run.federation.site_sample_rate or 1.0
         plan = CentralPlan(record.run.central_privacy, 4.0, 4.0, rate, 2 * rate, shapes={})
         central = Central(plan, SiteBudget(settings))
-    history = tuple(
+    whole_rounds = (
         made_round(number, record, ledger, central, same_noise=same_noise) for number in range(1, ROUNDS + 1)
     )
+    history = tuple(map(LastReplies().shortened, whole_rounds))
     hellos = tuple(
         Hello(protocol_version=2, site=site, modalities=("image",), nominal_size=400) for site in record.sites
     )
@@ -88,7 +91,7 @@ def run_folder(folder: Path, kind: str = "record", *, before: int = 0, same_nois
         }
     )
     write_settings(settings, folder=folder)
-    (folder / "metrics.jsonl").write_text("".join(each.model_dump_json() + "\n" for each in history))
+    (folder / "metrics.jsonl").write_text("".join(metrics_line(each) + "\n" for each in history))
     write_report(record, folder)
     return record
 
@@ -123,6 +126,25 @@ def reserve(ledger: Ledger, site: str, *, use: MechanismUse, unit: Any, run_id: 
         data_set=f"data of {site}", unit=unit, use=use, run_id=run_id, round_number=number, cap_epsilon=100.0,
         delta=DELTA, accountant="rdp",
     ).epsilon_spent  # fmt: skip
+
+
+def whole(rounds: Sequence[RoundRecord]) -> tuple[RoundRecord, ...]:
+    """The rounds with every used reply's header in each of them."""
+    headers = {(used.round, used.site): used for used in used_replies(rounds)}
+
+    def entry(number: int, site: SiteRound) -> SiteRound:
+        used = headers.get((number, site.site))
+        if used is None:
+            return site
+        header = used.header.model_copy(update={"round_number": number, "unclipped_share": used.unclipped_share})
+        if header.privacy is not None:
+            stated = header.privacy.model_copy(update={"epsilon": used.epsilon})
+            header = header.model_copy(update={"privacy": stated})
+        return replace(site, header=header, unclipped_share=None)
+
+    return tuple(
+        each.model_copy(update={"sites": tuple(entry(each.round, site) for site in each.sites)}) for each in rounds
+    )
 
 
 def wrong(result: Verification) -> list[str]:
@@ -178,7 +200,8 @@ REPORT_CHANGES: dict[str, tuple[str, Callable[[Tree], None], str]] = {
     "a site's cap": ("record", lambda r: r["privacy"][0].update(cap_epsilon=1e3), "a.cap_epsilon"),
     "a site's steps": ("record", lambda r: r["privacy"][0].update(steps=1), "a.steps"),
     "a site left out": ("record", lambda r: r["privacy"].pop(), "b: in the list of sites"),
-    "a round's epsilon": ("record", lambda r: r["rounds"][1]["sites"][0].update(epsilon=0.1), "round 2"),
+    "a round's epsilon": ("record", lambda r: r["rounds"][1].update(highest_epsilon=0.1), "round 2"),
+    "a round's line": ("record", lambda r: r["rounds"][1].update(line_digest="0" * 64), "round 2"),
     "a round left out": ("record", lambda r: r["rounds"].pop(), "rounds"),
     "whole sites' epsilon": ("site", lambda r: r["central"].update(epsilon=0.1), "whole sites.epsilon"),
     "whole sites' cap": ("site", lambda r: r["central"].update(cap_epsilon=9.0), "whole sites.cap_epsilon"),
@@ -212,7 +235,9 @@ def test_a_changed_report_is_found(tmp_path: Path, what: str) -> None:
 def test_changed_metrics_are_found(tmp_path: Path) -> None:
     run_folder(tmp_path)
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
-    held = json.loads(lines[1])
+    first, held = json.loads(lines[0]), json.loads(lines[1])
+    assert "header" not in held["sites"][0]
+    held["sites"][0]["header"] = first["sites"][0]["header"]
     held["sites"][0]["header"]["privacy"]["noise_multiplier"] = 20.0
     (tmp_path / "metrics.jsonl").write_text("\n".join([lines[0], json.dumps(held), lines[2]]) + "\n")
     found = wrong(verify(tmp_path))
@@ -226,16 +251,18 @@ def test_a_report_changed_in_all_its_files_is_found_by_the_ledger(tmp_path: Path
     record = run_folder(tmp_path)
 
     def halved(site: SiteRound) -> SiteRound:
-        assert site.header is not None
-        assert site.header.privacy is not None
-        stated = site.header.privacy.model_copy(update={"epsilon": site.header.privacy.epsilon / 2})
-        header = site.header.model_copy(update={"privacy": stated})
-        return site.model_copy(update={"epsilon": stated.epsilon, "header": header})
+        assert site.epsilon is not None
+        header = site.header
+        if header is not None:
+            assert header.privacy is not None
+            stated = header.privacy.model_copy(update={"epsilon": site.epsilon / 2})
+            header = header.model_copy(update={"privacy": stated})
+        return replace(site, epsilon=site.epsilon / 2, header=header)
 
     rounds = tuple(each.model_copy(update={"sites": tuple(map(halved, each.sites))}) for each in record.rounds)
     plans = tuple(plan.model_copy(update={"epsilon": plan.epsilon / 2}) for plan in record.privacy)
     write_report(record.model_copy(update={"rounds": rounds, "privacy": plans}), tmp_path)
-    (tmp_path / "metrics.jsonl").write_text("".join(each.model_dump_json() + "\n" for each in rounds))
+    (tmp_path / "metrics.jsonl").write_text("".join(metrics_line(each) + "\n" for each in rounds))
     found = wrong(verify(tmp_path))
     assert [name for name in found if "by the ledger" in name] == found
     assert len(found) == 2 * ROUNDS

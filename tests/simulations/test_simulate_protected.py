@@ -1,5 +1,6 @@
 """Whole runs of every unit and way of clipping: what their reports say is what the ledgers hold."""
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -94,7 +95,7 @@ def test_a_run_that_protects_sites_by_a_secret_draw_tells_nothing_of_it(tmp_path
     assert record.central is not None
     assert (record.central.rounds, record.central.sample_rate, record.central.denominator) == (4, 0.5, 1.5)
     assert_equals_the_ledgers(record, tmp_path / "run")
-    said = {site.model_dump_json(exclude={"site"}) for each in record.rounds for site in each.sites}
+    said = {dataclasses.replace(site, site="") for each in record.rounds for site in each.sites}
     assert len(said) == 1
     assert {each.seconds for each in record.rounds} == {0.0}
 
