@@ -7,13 +7,15 @@ export FLWR_TELEMETRY_ENABLED = 0
 export FLWR_DISABLE_UPDATE_CHECK = 1
 export HF_HUB_OFFLINE = 1
 
-.PHONY: help setup demo test test-all check format clean
+.PHONY: help setup demo test test-all check bench bench-peers format clean
 
 help:
 	@echo "make demo      set up and run the built-in scenario, private at epsilon 8, to a report"
 	@echo "make test      set up and run the tests"
 	@echo "make check     set up and check format, lint, types, import directions and documents"
 	@echo "make test-all  the slow tests too: Flower's simulation and a deployment over TLS"
+	@echo "make bench     all benchmarks, in some hours, and the tables of docs/performance.md"
+	@echo "make bench-peers  the environments of the frameworks that make bench compares with"
 
 setup: $(READY)
 
@@ -41,6 +43,13 @@ check: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m tests.check_documents
+
+bench-peers: $(READY)
+	$(BIN)/python -m simulations.bench.peers.setup
+
+bench: $(READY)
+	$(BIN)/python -m simulations.bench
+	$(BIN)/python -m simulations.bench.page
 
 format: $(READY)
 	$(BIN)/ruff format .

@@ -1,0 +1,110 @@
+"""Single figures: noise, ledger, report and start-up, each beside what it is measured against.
+
+in        python -m simulations.bench.figures noise|ledger|report
+out       a line of times for each contender
+relies on noise drawn through shared/privacy/noise.py, and on ledger.py and report.py beside this file
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from functools import partial
+
+import torch
+
+from shared.privacy.accountant import Accountant
+from shared.privacy.noise import secret_source
+from simulations.bench import ledger, report
+from simulations.bench.alternate import Job, alternate, reason, tell_all
+from simulations.bench.clock import tell
+
+NUMBERS, ROWS, MECHANISMS, SITES, ROUNDS = 100_000_000, 10_000, 20, 1_000, 500
+NOISE = ("torch.randn float32", "Motet float32", "torch.randn float64", "Motet float64")
+LEDGER = (
+    "Opacus RDP",
+    "Opacus PRV",
+    "Motet RDP, after a new row",
+    "Motet PLD, after a new row",
+    "Motet PLD, no new row",
+)
+REPORT = ("Motet write", "Motet read and render", "Motet open in a browser")
+
+
+def noise(*, numbers: int, budget_s: float) -> None:
+    """So many normal numbers from a cipher's stream, and from torch's generator, which can be guessed."""
+    source, shape = secret_source(), (numbers,)
+    jobs: dict[str, Job] = {
+        "torch.randn float32": lambda: torch.randn(shape),
+        "Motet float32": lambda: source.normal(shape, std=1.0, kind="float32"),
+        "torch.randn float64": lambda: torch.randn(shape, dtype=torch.float64),
+        "Motet float64": lambda: source.normal(shape, std=1.0),
+    }
+    made: dict[str, Callable[[], Job]] = {name: partial(_same, jobs[name]) for name in NOISE}
+    tell_all(alternate(made, budget_s=budget_s, least=3))
+
+
+def ledgers(*, rows: int) -> None:
+    """The epsilon of so many rows by 20 mechanisms; Opacus' accountants are given them merged, which is fastest."""
+    history = [(ledger.noise(run, mechanisms=MECHANISMS), ledger.SAMPLE_RATE) for run in range(MECHANISMS)]
+    merged = [(sigma, rate, rows // MECHANISMS * ledger.STEPS) for sigma, rate in history]
+    for name, kind in (("Opacus RDP", "rdp"), ("Opacus PRV", "prv")):
+        try:
+            _tell_opacus(name, kind=kind, history=merged)
+        except Exception as error:  # noqa: BLE001  # whatever Opacus raises is what there is to tell
+            tell(contender=name, why_not=reason(error))
+    kinds: tuple[tuple[str, Accountant], ...] = (("RDP", "rdp"), ("PLD", "pld"))
+    for label, accountant in kinds:
+        found = ledger.measure(rows=rows, mechanisms=MECHANISMS, accountant=accountant)
+        first = {"first_s": float(found["first_ms"]) / 1e3, "epsilon": float(found["epsilon"])}
+        for name, key in (
+            (f"Motet {label}, after a new row", "after_a_new_row_ms"),
+            (f"Motet {label}, no new row", "unchanged_ms"),
+        ):
+            if name in LEDGER:
+                tell(contender=name, wall_s=[float(found[key]) / 1e3], numbers=first)
+
+
+def reports(*, sites: int, rounds: int) -> None:
+    """Writing, reading and opening the report of a run of so many sites and rounds."""
+    found = {key: value for key, value in report.measure(sites=sites, rounds=rounds).items() if value is not None}
+    sizes = {key: float(found[key]) for key in found if key.endswith("_bytes")}
+    tell(contender="Motet write", wall_s=[found["write_report_s"]], numbers=sizes)
+    tell(contender="Motet read and render", wall_s=[found["read_s"] + found["render_s"]])
+    opened = found.get("open_in_browser_s")
+    if opened is None:
+        tell(contender="Motet open in a browser", why_not="no browser on this machine")
+    else:
+        tell(contender="Motet open in a browser", wall_s=[max(opened, 0.0)])
+
+
+def _same(run: Job) -> Job:
+    return run
+
+
+def _tell_opacus(name: str, *, kind: str, history: list[tuple[float, float, int]]) -> None:
+    from opacus.accountants import create_accountant
+
+    accountant = create_accountant(kind)
+    accountant.history = list(history)
+    wall, processor = time.perf_counter(), time.process_time()
+    epsilon = float(accountant.get_epsilon(delta=ledger.DELTA))
+    times = {"wall_s": [time.perf_counter() - wall], "cpu_s": [time.process_time() - processor]}
+    tell(contender=name, **times, numbers={"epsilon": epsilon})  # type: ignore[arg-type]  # two of the keywords
+
+
+def main() -> None:
+    """Measure one kind and tell."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("kind", choices=("noise", "ledger", "report"))
+    parser.add_argument("--quick", action="store_true")
+    options = parser.parse_args()
+    if options.kind == "noise":
+        noise(numbers=NUMBERS // (100 if options.quick else 1), budget_s=1.0 if options.quick else 30.0)
+    elif options.kind == "ledger":
+        ledgers(rows=ROWS)
+    else:
+        reports(sites=SITES // (10 if options.quick else 1), rounds=ROUNDS // (10 if options.quick else 1))
+
+
+if __name__ == "__main__":
+    main()
