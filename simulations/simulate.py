@@ -5,22 +5,19 @@ out       the run folder: server.json, sites/, preflight.json, the ledgers, chec
 relies on the two apps, unchanged, behind either engine
 """
 
-import json
 import os
-import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
 from rich.console import Console
 
-from client.site import SiteConfig
 from server.settings import PREFLIGHT_FILE, ServerSettings, read_settings, write_preflight, write_settings
-from shared.config import DataSchema, RunConfig, parse_settings
-from shared.errors import ManifestError, ModelError, RunError
-from shared.manifest import read_manifest
-from simulations.scenario import OwnerSettings, Scenario, motet_home, read_card, state_home
+from shared.config import RunConfig
+from shared.errors import ModelError, RunError
+from simulations.owners import settings_of_owners
+from simulations.scenario import Scenario, motet_home, read_card, state_home
 
 Engine = Literal["local", "flower"]
 SITES_FOLDER = "sites"
@@ -59,8 +56,13 @@ def prepare_run(
             "their own: motet prepare SCENARIO --num-sites NUMBER"
         )
     _try_to_build(scenario.run, extensions=extensions)
-    owners = _owners(scenario, sites=sites if engine != DEPLOYMENT else (), folder=folder, extensions=extensions)
-    _try_owners(owners, folder=folder)
+    owners = settings_of_owners(
+        scenario,
+        sites=sites if engine != DEPLOYMENT else (),
+        folder=folder,
+        sites_folder=folder / SITES_FOLDER,
+        extensions=extensions,
+    )
     # only now, when nothing is left to go wrong: a folder made for nothing would stand in the way of the next try
     (folder / SITES_FOLDER).mkdir(parents=True, exist_ok=True)
     for name, text in owners.items():
@@ -130,23 +132,6 @@ def _check_first(settings: ServerSettings, *, folder: Path) -> None:
     Console().print(f"preflight: {len(checks)} of {len(checks)} checks passed", highlight=False)
 
 
-def _owners(scenario: Scenario, *, sites: Sequence[Path], folder: Path, extensions: Sequence[Path]) -> dict[str, str]:
-    """Name of every simulated site -> its owner's settings; faults of all sites are told at once."""
-    owners, faults = dict[str, str](), list[ManifestError]()
-    for site in sites:
-        try:
-            owners[site.name] = _site_toml(
-                site, run=scenario.run, owners=scenario.owners, folder=folder, extensions=extensions
-            )
-        except ManifestError as error:
-            faults.append(error)
-    if len(faults) == 1:
-        raise faults[0]
-    if faults:
-        raise RunError("\n".join([f"faults at {len(faults)} of {len(sites)} sites", *map(str, faults)]))
-    return owners
-
-
 def _try_to_build(run: RunConfig, *, extensions: Sequence[Path]) -> None:
     """Names and options of the model's parts are told wrong before anything is made."""
     from shared.model.multimodal import build_model
@@ -155,60 +140,3 @@ def _try_to_build(run: RunConfig, *, extensions: Sequence[Path]) -> None:
     for extension in extensions:
         load_extensions(extension)
     build_model(run)
-
-
-def _site_toml(site: Path, *, run: RunConfig, owners: OwnerSettings, folder: Path, extensions: Sequence[Path]) -> str:
-    """What a simulated owner declares: rows and subjects, rounded to two digits, and the modalities its rows have."""
-    num_rows, num_subjects, modalities = _public_facts(site, schema=run.data)
-    local = run.local_privacy
-    private = local or run.central_privacy
-    if local is not None and local.unit == "subject" and not num_subjects:
-        raise RunError(f'{site}: no subject_id in its manifest; unit "subject" needs one in every row')
-    epsilon = owners.epsilon or (private.epsilon if private else 1.0)
-    delta = owners.delta or (local.delta if local else min(1e-5, 1 / num_rows))
-    values = {
-        "name": site.name,
-        "data": str(site.resolve()),
-        "data_set": site.name,
-        "nominal_size": _two_digits(num_rows),
-        **({"nominal_subjects": _two_digits(num_subjects)} if num_subjects else {}),
-        "modalities": list(modalities),
-        "ledger": str((folder / "ledger.sqlite").resolve()),
-        "cache": str(motet_home() / "features"),
-        "checkpoints": [
-            str(encoder.options["path"]) for encoder in run.model.encoders.values() if "path" in encoder.options
-        ],
-        "parts": [str(path.resolve()) for path in extensions],
-    }
-    privacy = {
-        "epsilon": epsilon,
-        "delta": delta,
-        "unit": local.unit if local else "record",
-        "on_short_budget": owners.on_short_budget,
-        "noise": owners.noise,
-        "allow_non_private": private is None,
-        "trust_server": run.central_privacy is not None,
-        "tell_budget": owners.tell_budget,
-        "reproducible_noise": owners.reproducible_noise,
-    }
-    # a JSON string, number, list or boolean is also one in TOML
-    lines = [f"{key} = {json.dumps(value)}" for key, value in values.items()]
-    return "\n".join([*lines, "", "[privacy]", *(f"{key} = {json.dumps(value)}" for key, value in privacy.items()), ""])
-
-
-def _try_owners(owners: Mapping[str, str], *, folder: Path) -> None:
-    """What the scenario asks of an owner, and an owner may not say, is told before anything is made."""
-    for name, text in owners.items():
-        place = f"{folder / SITES_FOLDER / name}.toml, made from the scenario's run.privacy and owners"
-        parse_settings(SiteConfig, tomllib.loads(text), place=place)
-
-
-def _public_facts(site: Path, *, schema: DataSchema) -> tuple[int, int, tuple[str, ...]]:
-    """Rows, subjects that they name, and modalities that they have."""
-    rows = read_manifest(site, schema=schema).rows
-    modalities = tuple(name for name in schema.modalities if any(name in row.values for row in rows))
-    return len(rows), len({row.subject for row in rows} - {None}), modalities
-
-
-def _two_digits(number: int) -> int:
-    return max(1, int(float(f"{number:.2g}")))
