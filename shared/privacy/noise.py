@@ -26,11 +26,16 @@ from shared.privacy.discrete_gaussian import discrete_gaussian
 
 # Numbers made at a time: few enough to stay in the processor's cache.
 PIECE = 1 << 15
-_ZEROS = memoryview(bytes(8 * PIECE))
-_ONE = np.uint64(1)
-_BYTES_A_PAIR = {"float64": 16, "float32": 12}
-# What the cipher wants behind the last byte that it writes, so that whole blocks fit.
-_SPARE_BYTES = 16
+# What the cipher adds its key stream to; larger ones would take cache from the numbers.
+_ZEROS = memoryview(bytes(1 << 16))
+# What the cipher wants behind the last byte that it writes, so that whole blocks fit; in words.
+_SPARE = 2
+# Arrays without axes: numpy takes half the time to see what they are that it takes with a float of Python's.
+_ONE, _ELEVEN = np.array(1, dtype=np.uint64), np.array(11, dtype=np.uint64)
+_HALF, _MINUS_TWO = np.array(0.5), np.array(-2.0)
+_STEP_53, _STEP_63 = np.array(2.0**-53), np.array(2.0**-63)
+_HALF_TURN = np.array(math.pi * 2.0**-64)
+_TURN = np.array(math.pi * 2.0**-31, dtype=np.float32)
 Numbers = npt.NDArray[np.float64] | npt.NDArray[np.float32]
 
 
@@ -50,18 +55,21 @@ class RandomSource:
 
     def uniform(self, num: int) -> Float64[Tensor, "N"]:
         """Numbers, each at least 0 and below 1, in steps of 2^-53."""
-        words = self._words(num)
-        # PRIVACY: 53 bits reach 1 - 2^-53 and never 1, so that a chance of 1 always and one of 0 never comes true.
-        # test_uniform_numbers_are_uniform_and_below_one
-        np.right_shift(words, np.uint64(11), out=words)
-        return torch.from_numpy(np.multiply(words.view(np.int64), 2.0**-53))
+        numbers = np.empty(num)
+        for start in range(0, num, PIECE):
+            words = self._words(min(PIECE, num - start))
+            # PRIVACY: 53 bits reach 1 - 2^-53 and never 1, so that a chance of 1 always and one of 0 never comes true.
+            # test_uniform_numbers_are_uniform_and_below_one
+            np.right_shift(words, _ELEVEN, out=words)
+            np.multiply(words.view(np.int64), _STEP_53, out=numbers[start : start + PIECE])
+        return torch.from_numpy(numbers)
 
     def normal(self, shape: tuple[int, ...], *, std: float, kind: NoiseKind = "float64") -> Float[Tensor, "..."]:
         """Independent Gaussian numbers of mean 0 and the given standard deviation, of the dtype that `kind` names.
 
         They reach 9.34 deviations: a float32 draw of torch's own ends at 5.77, which costs more than a delta of 1e-5
-        allows over the weights and steps of a run. "float32" takes three quarters of the time and of the random bits;
-        its numbers lie on a coarser grid.
+        allows over the weights and steps of a run. "float32" takes two thirds of the time and three quarters of the
+        random bits; its numbers lie on a coarser grid.
 
         Raises:
             PrivacyError: std is negative or not finite; or whole numbers are asked for, which `discrete_normal` draws.
@@ -71,7 +79,7 @@ class RandomSource:
         """
         _check_continuous(std, kind)
         numbers = np.empty(shape, dtype=kind)
-        _fill([self], numbers.reshape(1, -1), scale=std, kind=kind)
+        _fill([self], numbers.reshape(-1), scale=np.array(std, dtype=kind), kind=kind)
         return torch.from_numpy(numbers)
 
     def normal_into(self, out: Float[Tensor, "..."], *, std: float, kind: NoiseKind = "float64") -> None:
@@ -81,7 +89,7 @@ class RandomSource:
             PrivacyError: as `normal` does.
         """
         _check_continuous(std, kind)
-        _fill([self], out.detach().view(1, -1).numpy(), scale=std, kind=kind)
+        _fill([self], out.detach().view(-1).numpy(), scale=np.array(std, dtype=kind), kind=kind)
 
     def discrete_normal(self, shape: tuple[int, ...], *, std: float) -> Int64[Tensor, "..."]:
         """Independent whole numbers from the discrete Gaussian: n with a chance proportional to exp(-n^2 / (2 std^2)).
@@ -99,16 +107,17 @@ class RandomSource:
         return int(self._words(1)[0]) >> 2
 
     def _words(self, num: int) -> npt.NDArray[np.uint64]:
-        memory = np.empty(8 * num + _SPARE_BYTES, dtype=np.uint8)
-        self._draw(memory, 8 * num)
-        return memory[: 8 * num].view(np.uint64)
+        words = np.empty(num + _SPARE, dtype=np.uint64)
+        self._draw(words.view(np.uint8).data, 8 * num)
+        return words[:num]
 
-    def _draw(self, memory: npt.NDArray[np.uint8], num_bytes: int) -> None:
-        """Writes the next bytes of the stream to the start of memory that has `_SPARE_BYTES` more."""
+    def _draw(self, memory: memoryview, num_bytes: int) -> None:
+        """Writes the next bytes of the stream to the start of memory that goes on for `_SPARE` words more."""
         # PRIVACY: a forked copy would give noise that is known already. test_a_forked_copy_gives_no_numbers
         if os.getpid() != self._process:
             raise PrivacyError("a random source was carried into another process; make a new one there")
-        self._cipher.update_into(_ZEROS[:num_bytes] if num_bytes <= len(_ZEROS) else bytes(num_bytes), memory.data)
+        for start in range(0, num_bytes, len(_ZEROS)):
+            self._cipher.update_into(_ZEROS[: num_bytes - start], memory[start:])
 
 
 def normal_rows(
@@ -155,77 +164,90 @@ def _check_continuous(std: float, kind: NoiseKind) -> None:
         raise PrivacyError('kind is "discrete"; normal draws "float64" or "float32"; use discrete_normal')
 
 
-def _fill(sources: Sequence[RandomSource], numbers: Numbers, *, scale: float | Numbers, kind: NoiseKind) -> None:
-    """Fills each row of `numbers` [K, P] from a source of its own; `scale` is one number or [K, 1]."""
-    rows, width = numbers.shape
-    longest = min(width, PIECE)
+def _fill(sources: Sequence[RandomSource], numbers: Numbers, *, scale: Numbers, kind: NoiseKind) -> None:
+    """Fills `numbers` [P], or each row of [K, P] from a source of its own; `scale` has no axes, or is [K, 1]."""
+    rows, width = len(sources), numbers.shape[-1]
     together = max(1, min(rows, PIECE // max(1, width)))
-    # a pair takes two words, or one and a half; the rest of them is for lengths rounded to float32
-    memory = np.empty((together, longest + 1 + _SPARE_BYTES // 8), dtype=np.int64)
-    scratch = None if numbers.dtype == kind else np.empty((together, longest), dtype=kind)
+    pairs = together * ((min(width, PIECE) + 1) // 2)
+    # words for the stream, two of a pair; then lengths and tangents, or lengths in float64 and in float32, and angles
+    memory = np.empty(4 * pairs + _SPARE, dtype=np.int64)
     make = _float64_pairs if kind == "float64" else _float32_pairs
     for first in range(0, rows, together):
-        group = slice(first, min(first + together, rows))
-        group_scale = scale[group] if isinstance(scale, np.ndarray) else scale
+        group = slice(first, first + together)
+        of_group, scale_of_group = (numbers[group], scale[group]) if numbers.ndim == 2 else (numbers, scale)
         for start in range(0, width, PIECE):
-            piece = numbers[group, start : start + PIECE]
-            made = piece if scratch is None else scratch[: piece.shape[0], : piece.shape[1]]
-            half = (made.shape[1] + 1) // 2
-            for source, row in zip(sources[group], memory[: len(made)].view(np.uint8), strict=True):
-                source._draw(row, _BYTES_A_PAIR[kind] * half)
-            make(memory[: len(made)], made, scale=group_scale)
-            if scratch is not None:
-                piece[...] = made
+            make(sources[group], of_group[..., start : start + PIECE], memory=memory, scale=scale_of_group)
 
 
-def _squares(words: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """Squared lengths of standard normal vectors in the plane, in the memory of the words that they are made from.
+def _drawn(
+    sources: Sequence[RandomSource], *, num_words: int, num_bytes: int, memory: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int64]:
+    """The next `num_bytes` of each source, `num_words` words apart."""
+    stream = memory.view(np.uint8).data
+    for each, source in enumerate(sources):
+        # the next row is drawn over what the cipher may leave behind this one
+        source._draw(stream[8 * num_words * each :], num_bytes)
+    return memory[: len(sources) * num_words]
+
+
+def _squares(words: npt.NDArray[np.int64], *, out: npt.NDArray[np.float64]) -> None:
+    """Squared lengths of standard normal vectors in the plane; leaves the words changed.
 
     In float64 for float32 numbers too: there one u in 2^25 would round to 1, whose length is 0, and two numbers would
     go out without any noise.
     """
-    unsigned, squares = words.view(np.uint64), words.view(np.float64)
+    unsigned = words.view(np.uint64)
     np.right_shift(unsigned, _ONE, out=unsigned)
     # PRIVACY: u = (word + 1) / 2^63 in (0, 1] goes down to 2^-63. test_the_tail_is_as_heavy_as_it_should_be; and is
     # 1 once in 2^54 draws. test_no_length_is_lost_to_rounding
-    np.multiply(words, 2.0**-63, out=squares)
-    squares += 2.0**-63
-    np.log(squares, out=squares)
-    squares *= -2.0
-    return squares
+    np.multiply(words, _STEP_63, out=out)
+    np.add(out, _STEP_63, out=out)
+    np.log(out, out=out)
+    np.multiply(out, _MINUS_TWO, out=out)
 
 
-def _float64_pairs(memory: npt.NDArray[np.int64], made: Numbers, *, scale: float | Numbers) -> None:
+def _float64_pairs(
+    sources: Sequence[RandomSource], piece: Numbers, *, memory: npt.NDArray[np.int64], scale: Numbers
+) -> None:
     """First the cosines, then the sines, of angles whose halves have the tangent t: 2 / (1 + t^2) - 1, 2t / (1 + t^2).
 
     numpy has a fast tangent in float64, and no fast cosine.
     """
-    half, rest = (made.shape[1] + 1) // 2, made.shape[1] // 2
-    lengths, words = _squares(memory[:, :half]), memory[:, half : 2 * half]
+    *rows, width = piece.shape
+    half, rest = (width + 1) // 2, width // 2
+    words = _drawn(sources, num_words=2 * half, num_bytes=16 * half, memory=memory).reshape(*rows, 2 * half)
+    shares, _, lengths, tangents = memory.view(np.float64)[: 4 * len(sources) * half].reshape(4, *rows, half)
+    _squares(words[..., :half], out=lengths)
     np.sqrt(lengths, out=lengths)
-    lengths *= scale
-    tangents = words.view(np.float64)
-    np.multiply(words, math.pi * 2.0**-64, out=tangents)
+    np.multiply(lengths, scale, out=lengths)
+    np.multiply(words[..., half:], _HALF_TURN, out=tangents)
     np.tan(tangents, out=tangents)
-    cosines = made[:, :half]
-    np.multiply(tangents, tangents, out=cosines)
-    cosines *= 0.5
-    cosines += 0.5
-    np.divide(lengths, cosines, out=cosines)
-    np.multiply(tangents[:, :rest], cosines[:, :rest], out=made[:, half:])
-    cosines -= lengths
+    np.multiply(tangents, tangents, out=shares)
+    np.multiply(shares, _HALF, out=shares)
+    np.add(shares, _HALF, out=shares)
+    np.divide(lengths, shares, out=shares)
+    np.subtract(shares, lengths, out=piece[..., :half], casting="same_kind")
+    np.multiply(tangents[..., :rest], shares[..., :rest], out=piece[..., half:], casting="same_kind")
 
 
-def _float32_pairs(memory: npt.NDArray[np.int64], made: Numbers, *, scale: float | Numbers) -> None:
+def _float32_pairs(
+    sources: Sequence[RandomSource], piece: Numbers, *, memory: npt.NDArray[np.int64], scale: Numbers
+) -> None:
     """First the cosines, then the sines, of angles of 32 bits, each rounded to the 24 bits of a float."""
-    half, rest = (made.shape[1] + 1) // 2, made.shape[1] // 2
-    words = memory.view(np.int32)[:, 2 * half : 3 * half]
-    lengths, angles = memory.view(np.float32)[:, 3 * half : 4 * half], words.view(np.float32)
-    np.sqrt(_squares(memory[:, :half]), out=lengths, dtype=np.float32, casting="same_kind")
-    lengths *= scale
-    np.multiply(words, math.pi * 2.0**-31, out=angles, dtype=np.float32, casting="same_kind")
-    cosines, sines = made[:, :half], made[:, half:]
-    np.cos(angles, out=cosines)
-    cosines *= lengths
-    np.sin(angles[:, :rest], out=sines)
-    sines *= lengths[:, :rest]
+    *rows, width = piece.shape
+    half, rest, pairs = (width + 1) // 2, width // 2, len(sources) * ((width + 1) // 2)
+    row_words = half + (half + 1) // 2
+    words = _drawn(sources, num_words=row_words, num_bytes=12 * half, memory=memory).reshape(*rows, row_words)
+    squares = memory.view(np.float64)[2 * pairs : 3 * pairs].reshape(*rows, half)
+    lengths, angles = memory.view(np.float32)[6 * pairs : 8 * pairs].reshape(2, *rows, half)
+    waves = memory.view(np.float32)[:pairs].reshape(*rows, half)
+    _squares(words[..., :half], out=squares)
+    np.sqrt(squares, out=lengths, dtype=np.float32, casting="same_kind")
+    np.multiply(lengths, scale, out=lengths)
+    np.multiply(
+        words.view(np.int32)[..., 2 * half : 3 * half], _TURN, out=angles, dtype=np.float32, casting="same_kind"
+    )
+    np.cos(angles, out=waves)
+    np.multiply(waves, lengths, out=piece[..., :half])
+    np.sin(angles, out=waves)
+    np.multiply(waves[..., :rest], lengths[..., :rest], out=piece[..., half:])

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from client.sampling import draw_rows, poisson_batch
+from client.sampling import draw_coins, draw_rows, poisson_batch
 from shared.batch import Samples
 from shared.config import Unit
 from shared.errors import PrivacyError
@@ -74,6 +74,18 @@ def test_rate_one_takes_all_rows_in_order_and_no_records_give_an_empty_batch() -
 
     assert poisson_batch(7, sample_rate=1.0, source=source).tolist() == list(range(7))
     assert poisson_batch(0, sample_rate=0.5, source=source).tolist() == []
+
+
+@pytest.mark.parametrize(("units", "steps"), [(20, 5), (3, 1), (0, 4), (7, 0)])
+def test_coins_drawn_together_are_those_of_single_steps(units: int, steps: int) -> None:
+    """And the stream goes on from the same place."""
+    together, apart = (reproducible_source(7, purpose="coins") for _ in range(2))
+    coins = draw_coins(units, steps=steps, sample_rate=0.4, source=together)
+
+    assert coins.shape == (steps, units)
+    for step in coins:
+        assert torch.equal(step.nonzero().flatten(), poisson_batch(units, sample_rate=0.4, source=apart))
+    assert torch.equal(together.uniform(3), apart.uniform(3))
 
 
 def samples_of(sizes: list[int]) -> Samples:
