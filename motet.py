@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from simulations.commands import data, privacy
-from simulations.commands.options import Parts, Set, Source, source_change
+from simulations.commands.options import Engine, Memory, Parts, Set, Source, checked_engine, memory_bytes, source_change
 
 app = typer.Typer(
     name="motet",
@@ -31,9 +31,8 @@ def simulate(
         str | None, typer.Argument(help="A shipped scenario's name, or the path of one of yours.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder to make; runs/NAME-TIME if not given.")] = None,
-    engine: Annotated[
-        str | None, typer.Option(help="local (in this process, the default) or flower (Flower's simulation by Ray).")
-    ] = None,
+    engine: Engine = None,
+    memory: Memory = None,
     seed: Annotated[int | None, typer.Option(help="Of weights and participation.")] = None,
     source: Source = None,
     changes: Set = None,
@@ -43,23 +42,20 @@ def simulate(
     """Run a federation on this machine, from data folders to a report."""
     if (scenario is None) == (resume is None):
         raise typer.BadParameter("give a SCENARIO to start, or --resume RUN to go on; one of them")
-    if engine not in {None, "local", "flower"}:
-        raise typer.BadParameter(f"{engine!r}; allowed: local, flower", param_hint="--engine")
+    kind, most_memory = checked_engine(engine, memory=memory), memory_bytes(memory)
     from simulations.simulate import run_simulation
 
     folder = resume
     if folder is None:
         changes = [*(changes or []), *source_change(source)]
-        folder = _prepared(
-            str(scenario), out=out, engine=engine or "local", seed=seed, changes=changes, parts=parts or []
-        )
+        folder = _prepared(str(scenario), out=out, engine=kind, seed=seed, changes=changes, parts=parts or [])
     elif any(option is not None for option in (out, engine, seed, source, changes, parts)):
         raise typer.BadParameter("--resume goes on with the run's own settings; leave the other options away")
     elif (folder / "report.html").is_file():
         typer.echo(f"{folder} has ended; its report: {folder / 'report.html'}")
         return
     try:
-        run_simulation(folder, engine=None if resume else "flower" if engine == "flower" else "local")
+        run_simulation(folder, engine=None if resume else kind, memory_bytes=most_memory)
     except KeyboardInterrupt:
         typer.echo(f"stopped; go on with: motet simulate --resume {folder}")
         raise typer.Exit(130) from None

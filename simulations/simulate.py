@@ -2,24 +2,23 @@
 
 in        a scenario, an engine, a run folder to make or to go on with
 out       the run folder: server.json, sites/, preflight.json, the ledgers, checkpoints/, metrics.jsonl, the report
-relies on the two apps, unchanged, behind either engine
+relies on the two apps, unchanged, behind each engine
 """
 
 import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
 
 from rich.console import Console
 
 from server.settings import PREFLIGHT_FILE, ServerSettings, read_settings, write_preflight, write_settings
 from shared.config import RunConfig
 from shared.errors import ModelError, RunError
+from simulations.engine import EngineName
 from simulations.owners import settings_of_owners
 from simulations.scenario import Scenario, motet_home, read_card, state_home
 
-Engine = Literal["local", "flower"]
 SITES_FOLDER = "sites"
 SERVER_LEDGER = "server-ledger.sqlite"
 DEPLOYMENT = "deployment"
@@ -88,8 +87,13 @@ def prepare_run(
     return settings
 
 
-def run_simulation(folder: Path, *, engine: Engine | None = None) -> None:
+def run_simulation(folder: Path, *, engine: EngineName | None = None, memory_bytes: int = 2**30) -> None:
     """Run what a run folder describes, from its last checkpoint if it has one, to its report.
+
+    Args:
+        folder: of the run.
+        engine: another than the one it was begun with.
+        memory_bytes: engine "cohort": about how much the training of one cohort may take.
 
     Raises:
         ModelError: the run's training code does not pass its preflight; no data was read.
@@ -103,14 +107,20 @@ def run_simulation(folder: Path, *, engine: Engine | None = None) -> None:
     from client.app import app as client_app
     from server.app import app as server_app
 
-    if (engine or settings.engine) == "flower":
-        from simulations.engine.flower import run_in_flower
+    match engine or settings.engine:
+        case "flower":
+            from simulations.engine.flower import run_in_flower
 
-        run_in_flower(server_app, client_app, sites=sites, folder=folder)
-    else:
-        from simulations.engine.local import run_locally
+            run_in_flower(server_app, client_app, sites=sites, folder=folder)
+        case "cohort":
+            from simulations.engine.cohort import run_in_cohorts
 
-        run_locally(server_app, client_app, sites=sites)
+            rows = motet_home() / "cohort"
+            run_in_cohorts(server_app, client_app, sites=sites, memory_bytes=memory_bytes, folder=rows)
+        case _:
+            from simulations.engine.local import run_locally
+
+            run_locally(server_app, client_app, sites=sites)
 
 
 def _check_first(settings: ServerSettings, *, folder: Path) -> None:

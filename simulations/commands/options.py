@@ -1,20 +1,75 @@
 """Options: those that several commands share, spelled and explained alike.
 
 in        nothing
-out       annotations that typer reads, for motet.py and the modules beside this one
+out       annotations that typer reads, for motet.py and the modules beside this one; what they stand for
 relies on nothing
 """
 
+import os
+import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
+
+from simulations.engine import DEFAULT_ENGINE, EngineName
 
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of the scenario.")]
 Parts = Annotated[
     list[Path] | None, typer.Option("--parts", help="A Python file of yours that registers encoders, fusions or heads.")
 ]
 Source = Annotated[Path | None, typer.Option("--from", help="Where a public source lies, for scenarios that need one.")]
+
+Engine = Annotated[
+    str | None,
+    typer.Option(
+        help="cohort (all sites of a round together in this process, the default), local (one after the other) or "
+        "flower (Flower's simulation by Ray)."
+    ),
+]
+Memory = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="About how much the training of one cohort may take, such as 512M or 2G; if not given, half of the "
+        "machine's. Of engine cohort only.",
+    ),
+]
+_UNITS = {"M": 2**20, "G": 2**30}
+
+
+def checked_engine(name: str | None, *, memory: str | None) -> EngineName:
+    """The engine that --engine names, or the default.
+
+    Raises:
+        BadParameter: there is no such engine, or it has no use for --memory.
+    """
+    allowed: dict[str, EngineName] = {each: each for each in get_args(EngineName)}
+    if name is not None and name not in allowed:
+        raise typer.BadParameter(f"{name!r}; allowed: {', '.join(allowed)}", param_hint="--engine")
+    engine = DEFAULT_ENGINE if name is None else allowed[name]
+    if memory is not None and engine != "cohort":
+        raise typer.BadParameter(
+            f"bounds the engine cohort; leave it away with --engine {engine}", param_hint="--memory"
+        )
+    return engine
+
+
+def memory_bytes(size: str | None) -> int:
+    """The bytes that --memory stands for; half of the machine's memory where it is not given.
+
+    Raises:
+        BadParameter: not a size.
+    """
+    if size is None:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([MG])(?:i?B)?", size.strip())
+    number = int(float(found[1]) * _UNITS[found[2]]) if found else 0
+    if number < 2**20:
+        raise typer.BadParameter(
+            f"{size!r}; allowed: a number with M or G, at least 1M, such as 512M, 2G or 2GiB", param_hint="--memory"
+        )
+    return number
 
 
 def source_change(source: Path | None) -> list[str]:

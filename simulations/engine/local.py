@@ -6,7 +6,7 @@ relies on names that Flower keeps to itself, all of them in this file: holds for
 """
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
@@ -18,6 +18,7 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from client.app import SITE_KEY
+from shared.wire import LocalArray
 
 FLOWER_VERSIONS = ("1.41",)
 """versions under which the private names above are known to behave as used here"""
@@ -26,12 +27,19 @@ _FIRST_NODE_ID = 1000
 
 def run_locally(server_app: ServerApp, client_app: ClientApp, *, sites: Sequence[Path]) -> None:
     """Run a federation to its end in this process."""
-    grid = LocalGrid(client_app, sites=sites)
+    run_over(LocalGrid(client_app, sites=sites), server_app)
+
+
+def run_over(grid: "LocalGrid", server_app: ServerApp) -> None:
+    """Run the server app over a grid in this process, to its end."""
     server_app(grid, Context(grid.run.run_id, SUPERLINK_NODE_ID, {}, RecordDict(), {}))
 
 
 class LocalGrid(Grid):
-    """Delivers messages by calling the client app; a site that raises costs its own reply only."""
+    """Delivers messages by calling the client app; a site that raises costs its own reply only.
+
+    Replies are made one by one, as they are asked for, so that no more than one of them need be held.
+    """
 
     def __init__(self, client_app: ClientApp, *, sites: Sequence[Path], run_id: int = 1) -> None:
         self._run, self._app = Run.create_empty(run_id=run_id), client_app
@@ -76,26 +84,44 @@ class LocalGrid(Grid):
             self._pending[ids[-1]] = message
         return ids
 
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Deliver and collect, in the order of the ids."""
-        return [self._deliver(self._pending.pop(name)) for name in message_ids if name in self._pending]
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
+        """Deliver and collect, in the order of the ids, each when it is asked for."""
+        return self.replies([self._pending.pop(name) for name in message_ids if name in self._pending])
 
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:  # noqa: ARG002
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:  # noqa: ARG002
         """Deliver and collect; a call in this process cannot be late, so `timeout` has no part in it."""
         return self.pull_messages(self.push_messages(messages))
+
+    def replies(self, messages: Sequence[Message]) -> Iterator[Message]:
+        """A reply to each message, in their order."""
+        for message in messages:
+            yield self._deliver(message)
+
+    def site_of(self, message: Message) -> str | None:
+        """The site file of the node that a message goes to; None where there is no such node."""
+        context = self._contexts.get(message.metadata.dst_node_id)
+        return None if context is None else str(context.node_config[SITE_KEY])
+
+    def failed(self, message: Message) -> Message:
+        """The reply in place of a client app that raised; its words stay here."""
+        return self.numbered(
+            Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, "client app failed"), reply_to=message)
+        )
+
+    def numbered(self, reply: Message) -> Message:
+        """A reply with an id of its own."""
+        reply.metadata.__dict__["_message_id"] = f"reply-{next(self._numbers)}"
+        return reply
 
     def _deliver(self, message: Message) -> Message:
         context = self._contexts.get(message.metadata.dst_node_id)
         if context is None:
-            reply = Message(Error(ErrorCode.NODE_UNAVAILABLE, "no such site"), reply_to=message)
-        else:
-            try:
-                # new shells around the same bytes: a site that writes into its message writes into nobody else's
-                reply = self._app(_copied(message), context)
-            except Exception:  # noqa: BLE001  as Flower's own workers do: an error reply, the round goes on
-                reply = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, "client app failed"), reply_to=message)
-        reply.metadata.__dict__["_message_id"] = f"reply-{next(self._numbers)}"
-        return reply
+            return self.numbered(Message(Error(ErrorCode.NODE_UNAVAILABLE, "no such site"), reply_to=message))
+        try:
+            # new shells around the same bytes: a site that writes into its message writes into nobody else's
+            return self.numbered(self._app(_copied(message), context))
+        except Exception:  # noqa: BLE001  as Flower's own workers do: an error reply, the round goes on
+            return self.failed(message)
 
 
 def _copied(message: Message) -> Message:
@@ -109,9 +135,17 @@ def _shells(records: RecordDict) -> RecordDict:
     for name, record in records.items():
         match record:
             case ArrayRecord():
-                copied[name] = ArrayRecord(dict(record))
+                copied[name] = _shells_of_arrays(record)
             case MetricRecord():
                 copied[name] = MetricRecord(dict(record))
             case ConfigRecord():
                 copied[name] = ConfigRecord(dict(record))
+    return copied
+
+
+def _shells_of_arrays(arrays: ArrayRecord) -> ArrayRecord:
+    copied = ArrayRecord({name: array for name, array in arrays.items() if not isinstance(array, LocalArray)})
+    for name, array in arrays.items():
+        if isinstance(array, LocalArray):
+            copied[name] = LocalArray(array.tensor.clone())
     return copied

@@ -1,6 +1,8 @@
 """Rounds: what a site does wrong costs its own contribution only; a run goes on where it stopped."""
 
 import dataclasses
+import weakref
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from shared.errors import RunError
 from shared.messages import PROTOCOL_VERSION, Refusal, RequestHeader, TrainReply, TrainRequest
 from shared.model.multimodal import build_model
 from tests.server import conftest
-from tests.server.conftest import CallTransport, small_run
+from tests.server.conftest import SITE, CallTransport, protected_run, small_run
 
 SITES = {"north": ("left", "right"), "south": ("left", "right"), "deaf": ("left",)}
 
@@ -144,3 +146,57 @@ def test_patience_ends_a_run_that_gets_no_better(tmp_path: Path) -> None:
     progress, _ = train(run, tmp_path, transport=transport)
     assert progress.round_number == progress.best_round + 2
     assert progress.round_number < 20
+
+
+@dataclasses.dataclass
+class WatchedTransport(CallTransport):
+    """Counts the tensors of a site's update that are still held when the next is asked for."""
+
+    held: list[int] = dataclasses.field(default_factory=list)
+
+    def train(self, requests: Mapping[str, TrainRequest], *, timeout_s: float) -> Iterator[tuple[str, Reply]]:
+        """One after the other, none of them held here."""
+        for site, request in sorted(requests.items()):
+            made = [self.honest(site, request)]
+            tensors = [weakref.ref(value) for value in made[0].update.values()]
+            yield site, made.pop()
+            self.held.append(sum(tensor() is not None for tensor in tensors))
+
+
+@pytest.mark.parametrize("aggregation", ["mean", "site", "median"])
+def test_an_update_is_dropped_before_the_next_is_made(aggregation: str, tmp_path: Path) -> None:
+    """A median is the exception, and shows that the count can tell."""
+    run = small_run(rounds=2, aggregation=aggregation) if aggregation != "site" else None
+    run = run or protected_run(changes={"privacy": SITE}, rounds=2)
+    transport = WatchedTransport(run, SITES)
+    train(run, tmp_path, transport=transport)
+    assert len(transport.held) == 6
+    assert any(transport.held) == (aggregation == "median")
+
+
+@pytest.mark.parametrize("is_protected", [False, True])
+def test_a_site_is_in_the_sum_once_however_often_it_answers(is_protected: bool, tmp_path: Path) -> None:
+    class Insistent(CallTransport):
+        def train(self, requests: Mapping[str, TrainRequest], *, timeout_s: float) -> Iterator[tuple[str, Reply]]:
+            for site, reply in super().train(requests, timeout_s=timeout_s):
+                yield from [(site, reply)] * (3 if site == "south" else 1)
+
+    run = protected_run(changes={"privacy": SITE}) if is_protected else small_run()
+    once, often = (
+        conftest.train(run, tmp_path / kind.__name__, transport=kind(run, SITES)) for kind in (CallTransport, Insistent)
+    )
+    assert same(once.weights, often.weights)
+
+
+def test_sites_that_are_asked_the_same_share_one_request(run: RunConfig, tmp_path: Path) -> None:
+    asked: list[Mapping[str, TrainRequest]] = []
+
+    class Noting(CallTransport):
+        def train(self, requests: Mapping[str, TrainRequest], *, timeout_s: float) -> Iterator[tuple[str, Reply]]:
+            asked.append(requests)
+            return super().train(requests, timeout_s=timeout_s)
+
+    train(run, tmp_path, transport=Noting(run, SITES))
+    assert asked[0]["north"] is asked[0]["south"]
+    assert asked[0]["deaf"] is not asked[0]["south"]
+    assert asked[0]["south"] is not asked[1]["south"]

@@ -1,12 +1,21 @@
 """A message is what was agreed, or it is refused with the reason."""
 
+import copy
 import io
+import pickle
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+from flwr.supercore.inflatable.inflatable_object import (
+    UnexpectedObjectContentError,
+    get_all_nested_objects,
+    get_object_id,
+)
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents, validate_object_content
 
 from shared.errors import WireError
 from shared.messages import (
@@ -21,7 +30,10 @@ from shared.messages import (
     reply_fields,
 )
 from shared.wire import (
+    ARRAYS,
     LARGEST_VALUE,
+    LocalArray,
+    array_shapes,
     decode_arrays,
     decode_hello,
     decode_reply,
@@ -29,6 +41,7 @@ from shared.wire import (
     decode_statistics_header,
     encode_reply,
     encode_statistics_request,
+    local_array_record,
 )
 from tests.tiny import tiny_config
 
@@ -61,6 +74,104 @@ def test_a_reply_survives_the_protobuf_of_a_real_deployment_bit_for_bit() -> Non
     assert isinstance(came, TrainReply)
     assert came.header == sent.header
     assert all(torch.equal(came.update[name], sent.update[name]) for name in SHAPES)
+
+
+def arrays_of(records: RecordDict) -> ArrayRecord:
+    found = records[ARRAYS]
+    assert isinstance(found, ArrayRecord)
+    return found
+
+
+def inflated(records: RecordDict) -> RecordDict:
+    """As Flower 1.41 sends a message: every object in it by itself, and put together again on the other side."""
+    contents = {name: found.deflate() for name, found in get_all_nested_objects(records).items()}
+    for content in contents.values():
+        validate_object_content(content)
+    came = inflate_object_from_contents(records.object_id, contents)
+    assert isinstance(came, RecordDict)
+    return came
+
+
+@pytest.mark.parametrize(
+    "carry",
+    [
+        lambda records: recorddict_from_proto(recorddict_to_proto(records)),
+        inflated,
+        lambda records: RecordDict({ARRAYS: pickle.loads(pickle.dumps(records[ARRAYS]))}),
+        copy.deepcopy,
+    ],
+    ids=["protobuf", "objects", "pickle", "copy"],
+)
+def test_only_plain_arrays_come_out_of_another_process(carry: Callable[[RecordDict], RecordDict]) -> None:
+    """A tensor that is taken as it is was put there in this process, and never came over a network."""
+    sent = encode_reply(reply())
+    came = carry(sent)
+    assert {type(array) for array in arrays_of(sent).values()} == {LocalArray}
+    assert {type(array) for array in arrays_of(came).values()} == {Array}
+    assert all(np.array_equal(arrays_of(came)[name].numpy(), value.numpy()) for name, value in reply().update.items())
+
+
+def test_an_object_that_claims_to_be_a_local_array_is_no_message() -> None:
+    content = LocalArray(torch.zeros(2)).deflate()
+    assert content.startswith(b"Array ")
+    forged = content.replace(b"Array ", b"LocalArray ", 1)
+    with pytest.raises(UnexpectedObjectContentError, match="not supported"):
+        validate_object_content(forged)
+    with pytest.raises(KeyError, match="LocalArray"):
+        inflate_object_from_contents(get_object_id(forged), {get_object_id(forged): forged})
+
+
+def test_what_stays_in_the_process_is_the_tensor_itself_and_never_becomes_bytes() -> None:
+    sent = reply()
+    records = encode_reply(sent)
+    came = decode_reply(records, shapes=SHAPES)
+    assert isinstance(came, TrainReply)
+    assert all(came.update[name].data_ptr() == value.data_ptr() for name, value in sent.update.items())
+    for array in arrays_of(records).values():
+        assert not {"data", "_plain"} & set(vars(array))
+        assert array.data is array.data
+    assert array_shapes(records) == SHAPES
+
+
+def test_a_local_array_keeps_what_it_was_made_of() -> None:
+    array = LocalArray(torch.zeros(2))
+    for name, value in (("shape", (3,)), ("data", b""), ("dtype", "int8"), ("stype", "x"), ("tensor", torch.ones(2))):
+        with pytest.raises(AttributeError, match="cannot be changed"):
+            setattr(array, name, value)
+    with pytest.raises(AttributeError):
+        _ = array.colour
+
+
+def in_a_row(values: list[float]) -> dict[str, torch.Tensor]:
+    """The parameters as views of one row, as a cohort's are."""
+    row = torch.tensor(values)
+    return {"w": row[:6].view(2, 3), "scale": row[6]}
+
+
+@pytest.mark.parametrize("place", range(7))
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1.01e9, -1.01e9])
+@pytest.mark.parametrize("is_row", [True, False])
+def test_one_number_that_cannot_be_is_found_wherever_it_stands(place: int, value: float, is_row: bool) -> None:
+    numbers = [0.5, -LARGEST_VALUE, LARGEST_VALUE, 0.0, 1.0, 2.0, 3.0]
+    assert decode_reply(encode_reply(TrainReply(HEADER, in_a_row(numbers))), shapes=SHAPES)
+    numbers[place] = value
+    arrays = in_a_row(numbers) if is_row else {name: part.clone() for name, part in in_a_row(numbers).items()}
+    with pytest.raises(WireError, match=f"'{'scale' if place == 6 else 'w'}' holds NaN, infinity or a size"):
+        decode_reply(encode_reply(TrainReply(HEADER, arrays)), shapes=SHAPES)
+
+
+@pytest.mark.parametrize(
+    "tensor", [torch.zeros(3, 2), torch.zeros(2, 3, dtype=torch.float64), torch.zeros(6), torch.zeros(2, 3, dtype=torch.int32)]
+)  # fmt: skip
+def test_a_local_array_that_is_not_as_agreed_is_refused(tensor: torch.Tensor) -> None:
+    records = RecordDict(
+        {
+            "header": ConfigRecord({"json": HEADER.model_dump_json()}),
+            ARRAYS: local_array_record({"w": tensor, "scale": torch.tensor(0.5)}),
+        }
+    )
+    with pytest.raises(WireError, match="'w' is"):
+        decode_arrays(records, shapes=SHAPES)
 
 
 @pytest.mark.parametrize(
