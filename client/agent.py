@@ -147,6 +147,15 @@ def plan_of(opened: OpenRound, *, history: History) -> PrivacyPlan:
     return plan if opened.clip_norm is None else replace(plan, clip_norm=opened.clip_norm)
 
 
+def try_out(opened: OpenRound, *, history: History) -> None:
+    """The training code of a private round is tried out on made-up rows, unless it has passed.
+
+    Raises:
+        ModelError: it does not keep what the accountant assumes.
+    """
+    _preflight(opened.permitted, site=opened.site, run_id=opened.header.run_id, is_first=not history.num_rounds)
+
+
 def train_alone(
     opened: OpenRound, weights: Mapping[str, Tensor], samples: Samples, *, plan: PrivacyPlan | None
 ) -> TrainedRound:
@@ -241,7 +250,7 @@ def _train(header: RequestHeader, read_weights: ReadWeights, site: SiteConfig) -
     if opened.permitted.unit is not None:
         history = ledger.history(site.data_set, header.run_id, unit=opened.permitted.unit)
         plan = plan_of(opened, history=history)
-        _preflight(opened.permitted, site=site, run_id=header.run_id, is_first=not history.num_rounds)
+        try_out(opened, history=history)
     # PRIVACY: the cost is on disk before a file of the owner's is opened. test_cost_is_on_disk_before_data_is_read
     reservation = ledger.reserve(**charge_for_round(header, site=site, plan=plan))
     samples = _load(opened.permitted, site=site, ledger=ledger, reservation=reservation)

@@ -62,6 +62,8 @@ class History:
     others: tuple[MechanismUse, ...]
     before: tuple[MechanismUse, ...]
     """of the others, what came before this run's first row, void or not"""
+    total: tuple[MechanismUse, ...]
+    """of all runs, this one included"""
 
 
 class _Alike(NamedTuple):
@@ -189,6 +191,7 @@ class Totals:
             counts=self._uses(data_set, mine.counts, unit=unit),
             others=self._uses(data_set, others, unit=unit),
             before=self._uses(data_set, before, unit=unit),
+            total=self._uses(data_set, book.total, unit=unit),
         )
 
     def _uses(self, data_set: str, *parts: Steps, unit: Unit) -> tuple[MechanismUse, ...]:

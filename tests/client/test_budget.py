@@ -18,7 +18,7 @@ from client.outlook import Outlook
 from client.plan import counts_use
 from shared.config import RunConfig, StatisticsSettings, Unit
 from shared.errors import BudgetError, ConfigError, LedgerError
-from shared.privacy import ledger as ledger_module
+from shared.privacy import ledger_transaction as ledger_module
 from shared.privacy.accountant import MechanismUse, spent_epsilon
 from shared.privacy.ledger import Ledger
 from tests.tiny import CARD, PRIVACY, tiny_config, tiny_run

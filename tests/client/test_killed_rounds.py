@@ -69,12 +69,12 @@ def unreadable(point: Point) -> Point:
 
 @contextmanager
 def in_the_second_step() -> Iterator[None]:
-    """The process dies between the noise of two parameters of the second step; the model has ten."""
+    """The process dies where the second step draws its noise."""
     real, drawn = RandomSource.normal, []
 
     def counting(self: RandomSource, *given: object, **named: object) -> object:
         drawn.append(given)
-        if len(drawn) == 15:
+        if len(drawn) == 2:
             die()
         return real(self, *given, **named)  # type: ignore[arg-type]
 

@@ -172,6 +172,7 @@ def history_of_rows(ledger: Ledger, run_id: str, *, unit: Unit) -> History:
         counts=uses_of_rows([row for row in mine if row.mechanism == "counts"], unit=unit),
         others=uses_of_rows([row for row in rows if row.run_id != run_id], unit=unit),
         before=uses_of_rows([row for row in rows if row.run_id != run_id and row.id < begun], unit=unit),
+        total=uses_of_rows(rows, unit=unit),
     )
 
 
