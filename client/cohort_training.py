@@ -104,7 +104,7 @@ def train_cohort(
     workers = min(len(pieces), torch.get_num_threads())
     results: list[TrainedRound | None] = [None] * len(members)
     with only_trained(model, names), _one_thread_an_operation(), _in_training(model):
-        copies = _copies(model, number=workers)
+        copies = [Stacked(each, names=names) for each in _copies(model, number=workers)]
 
         def train(number: int) -> None:
             for piece in pieces[number::workers]:
@@ -135,12 +135,11 @@ class _Piece:
     """Some sites of a cohort, their weights [K, P] side by side; sites with more steps come first."""
 
     def __init__(
-        self, round_: _Round, model: nn.Module, members: Sequence[Member], public: Sequence[PublicNumbers]
+        self, round_: _Round, stacked: Stacked, members: Sequence[Member], public: Sequence[PublicNumbers]
     ) -> None:
-        self.round, self.members, self.public = round_, members, public
-        self.stacked = Stacked(model, names=round_.names)
+        self.round, self.stacked, self.members, self.public = round_, stacked, members, public
         self.is_private = members[0].plan is not None
-        parameters = dict(model.named_parameters())
+        parameters = dict(stacked.model.named_parameters())
         self.start = self.stacked.gathered({name: parameters[name].detach() for name in round_.names})
         self.data = _joined([member.samples for member in members])
         sizes = [len(member.samples) for member in members]
@@ -154,14 +153,15 @@ class _Piece:
             member.sampling.seed()
         weights = nn.Parameter(self.start.expand(len(self.members), -1).clone())
         optimizer = self._optimizer(weights)
-        final = torch.empty_like(weights, requires_grad=False)
         steps = [each.steps for each in self.public]
+        final = weights.detach() if len(set(steps)) == 1 else torch.empty_like(weights, requires_grad=False)
         for step in range(steps[0]):
             # PRIVACY: as many steps as each site was charged. test_every_site_of_a_cohort_makes_its_own_steps
             active = sum(count > step for count in steps)
             self._step(weights, optimizer, active=active)
-            ended = [number for number, count in enumerate(steps) if count == step + 1]
-            final[ended] = weights.detach()[ended]
+            if final.data_ptr() != weights.data_ptr():
+                ended = [number for number, count in enumerate(steps) if count == step + 1]
+                final[ended] = weights.detach()[ended]
         updates = final.sub_(self.start)
         views = self.stacked.views(updates)
         return [
@@ -177,7 +177,12 @@ class _Piece:
         optimizer = StackedNoisyOptimizer(
             inner_optimizer([weights], training=training, learning_rate=self.round.learning_rate),
             protections=[
-                protection_of(member.plan, expected_batch_size=public.expected_batch_size, source=member.noise)
+                # without a plan the sums come divided
+                protection_of(
+                    member.plan,
+                    expected_batch_size=public.expected_batch_size if self.is_private else 1.0,
+                    source=member.noise,
+                )
                 for member, public in zip(self.members, self.public, strict=True)
             ],
         )
@@ -203,7 +208,7 @@ class _Piece:
         sums = found.sums
         if active < len(weights):
             sums = torch.cat([sums, sums.new_zeros(len(weights) - active, sums.shape[1])])
-        optimizer.zero_grad()
+        optimizer.zero_grad(set_to_none=True)
         optimizer.clipped_sums, optimizer.active = sums, active
         optimizer.step()
         for number, member in enumerate(self.members[:active]):
@@ -223,7 +228,9 @@ class _Piece:
             batch = self._with_hidden(batch, drawn, real=real)
         rows = Rows(len(drawn), units, each)
         if not self.is_private:
-            return self.stacked.plain_sums(weights, batch, rows=rows, real=real)
+            sizes = [public.expected_batch_size for public in self.public[: len(drawn)]]
+            denominators = torch.tensor(sizes, device=weights.device)[:, None]
+            return self.stacked.plain_sums(weights, batch, rows=rows, real=real, denominators=denominators)
         plans = [member.plan for member in self.members[: len(drawn)] if member.plan is not None]
         norms = torch.tensor([plan.clip_norm for plan in plans], dtype=torch.float64, device=weights.device)
         clip = StackedClip(norms, per_layer=plans[0].clipping == "per-layer")

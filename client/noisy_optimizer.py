@@ -143,6 +143,7 @@ class StackedNoisyOptimizer(DPOptimizerFastGradientClipping):  # type: ignore[mi
         self._denominators = torch.tensor(
             [each.denominator for each in protections], dtype=parameter.dtype, device=parameter.device
         )[:, None]
+        self._come_divided = all(each.denominator == 1 for each in protections)
         self.active = len(protections)
         """so many sites, from the first on, have a step to make; the others' rows get no noise, and are not read"""
 
@@ -164,4 +165,5 @@ class StackedNoisyOptimizer(DPOptimizerFastGradientClipping):  # type: ignore[mi
     def scale_grad(self) -> None:
         """Divides each row by its site's denominator."""
         # PRIVACY: public numbers. test_a_cohort_divides_by_each_sites_public_number
-        self.params[0].grad /= self._denominators
+        if not self._come_divided:
+            self.params[0].grad /= self._denominators

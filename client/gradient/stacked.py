@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from client.gradient.engine import SampleModel, only_trained
-from client.gradient.layers import KINDS, ConvolutionLayer, Rows, WatchedLayer, why_not_watched
+from client.gradient.layers import KINDS, Rows, WatchedLayer, why_not_watched
 from shared.batch import Batch
 from shared.errors import ModelError, PrivacyError
 from shared.privacy.mechanism import clip_factors, layers_of
@@ -37,7 +37,7 @@ class StackedSum:
     """Sums of every site."""
 
     sums: Float[Tensor, "K P"]
-    """parameters one behind the other, in the order of the names"""
+    """parameters one behind the other, in the order of the names; in memory that the next call writes to"""
     unclipped: Float[Tensor, "K"]
     """how many units were within the norm already"""
 
@@ -61,6 +61,7 @@ class Stacked:
         parameters = dict(model.named_parameters())
         self._parameters = [parameters[name] for name in names]
         self._places: dict[str, tuple[int, int]] = {}
+        self._sums: Tensor | None = None
         self.num_weights = 0
         for name, parameter in zip(names, self._parameters, strict=True):
             self._places[name] = (self.num_weights, parameter.numel())
@@ -88,37 +89,46 @@ class Stacked:
         Raises:
             ModelError: a trained parameter is used from outside its layer.
         """
-        layers = self._passed(weights, batch, rows=rows, real=real, keeps_units=True)
+        layers = self._passed(weights, batch, rows=rows, shares=real, keeps_units=True)
         squares = {name: layer.square_norms() for name, layer in layers.items()}
         norms = torch.stack(list(squares.values())).sum(dim=0).sqrt()
         finite = norms.isfinite()
         broken = None if finite.all() else finite
         factors, within = _factors(squares, norms=norms, clip=clip)
-        sums = torch.zeros_like(weights)
+        sums = self._room(weights)
         into = self.views(sums)
         for name, layer in layers.items():
             # PRIVACY: a unit that pads the batch has no part in the sum. test_padding_contributes_exactly_nothing
-            for own, value in layer.sums(factors[name] * real, finite=broken).items():
-                into[_join(name, own)].copy_(value)
+            layer.sum_into(_own(into, path=name), factors=factors[name] * real, finite=broken)
         return StackedSum(sums=sums, unclipped=(within & real).sum(dim=1).double())
 
     @torch.no_grad()
     def plain_sums(
-        self, weights: Float[Tensor, "K P"], batch: Batch, *, rows: Rows, real: Bool[Tensor, "K U"]
+        self,
+        weights: Float[Tensor, "K P"],
+        batch: Batch,
+        *,
+        rows: Rows,
+        real: Bool[Tensor, "K U"],
+        denominators: Float[Tensor, "K 1"],
     ) -> StackedSum:
-        """As `clipped_sums` without any clipping: for training without privacy alone."""
-        layers = self._passed(weights, batch, rows=rows, real=real, keeps_units=False)
-        sums = torch.zeros_like(weights)
+        """Every site's sum without any clipping, divided: for training without privacy alone."""
+        layers = self._passed(weights, batch, rows=rows, shares=real / denominators, keeps_units=False)
+        sums = self._room(weights)
         into = self.views(sums)
         for name, layer in layers.items():
-            found = layer.plain if isinstance(layer, _PlainConvolution) else layer.sums(None, finite=None)
-            for own, value in found.items():
-                into[_join(name, own)].copy_(value)
+            layer.sum_into(_own(into, path=name))
         return StackedSum(sums=sums, unclipped=real.sum(dim=1).double())
+
+    def _room(self, weights: Tensor) -> Tensor:
+        """Memory for the sums, the same for each call: new pages would cost more than what is written to them."""
+        if self._sums is None or len(self._sums) < len(weights) or self._sums.dtype != weights.dtype:
+            self._sums = torch.empty_like(weights)
+        return self._sums[: len(weights)]
 
     @torch.enable_grad()
     def _passed(
-        self, weights: Tensor, batch: Batch, *, rows: Rows, real: Tensor, keeps_units: bool
+        self, weights: Tensor, batch: Batch, *, rows: Rows, shares: Tensor, keeps_units: bool
     ) -> dict[str, WatchedLayer]:
         """The trained layers after a forward and a backward pass over all rows."""
         if len(batch) != rows.sites * rows.per_site:
@@ -130,9 +140,7 @@ class Stacked:
             for layer in layers.values():
                 self._put_on(layer, switch)
             losses = model.loss(model(batch.inputs, batch.present), batch.targets)
-            # a unit's loss is the mean over its rows
-            shares = real.repeat_interleave(rows.rows_per_unit, dim=1).flatten().to(losses.dtype) / rows.rows_per_unit
-            total = (losses * shares).sum()
+            total = losses @ self._of_rows(shares, rows=rows, dtype=losses.dtype)
             if not total.requires_grad:
                 return layers
             _, *outside = torch.autograd.grad(total, [switch, *self._parameters], allow_unused=True)
@@ -142,6 +150,12 @@ class Stacked:
         if used:
             raise ModelError(f'parameters {used} are used from outside their layer; set gradient_engine = "functional"')
         return layers
+
+    @staticmethod
+    def _of_rows(shares: Tensor, *, rows: Rows, dtype: torch.dtype) -> Tensor:
+        """What each row's loss is multiplied with: a unit's loss is the mean over its rows."""
+        each = rows.rows_per_unit
+        return (shares if each == 1 else shares.repeat_interleave(each, dim=1) / each).flatten().to(dtype)
 
     @contextmanager
     def _watched(self, weights: Tensor, rows: Rows, *, keeps_units: bool) -> Iterator[dict[str, WatchedLayer]]:
@@ -158,12 +172,9 @@ class Stacked:
                     else value.detach().expand(rows.sites, *value.shape)
                     for name, value in module.named_parameters(recurse=False)
                 }
-                kind = KINDS[type(module)]
                 trained = frozenset(member.rpartition(".")[2] for member in members)
-                layer = kind(module, weights=own, trained=trained, rows=rows)
-                if isinstance(layer, ConvolutionLayer) and not keeps_units and not layer.has_few_patch_numbers:
-                    layer = _PlainConvolution(module, weights=own, trained=trained, rows=rows)
-                layers[path] = layer
+                layers[path] = KINDS[type(module)](module, weights=own, trained=trained, rows=rows)
+                layers[path].keeps_units = keeps_units
             yield layers
         finally:
             for path in owners:
@@ -172,19 +183,6 @@ class Stacked:
     @staticmethod
     def _put_on(layer: WatchedLayer, switch: Tensor) -> None:
         layer.module.__dict__["forward"] = partial(_forward, layer=layer, switch=switch)
-
-
-class _PlainConvolution(ConvolutionLayer):
-    """A convolution of which only the sum over all rows is asked for."""
-
-    def __init__(self, module: nn.Module, *, weights: dict[str, Tensor], trained: frozenset[str], rows: Rows) -> None:
-        super().__init__(module, weights=weights, trained=trained, rows=rows)
-        self.plain: dict[str, Tensor] = {}
-
-    def note(self, values: Tensor, gradient: Tensor) -> None:
-        """Adds the sums of a call."""
-        for name, value in self.plain_sums(values, gradient).items():
-            self.plain[name] = self.plain[name] + value if name in self.plain else value
 
 
 class _Watch(torch.autograd.Function):
@@ -242,6 +240,11 @@ def _factors(
         within &= own <= share
         factors[name] = torch.where(norms.isfinite(), clip_factors(own, clip_norm=share), 0.0)
     return factors, within
+
+
+def _own(into: dict[str, Tensor], *, path: str) -> dict[str, Tensor]:
+    """The entries of one layer, under its own names."""
+    return {name.rpartition(".")[2]: value for name, value in into.items() if name.rpartition(".")[0] == path}
 
 
 def _join(path: str, name: str) -> str:

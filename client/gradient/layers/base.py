@@ -1,0 +1,119 @@
+"""Base: what every watched layer gives, and layers whose per-unit gradients are formed.
+
+in        K*R rows, site by site, through one layer whose weights [K, *shape] every site has of its own
+out       outputs; after the backward pass squared norms [K, U] of each unit's gradient, and weighted sums [K, *shape]
+relies on nothing but torch
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+Weights = Mapping[str, Tensor]
+"""the layer's own name of a parameter ("weight", "bias") -> [K, *shape]"""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """How the rows of a batch belong together: row ((k * units) + u) * rows_per_unit + r is of unit u of site k."""
+
+    sites: int
+    units: int
+    rows_per_unit: int = 1
+
+    @property
+    def per_site(self) -> int:
+        """Rows of each site."""
+        return self.units * self.rows_per_unit
+
+
+class WatchedLayer(ABC):
+    """One layer during one pass over a batch."""
+
+    def __init__(self, module: nn.Module, *, weights: Weights, trained: frozenset[str], rows: Rows) -> None:
+        """Takes the layer's weights, [K, *shape] each; gradients are made of the `trained` ones only."""
+        self.module, self.weights, self.trained, self.rows = module, weights, trained, rows
+        self.keeps_units = True
+        """whether units are told apart; where only plain sums are asked for, they need not be"""
+
+    def enter(self, values: Tensor) -> Tensor:
+        """What of the layer has no weights and comes first; autograd follows it by itself."""
+        return values
+
+    @abstractmethod
+    def forward(self, values: Tensor) -> Tensor:
+        """Outputs of the part with weights."""
+
+    @abstractmethod
+    def input_gradient(self, values: Tensor, gradient: Tensor) -> Tensor:
+        """Gradient of the inputs, from that of the outputs."""
+
+    @abstractmethod
+    def note(self, values: Tensor, gradient: Tensor) -> None:
+        """Keeps what a call of the layer says of its weights; a layer may be called several times in a pass."""
+
+    @abstractmethod
+    def square_norms(self) -> Float[Tensor, "K U"]:
+        """Squared L2 norm of each unit's gradient over the trained parameters, float64; after all calls."""
+
+    @abstractmethod
+    def sum_into(
+        self, into: Weights, *, factors: Float[Tensor, "K U"] | None = None, finite: Bool[Tensor, "K U"] | None = None
+    ) -> None:
+        """Writes the sum over each site's units of factor times gradient; without factors, of the gradients themselves.
+
+        Args:
+            into: parameter -> [K, *shape] to write to, of the trained ones.
+            factors: of each unit.
+            finite: given where some unit's gradient is not: nothing of such a unit enters, for zero times NaN is NaN.
+        """
+
+
+class FormedLayer(WatchedLayer):
+    """A layer whose per-unit gradients are formed: each parameter's as [K, U, n]."""
+
+    def __init__(self, module: nn.Module, *, weights: Weights, trained: frozenset[str], rows: Rows) -> None:
+        super().__init__(module, weights=weights, trained=trained, rows=rows)
+        self._formed: dict[str, Tensor] = {}
+
+    def _add(self, name: str, gradients: Tensor) -> None:
+        if name in self._formed:
+            self._formed[name] += gradients
+        else:
+            self._formed[name] = gradients
+
+    def square_norms(self) -> Float[Tensor, "K U"]:
+        """As promised by WatchedLayer."""
+        total = no_norms(self.rows, like=next(iter(self.weights.values())))
+        for gradients in self._formed.values():
+            total += torch.linalg.vector_norm(gradients, dim=2).double().square()
+        return total
+
+    def sum_into(
+        self, into: Weights, *, factors: Float[Tensor, "K U"] | None = None, finite: Bool[Tensor, "K U"] | None = None
+    ) -> None:
+        """As promised by WatchedLayer."""
+        for name in self.trained:
+            if name in self._formed:
+                found = weighted(self._formed[name], factors=factors, finite=finite)
+                into[name].copy_(found.view_as(into[name]))
+            else:
+                into[name].zero_()
+
+
+def no_norms(rows: Rows, *, like: Tensor) -> Float[Tensor, "K U"]:
+    """Zeros, where norms are added up."""
+    return torch.zeros(rows.sites, rows.units, dtype=torch.float64, device=like.device)
+
+
+def weighted(gradients: Tensor, *, factors: Tensor | None, finite: Tensor | None) -> Float[Tensor, "K n"]:
+    """Gradients [K, U, n] times their factors, summed over U."""
+    if finite is not None:
+        gradients = gradients.masked_fill(~finite[:, :, None], 0.0)
+    if factors is None:
+        return gradients.sum(dim=1)
+    return torch.bmm(factors[:, None].to(gradients.dtype), gradients)[:, 0]

@@ -1,0 +1,103 @@
+"""Linear layers: norms from inputs and output gradients, of which no product is formed where a unit has one position.
+
+in        rows [N, ..., d] of K sites
+out       outputs [N, ..., p], norms and sums
+relies on base.py
+
+Source: Goodfellow 2015, arXiv:1510.01799.
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from client.gradient.layers.base import Rows, WatchedLayer, Weights, no_norms, weighted
+
+
+class LinearLayer(WatchedLayer):
+    """nn.Linear: [..., d] to [..., p]; a unit has S positions, its rows' and calls' together."""
+
+    def __init__(self, module: nn.Module, *, weights: Weights, trained: frozenset[str], rows: Rows) -> None:
+        super().__init__(module, weights=weights, trained=trained, rows=rows)
+        self._calls: list[tuple[Tensor, Tensor]] = []
+        self._formed: Tensor | None = None
+        """[K, U, p, d], where the units' gradients are formed"""
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Outputs [..., p]."""
+        weight, bias = self.weights["weight"], self.weights.get("bias")
+        if self.rows.sites == 1:
+            return F.linear(values, weight[0], None if bias is None else bias[0])
+        flat, turned = values.reshape(self.rows.sites, -1, values.shape[-1]), weight.transpose(1, 2)
+        outputs = torch.bmm(flat, turned) if bias is None else torch.baddbmm(bias[:, None], flat, turned)
+        return outputs.reshape(*values.shape[:-1], weight.shape[1])
+
+    def input_gradient(self, values: Tensor, gradient: Tensor) -> Tensor:
+        """Gradient [..., d]."""
+        weight = self.weights["weight"]
+        if self.rows.sites == 1:
+            return gradient @ weight[0]
+        return torch.bmm(gradient.reshape(self.rows.sites, -1, gradient.shape[-1]), weight).view_as(values)
+
+    def note(self, values: Tensor, gradient: Tensor) -> None:
+        """Inputs and output gradients as [K, U, S, d] and [K, U, S, p]."""
+        shape = (self.rows.sites, self.rows.units, -1)
+        positions = values.numel() // (self.rows.sites * self.rows.units * values.shape[-1])
+        self._calls.append(
+            (
+                values.reshape(*shape[:2], positions, values.shape[-1]),
+                gradient.reshape(*shape[:2], positions, gradient.shape[-1]),
+            )
+        )
+
+    def square_norms(self) -> Float[Tensor, "K U"]:
+        """As promised by WatchedLayer."""
+        total = no_norms(self.rows, like=self.weights["weight"])
+        if not self._calls:
+            return total
+        inputs, gradients = self._all()
+        if inputs.shape[2] == 1:
+            # an outer product's norm is the product of the norms: sums of squares, in which nothing cancels
+            of_inputs = torch.linalg.vector_norm(inputs[:, :, 0], dim=2).double().square()
+            of_gradients = torch.linalg.vector_norm(gradients[:, :, 0], dim=2).double().square()
+            if "weight" in self.trained:
+                total += of_inputs * of_gradients
+            return total + of_gradients if "bias" in self.trained else total
+        if "weight" in self.trained:
+            formed = torch.matmul(gradients.transpose(2, 3), inputs)
+            total += torch.linalg.vector_norm(formed.flatten(2), dim=2).double().square()
+            self._formed = formed
+        if "bias" in self.trained:
+            total += torch.linalg.vector_norm(gradients.sum(dim=2), dim=2).double().square()
+        return total
+
+    def sum_into(
+        self, into: Weights, *, factors: Float[Tensor, "K U"] | None = None, finite: Bool[Tensor, "K U"] | None = None
+    ) -> None:
+        """As promised by WatchedLayer."""
+        if not self._calls:
+            for name in self.trained:
+                into[name].zero_()
+            return
+        inputs, gradients = self._all()
+        if finite is not None:
+            inputs, gradients = (values.masked_fill(~finite[:, :, None, None], 0) for values in (inputs, gradients))
+        if factors is not None:
+            gradients = gradients * factors[:, :, None, None].to(gradients.dtype)
+        gradients = gradients.flatten(1, 2)
+        if "weight" in self.trained:
+            if self._formed is not None:
+                formed = weighted(self._formed.flatten(2), factors=factors, finite=finite)
+                into["weight"].copy_(formed.view_as(into["weight"]))
+            else:
+                torch.bmm(gradients.transpose(1, 2), inputs.flatten(1, 2), out=into["weight"])
+        if "bias" in self.trained:
+            torch.sum(gradients, dim=1, out=into["bias"])
+
+    def _all(self) -> tuple[Tensor, Tensor]:
+        """All calls' positions behind one another."""
+        if len(self._calls) > 1:
+            inputs, gradients = zip(*self._calls, strict=True)
+            self._calls = [(torch.cat(inputs, dim=2), torch.cat(gradients, dim=2))]
+        return self._calls[0]
