@@ -6,6 +6,7 @@ relies on NumPy's header parser only: no pickle is read, and nothing is allocate
 """
 
 import csv
+import functools
 import io
 import math
 import re
@@ -19,6 +20,7 @@ from shared.errors import MediaFault
 from shared.media.content import content_name
 from shared.media.file import read_file
 
+SHORT_HEADER_BYTES = 256
 MAX_SIGNAL_STEPS = 10_000_000
 ARRAY_SUFFIXES = (".csv", ".npy")
 FEATURES_SUFFIXES = (".npy",)
@@ -79,16 +81,12 @@ def array_shape(path: Path) -> tuple[int, ...]:
 
 def _decode_npy(data: bytes) -> npt.NDArray[np.generic]:
     """The array in a .npy file, as a view of its bytes: a header that declares more than is there costs nothing."""
-    file = io.BytesIO(data)
     try:
-        version = np.lib.format.read_magic(file)
-        read_header = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }.get(version)
-        if read_header is None:
-            raise MediaFault(field="format version", came=str(version), allowed="(1, 0) or (2, 0)")
-        shape, is_fortran_order, dtype = read_header(file)
+        # version 1.0 has the header's length in bytes 8 and 9, as numpy.lib.format says
+        header_bytes = 10 + int.from_bytes(data[8:10], "little")
+        is_short = data[6:8] == b"\x01\x00" and header_bytes <= SHORT_HEADER_BYTES
+        header = _short_header(data[:header_bytes]) if is_short else _header(data)
+        shape, is_fortran_order, dtype, start = header
     except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
         raise MediaFault(
             field="content", came=f"not a NumPy array ({content_name(data)})", allowed="a .npy file"
@@ -98,12 +96,32 @@ def _decode_npy(data: bytes) -> npt.NDArray[np.generic]:
         raise MediaFault(field="dtype", came=came, allowed="integers or floats of at most 64 bits")
     if len(shape) not in (1, 2) or any(length < 0 for length in shape):
         raise MediaFault(field="shape", came=str(list(shape))[:80], allowed="one or two dimensions")
-    declared, there = math.prod(shape) * dtype.itemsize, len(data) - file.tell()
+    declared, there = math.prod(shape) * dtype.itemsize, len(data) - start
     if declared != there:
         came = f"{list(shape)} ({declared} bytes declared, {there} there)"
         raise MediaFault(field="shape", came=came, allowed="what the file holds")
-    flat = np.frombuffer(data, dtype=dtype, offset=file.tell())
+    flat = np.frombuffer(data, dtype=dtype, offset=start)
     return flat.reshape(shape, order="F" if is_fortran_order else "C")
+
+
+def _header(data: bytes) -> tuple[tuple[int, ...], bool, np.dtype[np.generic], int]:
+    """Shape, order and type that the first bytes of a .npy file declare, and where the numbers begin."""
+    file = io.BytesIO(data)
+    version = np.lib.format.read_magic(file)
+    read_header = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }.get(version)
+    if read_header is None:
+        raise MediaFault(field="format version", came=str(version), allowed="(1, 0) or (2, 0)")
+    shape, is_fortran_order, dtype = read_header(file)
+    return shape, is_fortran_order, dtype, file.tell()
+
+
+@functools.lru_cache(maxsize=256)
+def _short_header(data: bytes) -> tuple[tuple[int, ...], bool, np.dtype[np.generic], int]:
+    """As `_header`: arrays of one shape begin alike, and NumPy's parser takes longer than all else about small ones."""
+    return _header(data)
 
 
 def _decode_csv(data: bytes) -> npt.NDArray[np.generic]:

@@ -7,6 +7,7 @@ relies on pretrained.py for the weights; no gradient ever reaches them, so they 
 
 import functools
 import hashlib
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
 
@@ -25,6 +26,8 @@ EFFICIENTNET_WIDTH = 1280
 REMEMBERED = 4096
 """vectors kept in this process's memory, some 20 MB: sites of one simulation often hold the same picture or sentence"""
 _remembered: OrderedDict[bytes, Tensor] = OrderedDict()
+_lock = threading.Lock()
+"""several folders may be loaded at once"""
 
 
 class FrozenTextOptions(Settings):
@@ -106,15 +109,17 @@ def _embed_once(
     """`run` over the rows that this process has not seen of late; the others' vectors are given again."""
     rows = values.contiguous().numpy()
     keys = [hashlib.sha256(network.encode() + row.tobytes()).digest() for row in rows]
-    known = {key: _remembered[key] for key in keys if key in _remembered}
+    with _lock:
+        known = {key: _remembered[key] for key in keys if key in _remembered}
     new = {key: index for index, key in enumerate(keys) if key not in known}
     made = in_pieces(values[list(new.values())], run=run, shape=shape)
     known.update(zip(new, made, strict=True))
-    for key, vector in known.items():
-        _remembered[key] = vector
-        _remembered.move_to_end(key)
-    while len(_remembered) > REMEMBERED:
-        _remembered.popitem(last=False)
+    with _lock:
+        for key, vector in known.items():
+            _remembered[key] = vector
+            _remembered.move_to_end(key)
+        while len(_remembered) > REMEMBERED:
+            _remembered.popitem(last=False)
     return torch.stack([known[key] for key in keys]) if keys else made
 
 

@@ -6,7 +6,9 @@ relies on a hash that is the same on every machine; two tokens may share a numbe
           could give away who used which
 """
 
+import functools
 import hashlib
+import itertools
 import re
 import unicodedata
 from collections.abc import Iterable
@@ -22,6 +24,10 @@ from shared.preprocess import RawValue, digest_of, wrong_kind
 from shared.preprocess.pretrained import Checkpoint, minilm_checkpoint, read_tokenizer
 
 _WORD = re.compile(r"\w+|[^\w\s]")
+REMEMBERED = 16_384
+"""words whose numbers are kept in this process's memory: most words of a text have come before"""
+LONGEST_REMEMBERED = 32
+"""characters; what is longer is a word that hardly comes again"""
 
 
 class TextOptions(Settings):
@@ -81,9 +87,9 @@ class TextPreprocessor:
         """The text's token numbers."""
         if not isinstance(value, str):
             raise wrong_kind(value, wanted="a text")
+        numbers = list(itertools.islice(self._numbers(value), self.options.max_tokens))
         ids = torch.zeros(self.options.max_tokens, dtype=torch.int64)
-        for place, number in zip(range(self.options.max_tokens), self._numbers(value), strict=False):
-            ids[place] = number
+        ids[: len(numbers)] = torch.tensor(numbers, dtype=torch.int64)
         return ids
 
     def finish(self, values: Int[Tensor, "B L"]) -> Int[Tensor, "B L"]:
@@ -95,20 +101,37 @@ class TextPreprocessor:
         text = text.casefold() if self.options.lowercase else text
         if self.options.encoding == "bytes":
             return (byte + 1 for byte in text.encode("utf-8", "surrogatepass"))
+        options = self.options
         if self._pieces is not None:
             pieces: Iterable[str] = read_tokenizer(self._pieces).tokenize(text)
-        else:
-            pieces = self._words(text)
-        return (1 + stable_hash(piece) % self.options.vocabulary for piece in pieces)
+            return (1 + stable_hash(piece) % options.vocabulary for piece in pieces)
+        least, longest = options.ngram, options.longest_ngram
+        if options.encoding != "words-and-ngrams":
+            least = longest = 0
+        words = _WORD.findall(text)
+        each = (_numbers_of(word, least=least, longest=longest, vocabulary=options.vocabulary) for word in words)
+        return itertools.chain.from_iterable(each)
 
-    def _words(self, text: str) -> Iterable[str]:
-        for word in _WORD.findall(text):
-            yield word
-            if self.options.encoding == "words-and-ngrams" and len(word) > 1:
-                marked, least = f"<{word}>", self.options.ngram
-                for size in range(least, max(least, min(self.options.longest_ngram, len(marked))) + 1):
-                    # The mark keeps the group "ate" apart from the word "ate".
-                    yield from (f"#{marked[start : start + size]}" for start in range(max(1, len(marked) - size + 1)))
+
+def _numbers_of(word: str, *, least: int, longest: int, vocabulary: int) -> Iterable[int]:
+    """The numbers of a word and, where `least` is above 0, of its groups of letters."""
+    if len(word) <= LONGEST_REMEMBERED:
+        return _remembered_numbers(word, least, longest, vocabulary)
+    return (1 + stable_hash(piece) % vocabulary for piece in _pieces_of(word, least=least, longest=longest))
+
+
+@functools.lru_cache(maxsize=REMEMBERED)
+def _remembered_numbers(word: str, least: int, longest: int, vocabulary: int) -> tuple[int, ...]:
+    return tuple(1 + stable_hash(piece) % vocabulary for piece in _pieces_of(word, least=least, longest=longest))
+
+
+def _pieces_of(word: str, *, least: int, longest: int) -> Iterable[str]:
+    yield word
+    if least and len(word) > 1:
+        marked = f"<{word}>"
+        for size in range(least, max(least, min(longest, len(marked))) + 1):
+            # The mark keeps the group "ate" apart from the word "ate".
+            yield from (f"#{marked[start : start + size]}" for start in range(max(1, len(marked) - size + 1)))
 
 
 def stable_hash(token: str) -> int:
