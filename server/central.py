@@ -289,8 +289,8 @@ class ProtectedSum:
     def _add_clipped(pieces: Sequence[Tensor], *, to: Sequence[Tensor], norm: float) -> None:
         """Adds flat float64 pieces whose joint norm is cut to `norm`."""
         # in float64 no square of a float32 number is lost or infinite
-        length = torch.stack([torch.dot(piece, piece) for piece in pieces]).sum().sqrt()
-        factor = float(clip_factors(length[None], clip_norm=norm))
+        length = math.sqrt(sum(float(torch.dot(piece, piece)) for piece in pieces))
+        factor = float(clip_factors(torch.tensor([length], dtype=torch.float64), clip_norm=norm))
         # PRIVACY: zero times NaN is NaN, so a broken update is not added at all.
         # test_one_site_moves_the_sum_by_at_most_the_clip_norm
         if factor > 0:

@@ -7,6 +7,7 @@ relies on config.py for the run's settings
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 from pydantic import Field
@@ -128,10 +129,16 @@ class Refusal:
 
 def reply_fields(reply: TrainReply) -> tuple[str, ...]:
     """Names of everything in a reply that holds a value, numbers first; the report lists them."""
-    header = reply.header.model_dump(exclude_none=True)
-    privacy = header.pop("privacy", {})
+    header = tuple(name for name, value in reply.header if value is not None and name != "privacy")
+    privacy = tuple(name for name, value in reply.header.privacy or () if value is not None)
+    return _fields(header, privacy, tuple(reply.update))
+
+
+@lru_cache(maxsize=256)
+def _fields(header: tuple[str, ...], privacy: tuple[str, ...], update: tuple[str, ...]) -> tuple[str, ...]:
+    """One object for all replies that hold the same."""
     return (
         *sorted(header),
         *(f"privacy.{name}" for name in sorted(privacy)),
-        *(f"update.{name}" for name in reply.update),
+        *(f"update.{name}" for name in update),
     )

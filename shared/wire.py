@@ -181,10 +181,10 @@ def decode_arrays(records: RecordDict, *, shapes: Shapes) -> dict[str, Tensor]:
         WireError: unknown or missing names, another shape or type, more bytes than the shape needs, NaN or infinity.
     """
     arrays = records.get(ARRAYS)
-    if not isinstance(arrays, ArrayRecord) or set(records) != {HEADER, ARRAYS}:
+    if not isinstance(arrays, ArrayRecord) or records.keys() != {HEADER, ARRAYS}:
         raise WireError(f"message holds records {sorted(records)[:9]}; allowed: {[ARRAYS, HEADER]}")
-    unknown, missing = sorted(set(arrays) - set(shapes)), sorted(set(shapes) - set(arrays))
-    if unknown or missing:
+    if arrays.keys() != shapes.keys():
+        unknown, missing = sorted(arrays.keys() - shapes.keys()), sorted(shapes.keys() - arrays.keys())
         raise WireError(
             f"arrays: unknown {unknown[:9]}, missing {missing[:9]}; allowed: the {len(shapes)} parameters asked for"
         )

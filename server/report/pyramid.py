@@ -101,7 +101,7 @@ def _middle(record: RunRecord, *, words: Meanings, sentences: PrivacyWords) -> I
 
 
 def _base(record: RunRecord) -> Iterable[Answer]:
-    if record.engine in {"local", "flower"}:
+    if record.engine in {"cohort", "local", "flower"}:
         where = "This was a simulation: all folders lay on machines of whoever ran it, who could see them."
     else:
         where = (

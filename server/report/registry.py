@@ -243,7 +243,11 @@ def _implementation(record: RunRecord, found: list[Level], *, sentences: Privacy
 
 
 def _administrative(record: RunRecord) -> Administrative:
-    simulated = {"local": "A simulation on one machine. ", "flower": "A simulation by Flower. "}.get(record.engine, "")
+    simulated = {
+        "cohort": "A simulation on one machine. ",
+        "local": "A simulation on one machine. ",
+        "flower": "A simulation by Flower. ",
+    }.get(record.engine, "")
     generated = "The data was made by a program. " if record.card is not None and record.card.generated else ""
     return Administrative(
         sources=f"report.json of the run with settings {record.run.digest}.",

@@ -104,7 +104,12 @@ def views(record: RunRecord, *, words: Words) -> list[View]:
 def costs(record: RunRecord) -> list[tuple[str, str]]:
     """Time, memory and traffic."""
     sent = sum(totals.sent_bytes for totals in participation(record).sites.values())
-    engine = {"local": "simulated in one process", "flower": "simulated by Flower"}.get(record.engine, record.engine)
+    engines = {
+        "cohort": "simulated in one process, a cohort of sites at a time",
+        "local": "simulated in one process, one site after the other",
+        "flower": "simulated by Flower",
+    }
+    engine = engines.get(record.engine, record.engine)
     return [
         ("Started", record.started),
         ("Time", run_time_text(record)),

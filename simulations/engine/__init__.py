@@ -3,4 +3,4 @@
 from typing import Literal
 
 EngineName = Literal["cohort", "local", "flower"]
-DEFAULT_ENGINE: EngineName = "local"
+DEFAULT_ENGINE: EngineName = "cohort"
