@@ -40,7 +40,7 @@ from shared.version import VERSION
 
 RUN_FOLDER_KEY = "run-folder"
 RUN_FOLDER_VARIABLE = "MOTET_RUN_FOLDER"
-_REPORTED_PACKAGES = ("torch", "opacus", "flwr", "dp-accounting", "transformers", "numpy", "scikit-learn")
+_REPORTED_PACKAGES = ("torch", "opacus", "flwr", "dp-accounting", "transformers", "numpy", "scipy")
 
 app = ServerApp()
 

@@ -2,7 +2,7 @@
 
 in        outputs, targets and subjects of held-out rows, from evaluation.py
 out       95 % percentile intervals by metric name, and by class
-relies on the libraries of metrics.py for every value; here rows are only drawn and counted
+relies on metrics.py for every value; here rows are only drawn and counted
 
 Rows of one subject are not independent: windows of one person look alike. So subjects are drawn with replacement, each
 with all its rows (the cluster bootstrap: Davison and Hinkley 1997, section 3.8). Where every row has a subject of its
@@ -13,34 +13,19 @@ narrow.
 import math
 from collections import defaultdict
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 from torch import Tensor
 from torch.nn import functional
 
-if TYPE_CHECKING:
-    from torchmetrics import Metric
-
-from server.metrics import CALIBRATION_BINS, is_constant, predicted_classes, row_losses
+from server.metrics import calibration_gaps, correlations, count_metrics, is_constant, predicted_classes, row_losses
 
 Interval = tuple[float, float]
-_Average = Literal["micro", "macro", "weighted", "none"]
 CHUNK = 64
 """resamples at a time: bounds memory to CHUNK x N counts"""
-
-
-@runtime_checkable
-class _CountMetric(Protocol):
-    """A torchmetrics class whose state is the counts tp, fp, tn and fn."""
-
-    def __call__(
-        self, *, num_classes: int, average: _Average, multidim_average: Literal["samplewise"], validate_args: bool
-    ) -> "Metric": ...
 
 
 def resample_counts(subjects: tuple[str, ...], *, resamples: int, seed: int) -> Iterator[NDArray[np.int64]]:
@@ -65,8 +50,8 @@ def classification_intervals(
     """Intervals of the metrics of `classification_metrics`, and of precision, recall and f1 of each class.
 
     All but the calibration error and the loss follow from how many rows of a resample are true, false, taken or missed
-    for each class; torchmetrics turns these counts of all resamples into metrics at once, a hundred times faster than a
-    call for each. A class without a row in a resample has no score there and is left out of that resample.
+    for each class: the counts of all resamples become metrics at once. A class without a row in a resample has no score
+    there and is left out of that resample.
     """
     if len(set(subjects)) < 2 or not resamples:
         return {}, {}
@@ -75,15 +60,16 @@ def classification_intervals(
     truth_rows = functional.one_hot(targets, num_classes).float()
     taken_rows = functional.one_hot(predicted, num_classes).float()
     finite = bool(outputs.isfinite().all())
-    losses, gaps = row_losses(outputs, targets), _calibration_gaps(outputs.softmax(dim=1), targets)
+    losses, gaps = row_losses(outputs, targets), calibration_gaps(outputs.softmax(dim=1), targets)
     drawn: dict[str, list[NDArray[np.float64]]] = defaultdict(list)
     for counts in resample_counts(subjects, resamples=resamples, seed=seed):
         weights = torch.from_numpy(counts)
         # float32 sums of whole numbers are exact up to 16 million rows
         true_positive = weights.float() @ (truth_rows * taken_rows)
         truth, taken = weights.float() @ truth_rows, weights.float() @ taken_rows
-        for name, values in _class_count_metrics(true_positive, truth=truth, taken=taken).items():
-            drawn[name].append(values)
+        held = truth.double().numpy()
+        for name, values in count_metrics(true_positive.double().numpy(), held, taken.double().numpy()).items():
+            drawn[name].append(values if values.ndim == 1 else np.where(held > 0, values, np.nan))
         if finite:
             drawn["loss"].append(_averages(losses.numpy(), counts=counts))
             drawn["calibration_error"].append(_calibration_errors(gaps, counts=counts))
@@ -105,8 +91,7 @@ def rating_intervals(
 ) -> dict[str, Interval]:
     """Intervals of the metrics of `rating_metrics`.
 
-    The errors are averages of a library's error of each row, and the correlations numpy's on scipy's ranks: a sixth of
-    the time of calling the functions of metrics.py for every resample, for the same numbers.
+    The errors are averages over the rows of a resample, whose errors are computed once.
     """
     if len(set(subjects)) < 2 or not resamples or not bool(outputs.isfinite().all()):
         return {}
@@ -125,17 +110,8 @@ def rating_intervals(
     return {name: found for name, values in merged.items() if (found := _interval(values))}
 
 
-def _calibration_gaps(probabilities: Float[Tensor, "N K"], targets: Int[Tensor, "N"]) -> NDArray[np.float64]:
-    """For each row [N, bins], in the bin of its confidence: 1 or 0 for right or wrong, minus that confidence."""
-    confidence, predicted = probabilities.max(dim=1)
-    edges = torch.linspace(0, 1, CALIBRATION_BINS + 1, dtype=confidence.dtype)
-    bins = (torch.bucketize(confidence, edges, right=True) - 1).clamp(0, CALIBRATION_BINS - 1)
-    gaps = (predicted == targets).double() - confidence.double()
-    return (functional.one_hot(bins, CALIBRATION_BINS).double() * gaps[:, None]).numpy()
-
-
 def _calibration_errors(gaps: NDArray[np.float64], *, counts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """torchmetrics' calibration error of every resample: gaps [N, bins], counts [R, N] -> [R].
+    """The calibration error of every resample: gaps [N, bins], counts [R, N] -> [R].
 
     That is the mean over rows of how far each bin's confidence lies from its accuracy, so sums over bins suffice; one
     call for each of a thousand resamples took most of a run's last evaluation.
@@ -153,49 +129,7 @@ def _averages(values: NDArray[np.float64], *, counts: NDArray[np.int64]) -> NDAr
 def _correlations(truth: NDArray[np.float64], predicted: NDArray[np.float64]) -> tuple[float, float]:
     if len(truth) < 3 or is_constant(truth) or is_constant(predicted):
         return math.nan, math.nan
-    ranks = rankdata(truth), rankdata(predicted)
-    return float(np.corrcoef(truth, predicted)[0, 1]), float(np.corrcoef(*ranks)[0, 1])
-
-
-def _class_count_metrics(
-    true_positive: Float[Tensor, "R K"], *, truth: Float[Tensor, "R K"], taken: Float[Tensor, "R K"]
-) -> dict[str, NDArray[np.float64]]:
-    """Metrics of R resamples from their counts by class: [R], or [R, K] under precision, recall and f1."""
-    from torchmetrics.classification import (
-        MulticlassAccuracy,
-        MulticlassF1Score,
-        MulticlassPrecision,
-        MulticlassRecall,
-    )
-
-    num_classes = true_positive.shape[1]
-    total = truth.sum(dim=1, keepdim=True)
-    counts = {"tp": true_positive, "fp": taken - true_positive, "fn": truth - true_positive}
-    counts["tn"] = total - counts["tp"] - counts["fp"] - counts["fn"]
-    # torchmetrics averages recall over classes that are true or taken; without false positives, over the true alone
-    of_truth = counts | {"fp": torch.zeros_like(truth)}
-
-    def compute(kind: _CountMetric, average: _Average, state: dict[str, Tensor]) -> NDArray[np.float64]:
-        metric = kind(num_classes=num_classes, average=average, multidim_average="samplewise", validate_args=False)
-        one_row = torch.zeros(1, 1, dtype=torch.int64)
-        metric.update(one_row, one_row)  # compute() warns when no update came before it; this one ends up last
-        metric.merge_state({name: [values] for name, values in state.items()})
-        return np.asarray(metric.compute()[:-1].numpy(), dtype=np.float64)
-
-    found = {
-        "accuracy": compute(MulticlassAccuracy, "micro", counts),
-        "balanced_accuracy": compute(MulticlassRecall, "macro", of_truth),
-    }
-    kinds: dict[str, _CountMetric] = {
-        "precision": MulticlassPrecision,
-        "recall": MulticlassRecall,
-        "f1": MulticlassF1Score,
-    }
-    for name, kind in kinds.items():
-        found[f"macro_{name}"] = compute(kind, "macro", counts)
-        found[f"weighted_{name}"] = compute(kind, "weighted", counts)
-        found[name] = np.where(truth.numpy() > 0, compute(kind, "none", counts), np.nan)
-    return found
+    return correlations(truth, predicted)
 
 
 def _rows(counts: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:

@@ -1,18 +1,18 @@
-"""Metrics: predictions and truth of some held-out rows become named numbers, each by a library's own function.
+"""Metrics: predictions and truth of some held-out rows become named numbers.
 
 in        outputs [N, K] or [N, 1] of the model and targets [N], from evaluation.py
 out       plain numbers by name, read by evaluation.py; bootstrap.py gives them their intervals
-relies on scikit-learn (accuracy, precision, recall, F1, confusion, MAE, RMSE), scipy (correlations), torchmetrics
-          (calibration error) and torch (loss); no formula here is ours
+relies on counts by class alone for all but loss and calibration error: one formula for rows and resamples of them
+
+scikit-learn, by which every one of them is tested, takes seconds to import, which is longer than a small run trains.
 """
 
 import math
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
-from scipy import stats
-from sklearn import metrics as sk
 from torch import Tensor
 from torch.nn import functional
 
@@ -31,20 +31,10 @@ def classification_metrics(
     Args:
         outputs: logits. Ones that are not finite (a run that diverged) still have a prediction but no loss.
         targets: class indices.
-        calibration: also the calibration error, whose library takes seconds to import.
+        calibration: also the calibration error.
     """
-    truth, predicted = targets.numpy(), predicted_classes(outputs).numpy()
-    occurring = np.unique(truth)
-    found = {
-        "accuracy": float(sk.accuracy_score(truth, predicted)),
-        "balanced_accuracy": float(
-            sk.recall_score(truth, predicted, labels=occurring, average="macro", zero_division=0)
-        ),
-    }
-    for average in ("macro", "weighted"):
-        values = sk.precision_recall_fscore_support(truth, predicted, average=average, zero_division=0)
-        names = (f"{average}_precision", f"{average}_recall", f"{average}_f1")
-        found |= {name: float(value) for name, value in zip(names, values[:3], strict=True)}
+    counts = class_counts(outputs, targets)
+    found = {name: float(values[0]) for name, values in count_metrics(*counts).items() if values.ndim == 1}
     if bool(outputs.isfinite().all()):
         found["loss"] = float(row_losses(outputs, targets).mean())
         if calibration:
@@ -58,13 +48,12 @@ def rating_metrics(outputs: Float[Tensor, "N 1"], targets: Float[Tensor, "N"]) -
         return {}
     predicted, truth = outputs[:, 0].double().numpy(), targets.double().numpy()
     found = {
-        "mae": float(sk.mean_absolute_error(truth, predicted)),
-        "rmse": float(sk.root_mean_squared_error(truth, predicted)),
+        "mae": float(np.abs(truth - predicted).mean()),
+        "rmse": math.sqrt(float(np.square(truth - predicted).mean())),
         "loss": float(row_losses(outputs, targets).mean()),
     }
     if len(truth) >= 3 and not is_constant(truth) and not is_constant(predicted):
-        found["pearson"] = float(stats.pearsonr(truth, predicted).statistic)
-        found["spearman"] = float(stats.spearmanr(truth, predicted).statistic)
+        found["pearson"], found["spearman"] = correlations(truth, predicted)
     return _finite(found)
 
 
@@ -76,22 +65,61 @@ def is_constant(values: NDArray[np.float64]) -> bool:
     return bool(np.ptp(values) <= 1e-6 * max(1.0, float(np.abs(values).max())))
 
 
+def correlations(truth: NDArray[np.float64], predicted: NDArray[np.float64]) -> tuple[float, float]:
+    """Pearson's and Spearman's, of [N] values that are not constant."""
+    # of all of scipy.stats this one function, and for ratings alone: its import takes a second
+    from scipy.stats import rankdata
+
+    ranks = rankdata(truth), rankdata(predicted)
+    return float(np.corrcoef(truth, predicted)[0, 1]), float(np.corrcoef(*ranks)[0, 1])
+
+
 def class_metrics(
     outputs: Float[Tensor, "N K"], targets: Int[Tensor, "N"]
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Precision, recall and F1 of every class against all others as [3, K], and how many rows it has as [K]."""
-    labels = np.arange(outputs.shape[1])
-    *values, support = sk.precision_recall_fscore_support(
-        targets.numpy(), predicted_classes(outputs).numpy(), labels=labels, average=None, zero_division=0
-    )
-    return np.stack(values), np.asarray(support, dtype=np.int64)
+    hits, truth, taken = class_counts(outputs, targets)
+    found = count_metrics(hits, truth, taken)
+    return np.concatenate([found[name] for name in ("precision", "recall", "f1")]), truth[0].astype(np.int64)
+
+
+def count_metrics(
+    hits: Float[np.ndarray, "R K"], truth: Float[np.ndarray, "R K"], taken: Float[np.ndarray, "R K"]
+) -> dict[str, NDArray[np.float64]]:
+    """Metrics of R sets of rows from their counts by class: [R], or [R, K] under precision, recall and f1.
+
+    Args:
+        hits: rows of the class that were given it.
+        truth: rows of the class.
+        taken: rows that were given the class.
+    """
+    total = truth.sum(axis=1)
+    by_class = {"precision": _share(hits, taken), "recall": _share(hits, truth), "f1": _share(2 * hits, truth + taken)}
+    found = {
+        "accuracy": _share(hits.sum(axis=1), total),
+        "balanced_accuracy": _share(by_class["recall"].sum(axis=1), (truth > 0).sum(axis=1, dtype=np.float64)),
+    }
+    for name, values in by_class.items():
+        found[f"macro_{name}"] = _share(values.sum(axis=1), (truth + taken > 0).sum(axis=1, dtype=np.float64))
+        found[f"weighted_{name}"] = _share((values * truth).sum(axis=1), total)
+        found[name] = values
+    return found
+
+
+def class_counts(
+    outputs: Float[Tensor, "N K"], targets: Int[Tensor, "N"]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Of each class its rows that were given it, its rows, and the rows that were given it; each [1, K]."""
+    counts = np.array(confusion_counts(outputs, targets), dtype=np.float64)
+    return counts.diagonal()[None], counts.sum(axis=1)[None], counts.sum(axis=0)[None]
 
 
 def confusion_counts(outputs: Float[Tensor, "N K"], targets: Int[Tensor, "N"]) -> tuple[tuple[int, ...], ...]:
     """Counts by true class (rows) and predicted class (columns), K by K."""
-    labels = np.arange(outputs.shape[1])
-    counts = sk.confusion_matrix(targets.numpy(), predicted_classes(outputs).numpy(), labels=labels)
-    return tuple(tuple(int(count) for count in row) for row in counts)
+    num_classes = outputs.shape[1]
+    pairs = targets.long() * num_classes + predicted_classes(outputs)
+    counts = torch.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
+    return tuple(tuple(int(count) for count in row) for row in counts.tolist())
 
 
 def predicted_classes(outputs: Float[Tensor, "N K"]) -> Int[Tensor, "N"]:
@@ -108,13 +136,21 @@ def row_losses(outputs: Float[Tensor, "N K"], targets: Tensor) -> Float[Tensor, 
 
 def calibration_error(probabilities: Float[Tensor, "N K"], targets: Int[Tensor, "N"]) -> float:
     """Expected calibration error in [0, 1]: the gap between confidence and accuracy, averaged over 15 bins."""
-    from torchmetrics.functional.classification import multiclass_calibration_error
+    return float(np.abs(calibration_gaps(probabilities, targets).sum(axis=0)).sum()) / len(targets)
 
-    return float(
-        multiclass_calibration_error(
-            probabilities, targets, num_classes=probabilities.shape[1], n_bins=CALIBRATION_BINS, validate_args=False
-        )
-    )
+
+def calibration_gaps(probabilities: Float[Tensor, "N K"], targets: Int[Tensor, "N"]) -> NDArray[np.float64]:
+    """For each row [N, bins], in the bin of its confidence: 1 or 0 for right or wrong, minus that confidence."""
+    confidence, predicted = probabilities.max(dim=1)
+    edges = torch.linspace(0, 1, CALIBRATION_BINS + 1, dtype=confidence.dtype)
+    bins = (torch.bucketize(confidence, edges, right=True) - 1).clamp(0, CALIBRATION_BINS - 1)
+    gaps = (predicted == targets).double() - confidence.double()
+    return (functional.one_hot(bins, CALIBRATION_BINS).double() * gaps[:, None]).numpy()
+
+
+def _share(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Part over whole; 0 where there is nothing to share."""
+    return np.divide(part, whole, out=np.zeros_like(whole), where=whole > 0)
 
 
 def _finite(found: dict[str, float]) -> dict[str, float]:

@@ -6,8 +6,10 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from scipy import stats
 from sklearn import metrics as sk
+from sklearn.calibration import calibration_curve
 from torch import Tensor, nn
 
 from server.bootstrap import classification_intervals, rating_intervals, resample_counts
@@ -92,6 +94,13 @@ def evaluated(samples: Samples, *, run: RunConfig, resamples: int = 200, subsets
     return evaluate(model, samples, run=run, part="test", bootstrap_samples=resamples, subsets=subsets, seed=1)
 
 
+def calibration_by_scikit_learn(probabilities: Tensor, truth: NDArray[np.int64]) -> float:
+    confidence, predicted = (each.numpy() for each in probabilities.max(dim=1))
+    right, sure = calibration_curve(predicted == truth, confidence, n_bins=15)
+    rows = np.histogram(confidence, bins=np.linspace(0, 1, 16))[0]
+    return float((np.abs(right - sure) * rows[rows > 0]).sum() / len(truth))
+
+
 def test_overall_scores_are_those_of_scikit_learn() -> None:
     samples, run = samples_of(300), run_of("image", "text")
     overall = evaluated(samples, run=run).overall
@@ -105,7 +114,7 @@ def test_overall_scores_are_those_of_scikit_learn() -> None:
     assert values["weighted_recall"] == pytest.approx(sk.recall_score(truth, predicted, average="weighted"))
     assert values["macro_f1"] == pytest.approx(sk.f1_score(truth, predicted, average="macro"))
     assert values["loss"] == pytest.approx(sk.log_loss(truth, logits.softmax(dim=1).numpy()), rel=1e-5)
-    assert 0 < values["calibration_error"] < 1
+    assert values["calibration_error"] == pytest.approx(calibration_by_scikit_learn(logits.softmax(dim=1), truth))
     assert overall.confusion == tuple(map(tuple, sk.confusion_matrix(truth, predicted).tolist()))
     assert [scores.support for scores in overall.classes] == np.bincount(truth).tolist()
     assert overall.classes[1].f1.value == pytest.approx(sk.f1_score(truth, predicted, average=None)[1])
@@ -129,7 +138,7 @@ def test_every_metric_and_every_class_has_an_interval_around_it() -> None:
 
 
 def test_the_metrics_of_counted_resamples_are_those_of_scikit_learn_on_the_drawn_rows() -> None:
-    """Two libraries, one number: torchmetrics on counts, scikit-learn on rows that are really repeated."""
+    """Two ways, one number: ours from counts, scikit-learn's from rows that are really repeated."""
     samples = samples_of(40, modalities=("image",), subjects=tuple(f"p{row % 7}" for row in range(40)))
     logits, resamples = samples.inputs["image"], 60
     overall, by_class = classification_intervals(
