@@ -83,7 +83,7 @@ class RandomSource:
         return torch.from_numpy(numbers)
 
     def normal_into(self, out: Float[Tensor, "..."], *, std: float, kind: NoiseKind = "float64") -> None:
-        """Fills `out`, on the CPU, with what `normal` would give, rounded to its dtype.
+        """Fills `out`, contiguous and on the CPU, with what `normal` would give, rounded to its dtype.
 
         Raises:
             PrivacyError: as `normal` does.
@@ -128,15 +128,21 @@ def normal_rows(
     Short rows are made many at a time, which spares them the fixed cost of some twenty calls each.
 
     Args:
-        out: on the CPU; the numbers of one row lie side by side.
+        out: float32 or float64, on the CPU; its rows may lie apart.
         stds: one of each source.
 
     Raises:
-        PrivacyError: a std is negative or not finite; or kind is "discrete". Nothing has been drawn then.
+        PrivacyError: not one source and one std for every row; a std is negative or not finite; or kind is "discrete".
+            Nothing has been drawn then.
     """
+    # PRIVACY: a row without a source would stay as it was. test_rows_need_a_source_and_a_scale_each
+    if not len(sources) == len(stds) == len(out):
+        raise PrivacyError(
+            f"{len(sources)} sources and {len(stds)} stds for {len(out)} rows; allowed: one of each a row"
+        )
     for std in stds:
         _check_continuous(std, kind)
-    _fill(sources, out.detach().numpy(), scale=np.array(stds, dtype=kind).reshape(len(out), 1), kind=kind)
+    _fill(sources, out.detach().numpy(), scale=np.array(stds, dtype=kind).reshape(-1, 1), kind=kind)
 
 
 def secret_source() -> RandomSource:

@@ -302,6 +302,13 @@ def test_rows_without_a_possible_scale_are_refused() -> None:
     assert not rows.any()
 
 
+@pytest.mark.parametrize(("num_sources", "num_stds"), [(1, 2), (3, 2), (2, 1), (2, 3)])
+def test_rows_need_a_source_and_a_scale_each(num_sources: int, num_stds: int) -> None:
+    """A row left without a source would go out without noise."""
+    with pytest.raises(PrivacyError, match="one of each a row"):
+        normal_rows([source()] * num_sources, torch.zeros(2, 3), stds=[1.0] * num_stds)
+
+
 def test_no_noise_is_exactly_zero() -> None:
     assert not source().normal((5,), std=0.0).any()
     assert not source().discrete_normal((5,), std=0.0).any()
