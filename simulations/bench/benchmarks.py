@@ -34,8 +34,8 @@ def common_job(plan: Plan) -> Sequence[Case]:
     cases = []
     for model in ("mlp", "cnn"):
         for private in (False, True):
-            words = ("--model", model, "--rounds", str(5 if plan.quick else ROUNDS))
-            words += ("--private",) if private else ()
+            rounds = str(5 if plan.quick else ROUNDS)
+            words = ("--model", model, "--rounds", rounds, *(("--private",) if private else ()))
             motet = ours("motet_job", data, "--engine", plan.engine, *words)
             programs = (
                 Program((PLAIN,), ours("peers.plain", *words)),
@@ -139,18 +139,31 @@ def report(plan: Plan) -> Sequence[Case]:
     return [Case("1,000 sites, 500 rounds", (Program(REPORT, _figures(plan, "report")),), goals)]
 
 
+def startup(plan: Plan) -> Sequence[Case]:
+    """From the command to the first round."""
+    from simulations.bench.figures import START
+
+    first = next(iter(START))
+    return [
+        Case(
+            "motet simulate moods",
+            (Program(tuple(START), _figures(plan, "startup")),),
+            (Goal(contender=first, seconds=3.0),),
+        )
+    ]
+
+
 BENCHMARKS = {
     each.name: each
     for each in (
-        Benchmark(
-            "rounds", "One federated round of 100 clients: the common job of peers/job.py.", "a round", common_job
-        ),
+        Benchmark("rounds", "The common job of peers/job.py, 100 clients.", "a round", common_job),
         Benchmark("step", "One site's private step.", "a step", steps, repeats=2),
         Benchmark("cohort", "Record-level DP-SGD at 32 sites, two steps at each.", "a round of all sites", cohorts, 2),
         Benchmark("scale", "Motet alone: sites of 20 records, MLP, all in every round.", "a round", scale, 3),
         Benchmark("noise", "Normal numbers from a cipher's stream.", "all numbers", noise, 1),
         Benchmark("ledger", "The epsilon of all that a ledger holds.", "one answer", ledger, 3),
         Benchmark("report", "The report of a large run.", "one report", report, 3),
+        Benchmark("startup", "What lies around the rounds of a simulation.", "each part", startup, 3),
     )
 }
 

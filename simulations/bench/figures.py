@@ -1,8 +1,8 @@
 """Single figures: noise, ledger, report and start-up, each beside what it is measured against.
 
-in        python -m simulations.bench.figures noise|ledger|report
+in        python -m simulations.bench.figures noise|ledger|report|startup
 out       a line of times for each contender
-relies on noise drawn through shared/privacy/noise.py, and on ledger.py and report.py beside this file
+relies on noise.py, ledger.py, report.py and startup.py beside this file for what they measure
 """
 
 import argparse
@@ -14,54 +14,54 @@ import torch
 
 from shared.privacy.accountant import Accountant
 from shared.privacy.noise import secret_source
-from simulations.bench import ledger, report
+from simulations.bench import ledger, noise, report, startup
 from simulations.bench.alternate import Job, alternate, reason, tell_all
 from simulations.bench.clock import tell
 
 NUMBERS, ROWS, MECHANISMS, SITES, ROUNDS = 100_000_000, 10_000, 20, 1_000, 500
 NOISE = ("torch.randn float32", "Motet float32", "torch.randn float64", "Motet float64")
-LEDGER = (
-    "Opacus RDP",
-    "Opacus PRV",
-    "Motet RDP, after a new row",
-    "Motet PLD, after a new row",
-    "Motet PLD, no new row",
-)
+OPACUS = {"Opacus RDP": "rdp", "Opacus PRV": "prv"}
+ACCOUNTANTS: dict[str, Accountant] = {"Motet RDP": "rdp", "Motet PLD": "pld"}
+QUESTIONS = {"after a new row": "after_a_new_row_ms", "no new row": "unchanged_ms"}
+LEDGER = (*OPACUS, *(f"{name}, {question}" for name in ACCOUNTANTS for question in QUESTIONS))
+START = {
+    "Motet, before the first round": "before_round_1",
+    "of it imports": "imports",
+    "of it owners' files": "prepare",
+    "of it preflight": "preflight",
+    "Motet, after the last round": "after",
+}
 REPORT = ("Motet write", "Motet read and render", "Motet open in a browser")
 
 
-def noise(*, numbers: int, budget_s: float) -> None:
-    """So many normal numbers from a cipher's stream, and from torch's generator, which can be guessed."""
-    source, shape = secret_source(), (numbers,)
-    jobs: dict[str, Job] = {
-        "torch.randn float32": lambda: torch.randn(shape),
-        "Motet float32": lambda: source.normal(shape, std=1.0, kind="float32"),
-        "torch.randn float64": lambda: torch.randn(shape, dtype=torch.float64),
-        "Motet float64": lambda: source.normal(shape, std=1.0),
-    }
-    made: dict[str, Callable[[], Job]] = {name: partial(_same, jobs[name]) for name in NOISE}
-    tell_all(alternate(made, budget_s=budget_s, least=3))
+def noises(*, numbers: int, budget_s: float) -> None:
+    """So many normal numbers from a cipher's stream, and from torch's generator, which can be guessed.
+
+    A million at a time in memory that is there: what is compared is not how the system hands out gigabytes.
+    """
+    made = dict[str, Callable[[], Job]]()
+    for kind, dtype in noise.KINDS.items():
+        out = torch.empty(min(numbers, noise.PIECE), dtype=dtype)
+        pieces = -(-numbers // noise.PIECE)
+        made[f"torch.randn {kind}"] = partial(_pieces, partial(torch.randn, out.shape, out=out), pieces)
+        made[f"Motet {kind}"] = partial(_pieces, partial(secret_source().normal_into, out, std=1.0, kind=kind), pieces)
+    tell_all(alternate({name: made[name] for name in NOISE}, budget_s=budget_s, least=3))
 
 
 def ledgers(*, rows: int) -> None:
     """The epsilon of so many rows by 20 mechanisms; Opacus' accountants are given them merged, which is fastest."""
     history = [(ledger.noise(run, mechanisms=MECHANISMS), ledger.SAMPLE_RATE) for run in range(MECHANISMS)]
     merged = [(sigma, rate, rows // MECHANISMS * ledger.STEPS) for sigma, rate in history]
-    for name, kind in (("Opacus RDP", "rdp"), ("Opacus PRV", "prv")):
+    for name, kind in OPACUS.items():
         try:
             _tell_opacus(name, kind=kind, history=merged)
         except Exception as error:  # noqa: BLE001  # whatever Opacus raises is what there is to tell
             tell(contender=name, why_not=reason(error))
-    kinds: tuple[tuple[str, Accountant], ...] = (("RDP", "rdp"), ("PLD", "pld"))
-    for label, accountant in kinds:
+    for name, accountant in ACCOUNTANTS.items():
         found = ledger.measure(rows=rows, mechanisms=MECHANISMS, accountant=accountant)
         first = {"first_s": float(found["first_ms"]) / 1e3, "epsilon": float(found["epsilon"])}
-        for name, key in (
-            (f"Motet {label}, after a new row", "after_a_new_row_ms"),
-            (f"Motet {label}, no new row", "unchanged_ms"),
-        ):
-            if name in LEDGER:
-                tell(contender=name, wall_s=[float(found[key]) / 1e3], numbers=first)
+        for question, key in QUESTIONS.items():
+            tell(contender=f"{name}, {question}", wall_s=[float(found[key]) / 1e3], numbers=first)
 
 
 def reports(*, sites: int, rounds: int) -> None:
@@ -77,8 +77,19 @@ def reports(*, sites: int, rounds: int) -> None:
         tell(contender="Motet open in a browser", wall_s=[max(opened, 0.0)])
 
 
-def _same(run: Job) -> Job:
-    return run
+def start_up() -> None:
+    """What `motet simulate moods` does before its first round, whole and by its parts."""
+    found = startup.measure(repeats=1)
+    for name, phase in START.items():
+        tell(contender=name, wall_s=[found[f"{phase}_wall_s"]], cpu_s=[found[f"{phase}_cpu_s"]])
+
+
+def _pieces(run: Job, pieces: int) -> Job:
+    def all_of_them() -> None:
+        for _ in range(pieces):
+            run()
+
+    return all_of_them
 
 
 def _tell_opacus(name: str, *, kind: str, history: list[tuple[float, float, int]]) -> None:
@@ -95,13 +106,15 @@ def _tell_opacus(name: str, *, kind: str, history: list[tuple[float, float, int]
 def main() -> None:
     """Measure one kind and tell."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("kind", choices=("noise", "ledger", "report"))
+    parser.add_argument("kind", choices=("noise", "ledger", "report", "startup"))
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
     if options.kind == "noise":
-        noise(numbers=NUMBERS // (100 if options.quick else 1), budget_s=1.0 if options.quick else 30.0)
+        noises(numbers=NUMBERS // (100 if options.quick else 1), budget_s=1.0 if options.quick else 30.0)
     elif options.kind == "ledger":
         ledgers(rows=ROWS)
+    elif options.kind == "startup":
+        start_up()
     else:
         reports(sites=SITES // (10 if options.quick else 1), rounds=ROUNDS // (10 if options.quick else 1))
 

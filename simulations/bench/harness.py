@@ -87,7 +87,7 @@ class _Gathered:
 
 
 def run_benchmark(benchmark: Benchmark, *, plan: Plan, say: Callable[[str], None] = print) -> BenchResult:
-    """Every case of a benchmark; within a case the programs take turns, A B C A B C, so that all see the same machine."""
+    """Every case of a benchmark; within a case the programs take turns, A B C A B C: all see the same machine."""
     facts, begun = machine(), datetime.now(UTC)
     repeats = plan.repeats or (1 if plan.quick else benchmark.repeats)
     cases = []
@@ -165,7 +165,7 @@ def run_program(program: Program) -> tuple[list[dict[str, object]], int, str]:
 
 
 def _watch(process: subprocess.Popen[str], *, timeout_s: float) -> tuple[int, bool]:
-    """Most memory of the process and its descendants, looked at a few times a second; and whether it ended by itself."""
+    """Most memory of the process and its descendants, looked at a few times a second; whether it ended by itself."""
     peak, until = 0, time.monotonic() + timeout_s
     while process.poll() is None:
         peak = max(peak, tree_resident_bytes(process.pid))

@@ -1,20 +1,20 @@
 """Motet at the common job: a whole run, as `motet simulate` makes it, timed from round to round.
 
 in        a data set of write_data_set, the model, the engine: python -m simulations.bench.motet_job DATA --model mlp
-out       a line of times, as clock.py writes it; a round is all that lies between two ends of rounds: requests, training,
-          aggregation, checkpoint, records
+out       a line of times, as clock.py writes it; a round is all that lies between two ends of rounds: requests,
+          training, aggregation, checkpoint, records
 relies on simulations/simulate.py; what differs from peers/job.py is named here: batches are Poisson samples of expected
           size 10, two steps of them a round, because a batch whose size is certain has another privacy
 """
 
 import argparse
 import os
-import sys
 import tempfile
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import cast, get_args
+from unittest import mock
 
 import numpy as np
 
@@ -120,15 +120,15 @@ def main(words: Sequence[str] | None = None) -> None:
     run = run_config(options.model, rounds=options.rounds, private=options.private, sites=sites)
     scenario = Scenario(about="common job", source=SourceSettings(path=options.data), owners=OwnerSettings(), run=run)
     clock = Clock()
-    server_app.ProgressLine = partial(_Marked, clock=clock)  # type: ignore[assignment, misc]
-    with tempfile.TemporaryDirectory() as temporary:
+    marked = mock.patch.object(server_app, "ProgressLine", partial(_Marked, clock=clock))
+    with tempfile.TemporaryDirectory() as temporary, marked:
         # caches of the run must not outlive it, nor be warm from another
         os.environ["MOTET_HOME"] = str(Path(temporary) / "home")
         folder = Path(temporary) / "run"
         engine = cast("EngineName", options.engine)
         prepare_run(scenario, data_set=options.data.resolve(), folder=folder, engine=engine, extensions=[PARTS])
         run_simulation(folder, engine=engine)
-        clock.tell(sites=sites)
+        clock.tell(sites=float(sites))
 
 
 class _Marked(ProgressLine):
@@ -153,4 +153,4 @@ class _Marked(ProgressLine):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

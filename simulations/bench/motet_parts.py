@@ -26,7 +26,7 @@ class JobCnn(nn.Module):
 
     def forward(self, vectors: Float[Tensor, "B F"]) -> Float[Tensor, "B D"]:
         """The embedding of each picture; its ReLU is the head's."""
-        pictures = vectors.unflatten(1, (1, SIDE, SIDE))
+        pictures = vectors.view(-1, 1, SIDE, SIDE)
         pictures = torch.max_pool2d(torch.relu(self.first(pictures)), 2)
         pictures = torch.max_pool2d(torch.relu(self.second(pictures)), 2)
         embeddings: Tensor = self.hidden(pictures.flatten(1))

@@ -85,7 +85,7 @@ def motet_update(
         clip_norm=CLIP_NORM,
         noise_multiplier=noise,
         sample_rate=1.0,
-        expected_batch_size=len(samples),
+        expected_batch_size=float(len(samples)),
         steps_per_round=steps,
         planned_rounds=1,
         accountant="rdp",

@@ -1,4 +1,4 @@
-"""fluke-fl 0.8.1: clients one after another in one process. Of torchvision, whose data sets it imports, a mock will do."""
+"""fluke-fl 0.8.1: clients one after another in one process. Of torchvision, which it imports, a mock will do."""
 
 import sys
 import types

@@ -1,4 +1,4 @@
-"""pfl 0.6.0 (Granqvist et al. 2024, arXiv:2404.06430): its simulated backend, in one process or, by torchrun, in two."""
+"""pfl 0.6.0 (Granqvist et al. 2024, arXiv:2404.06430): simulated backend, in one process or, by torchrun, two."""
 
 import os
 from functools import partial

@@ -1,4 +1,4 @@
-"""Plain loop in two processes that live all along; weights and sums lie in shared memory, nothing is pickled a round."""
+"""Plain loop in two processes that live all along; weights and sums lie in shared memory, nothing is pickled."""
 
 from multiprocessing.synchronize import Barrier
 
@@ -32,8 +32,8 @@ def main() -> None:
 
     job = asked()
     flat = Flat(job.model)
-    weights = flat.first_weights().share_memory_()
-    sums = torch.zeros(WORKERS, weights.numel()).share_memory_()
+    weights = flat.first_weights().share_memory_()  # type: ignore[no-untyped-call]
+    sums = torch.zeros(WORKERS, weights.numel()).share_memory_()  # type: ignore[no-untyped-call]
     context = processes.get_context("fork")
     begin, end = context.Barrier(WORKERS + 1), context.Barrier(WORKERS + 1)
     for number in range(WORKERS):

@@ -40,24 +40,9 @@ RECIPES = {
     # its metadata asks for Python 3.12; it runs on 3.11
     "blazefl": Recipe(("numpy", "tqdm"), ("--ignore-requires-python", "blazefl==2.0.2")),
     "fluke": Recipe(
-        tuple(
-            [
-                "pandas",
-                "scikit-learn",
-                "torchmetrics",
-                "rich",
-                "typer",
-                "psutil",
-                "matplotlib",
-                "seaborn",
-                "diskcache",
-                "cerberus",
-                "omegaconf",
-                "hydra-core",
-                "datasets",
-                "tensorboard",
-                "pyyaml",
-            ]
+        (
+            *("pandas", "scikit-learn", "torchmetrics", "rich", "typer", "psutil", "matplotlib", "seaborn"),
+            *("diskcache", "cerberus", "omegaconf", "hydra-core", "datasets", "tensorboard", "pyyaml"),
         ),
         ("fluke-fl==0.8.1", "opacus"),
     ),
