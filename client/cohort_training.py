@@ -13,25 +13,24 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
+from client.cohort_draws import CohortDraws, Drawn
 from client.gradient.engine import only_trained
 from client.gradient.layers import Rows
-from client.gradient.stacked import Stacked, StackedClip, StackedSum, why_not_stacked
+from client.gradient.stacked import Stacked, StackedClip, why_not_stacked
 from client.noisy_optimizer import StackedNoisyOptimizer, inner_optimizer, protection_of
 from client.plan import PrivacyPlan
 from client.private_training import (
     PublicNumbers,
     TrainedRound,
     is_adaptive,
-    keep_one,
     learning_rate,
     noisy_excess,
     public_numbers,
     unclipped_share,
 )
-from shared.batch import Batch, Samples
+from shared.batch import Samples
 from shared.config import TrainingSettings
 from shared.errors import PrivacyError
 from shared.privacy.noise import RandomSource
@@ -138,19 +137,27 @@ class _Piece:
         self, round_: _Round, stacked: Stacked, members: Sequence[Member], public: Sequence[PublicNumbers]
     ) -> None:
         self.round, self.stacked, self.members, self.public = round_, stacked, members, public
-        self.is_private = members[0].plan is not None
+        plans = [member.plan for member in members if member.plan is not None]
+        self.is_private, self.is_adaptive = bool(plans), is_adaptive(members[0].plan)
+        self.is_per_layer = self.is_private and plans[0].clipping == "per-layer"
         parameters = dict(stacked.model.named_parameters())
-        self.start = self.stacked.gathered({name: parameters[name].detach() for name in round_.names})
-        self.data = _joined([member.samples for member in members])
-        sizes = [len(member.samples) for member in members]
-        self.first_rows = torch.tensor([0, *sizes]).cumsum(0)[:-1]
+        self.start = stacked.gathered({name: parameters[name].detach() for name in round_.names})
+        device = self.start.device
+        self.norms = torch.tensor([plan.clip_norm for plan in plans], dtype=torch.float64, device=device)
+        self.denominators = torch.tensor([each.expected_batch_size for each in public], device=device)[:, None]
         self.excess = [0.0] * len(members)
+        for member in members:
+            # train_round seeds torch's generator with the first number, for layers that draw: these draw nothing
+            member.sampling.seed()
+        self.draws = CohortDraws(
+            [member.samples for member in members],
+            public=public,
+            sources=[member.sampling for member in members],
+            modality_dropout=round_.modality_dropout,
+        )
 
     def trained(self) -> list[TrainedRound]:
         """The round of every site."""
-        for member in self.members:
-            # train_round seeds torch's generator with the first number, for layers that draw: these draw nothing
-            member.sampling.seed()
         weights = nn.Parameter(self.start.expand(len(self.members), -1).clone())
         optimizer = self._optimizer(weights)
         steps = [each.steps for each in self.public]
@@ -158,7 +165,7 @@ class _Piece:
         for step in range(steps[0]):
             # PRIVACY: as many steps as each site was charged. test_every_site_of_a_cohort_makes_its_own_steps
             active = sum(count > step for count in steps)
-            self._step(weights, optimizer, active=active)
+            self._step(weights, optimizer, number=step, active=active)
             if final.data_ptr() != weights.data_ptr():
                 ended = [number for number, count in enumerate(steps) if count == step + 1]
                 final[ended] = weights.detach()[ended]
@@ -196,68 +203,37 @@ class _Piece:
             optimizer.attach_step_hook(pull)
         return optimizer
 
-    def _step(self, weights: nn.Parameter, optimizer: StackedNoisyOptimizer, *, active: int) -> None:
+    def _step(self, weights: nn.Parameter, optimizer: StackedNoisyOptimizer, *, number: int, active: int) -> None:
         """One step of the first `active` sites."""
-        drawn = [
-            public.draw(member.samples, source=member.sampling)
-            for member, public in zip(self.members[:active], self.public, strict=False)
-        ]
-        each = self.public[0].records_per_unit
-        counts = torch.tensor([len(rows) // each for rows in drawn])
-        found = self._sums(weights.detach()[:active], drawn, counts=counts)
-        sums = found.sums
+        drawn = self.draws.step(number, active=active)
+        sums, unclipped = self._sums(weights.detach()[:active], drawn)
         if active < len(weights):
             sums = torch.cat([sums, sums.new_zeros(len(weights) - active, sums.shape[1])])
         optimizer.zero_grad(set_to_none=True)
         optimizer.clipped_sums, optimizer.active = sums, active
         optimizer.step()
-        for number, member in enumerate(self.members[:active]):
-            if member.plan is not None and is_adaptive(member.plan):
-                self.excess[number] += noisy_excess(
-                    float(found.unclipped[number]), units=int(counts[number]), plan=member.plan, noise=member.noise
-                )
+        if self.is_adaptive:
+            counts = drawn.counts.tolist() if drawn is not None else [0] * active
+            for place, (member, within, units) in enumerate(
+                zip(self.members, unclipped.tolist(), counts, strict=False)
+            ):
+                if member.plan is not None:
+                    self.excess[place] += noisy_excess(within, units=units, plan=member.plan, noise=member.noise)
 
-    def _sums(self, weights: Tensor, drawn: Sequence[Tensor], *, counts: Int[Tensor, "K"]) -> StackedSum:
-        """Sums over what each site drew, clipped where there is a plan."""
-        each, units = self.public[0].records_per_unit, int(counts.max())
-        if not units:
-            return StackedSum(torch.zeros_like(weights), torch.zeros(len(drawn), dtype=torch.float64))
-        index, real = self._padded(drawn, counts=counts, units=units)
-        batch = self.data.take(index)
-        if self.round.modality_dropout:
-            batch = self._with_hidden(batch, drawn, real=real)
-        rows = Rows(len(drawn), units, each)
+    def _sums(self, weights: Tensor, drawn: Drawn | None) -> tuple[Tensor, Tensor]:
+        """Sums over what each site drew, clipped where there is a plan, and how many units were within the norm."""
+        if drawn is None:
+            return torch.zeros_like(weights), torch.zeros(len(weights))
+        sites, units = drawn.real.shape
+        rows = Rows(sites, units, self.public[0].records_per_unit)
         if not self.is_private:
-            sizes = [public.expected_batch_size for public in self.public[: len(drawn)]]
-            denominators = torch.tensor(sizes, device=weights.device)[:, None]
-            return self.stacked.plain_sums(weights, batch, rows=rows, real=real, denominators=denominators)
-        plans = [member.plan for member in self.members[: len(drawn)] if member.plan is not None]
-        norms = torch.tensor([plan.clip_norm for plan in plans], dtype=torch.float64, device=weights.device)
-        clip = StackedClip(norms, per_layer=plans[0].clipping == "per-layer")
-        return self.stacked.clipped_sums(weights, batch, rows=rows, real=real, clip=clip)
-
-    def _padded(
-        self, drawn: Sequence[Tensor], *, counts: Int[Tensor, "K"], units: int
-    ) -> tuple[Int[Tensor, "N"], Bool[Tensor, "K U"]]:
-        """Rows of `data`, as many for each site; and which units are there, the others being somebody's first row."""
-        each = self.public[0].records_per_unit
-        real = torch.arange(units) < counts[:, None]
-        index = self.first_rows[: len(drawn), None].expand(-1, units * each).clone()
-        index[real.repeat_interleave(each, dim=1)] += torch.cat(list(drawn))
-        return index.flatten(), real
-
-    def _with_hidden(self, batch: Batch, drawn: Sequence[Tensor], *, real: Tensor) -> Batch:
-        """Modalities hidden as each site's own numbers say."""
-        modalities = batch.present.shape[1]
-        numbers = [
-            member.sampling.uniform(len(rows) * modalities)
-            for member, rows in zip(self.members[: len(drawn)], drawn, strict=True)
-        ]
-        draws = torch.ones(batch.present.shape, dtype=torch.float64)
-        there = real.repeat_interleave(self.public[0].records_per_unit, dim=1).flatten()
-        draws[there] = torch.cat(numbers).view(-1, modalities)
-        kept = keep_one(batch.present, draws=draws, chance=self.round.modality_dropout)
-        return Batch(inputs=batch.inputs, present=kept, targets=batch.targets)
+            sums = self.stacked.plain_sums(
+                weights, drawn.batch, rows=rows, real=drawn.real, denominators=self.denominators[: len(weights)]
+            )
+            return sums, torch.zeros(len(weights))
+        clip = StackedClip(self.norms[: len(weights)], per_layer=self.is_per_layer)
+        found = self.stacked.clipped_sums(weights, drawn.batch, rows=rows, real=drawn.real, clip=clip)
+        return found.sums, found.unclipped
 
 
 def _check(members: Sequence[Member]) -> None:
@@ -293,15 +269,6 @@ def _pieces(
         pieces[-1].append(place)
         numbers += cost
     return pieces
-
-
-def _joined(samples: Sequence[Samples]) -> Batch:
-    """All rows of some sites, one site after another."""
-    return Batch(
-        inputs={name: torch.cat([each.inputs[name] for each in samples]) for name in samples[0].inputs},
-        present=torch.cat([each.present for each in samples]),
-        targets=torch.cat([each.targets for each in samples]),
-    )
 
 
 _COPIES: "weakref.WeakKeyDictionary[nn.Module, list[nn.Module]]" = weakref.WeakKeyDictionary()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from client.plan import PrivacyPlan
 from shared.config import NoiseKind, TrainingSettings
 from shared.privacy.mechanism import GRIDS_PER_NORM, Clip, split_noise, whole_number_sensitivity
-from shared.privacy.noise import RandomSource
+from shared.privacy.noise import PIECE, RandomSource, normal_rows
 
 
 @dataclass(frozen=True)
@@ -154,12 +154,20 @@ class StackedNoisyOptimizer(DPOptimizerFastGradientClipping):  # type: ignore[mi
     def add_noise(self) -> None:
         """Leaves the clipped sums with their noise in the parameter's `grad`."""
         (parameter,) = self.params
-        for row, protection in zip(parameter.summed_grad[: self.active], self.protections, strict=False):
-            if protection.noise_multiplier:
+        sums, protections = parameter.summed_grad[: self.active], self.protections[: self.active]
+        for kind in {each.kind for each in protections if each.noise_multiplier}:
+            places = [place for place, each in enumerate(protections) if each.kind == kind and each.noise_multiplier]
+            # a few rows at a time, which stay in the cache
+            few = max(1, PIECE // sums.shape[1])
+            numbers = torch.empty(few, sums.shape[1], dtype=torch.float32 if kind == "float32" else torch.float64)
+            for start in range(0, len(places), few):
+                some = places[start : start + few]
+                chosen, rows = [protections[place] for place in some], numbers[: len(some)]
                 # PRIVACY: each site's own noise, of its own scale. test_every_site_of_a_cohort_has_noise_of_its_own
-                numbers = protection.source.normal((len(row),), std=protection.std, kind=protection.kind)
+                normal_rows([each.source for each in chosen], rows, stds=[each.std for each in chosen], kind=kind)
                 # added in the noise's precision, then rounded once, as for one site
-                row.copy_(numbers.to(row.device).add_(row))
+                for place, row in zip(some, rows.to(sums.device), strict=True):
+                    sums[place].copy_(row.add_(sums[place]))
         parameter.grad = parameter.summed_grad
 
     def scale_grad(self) -> None:

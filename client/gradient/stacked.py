@@ -111,14 +111,14 @@ class Stacked:
         rows: Rows,
         real: Bool[Tensor, "K U"],
         denominators: Float[Tensor, "K 1"],
-    ) -> StackedSum:
+    ) -> Float[Tensor, "K P"]:
         """Every site's sum without any clipping, divided: for training without privacy alone."""
         layers = self._passed(weights, batch, rows=rows, shares=real / denominators, keeps_units=False)
         sums = self._room(weights)
         into = self.views(sums)
         for name, layer in layers.items():
             layer.sum_into(_own(into, path=name))
-        return StackedSum(sums=sums, unclipped=real.sum(dim=1).double())
+        return sums
 
     def _room(self, weights: Tensor) -> Tensor:
         """Memory for the sums, the same for each call: new pages would cost more than what is written to them."""
