@@ -10,6 +10,7 @@ import torch
 
 from client import agent
 from server.code_digest import code_digest
+from server.history import used_replies
 from server.records import RunRecord
 from server.settings import read_preflight, read_settings
 from shared.config import read_toml
@@ -82,9 +83,9 @@ def test_a_run_that_protects_sites_by_a_public_schedule(tmp_path: Path) -> None:
     # three rounds of two of three sites: no site is in more than two of them
     assert (record.central.rounds, record.central.sample_rate, record.central.denominator) == (2, 1.0, 2.0)
     assert_equals_the_ledgers(record, tmp_path / "run")
-    used = [site for each in record.rounds for site in each.sites if site.outcome == "used"]
+    used = list(used_replies(record.rounds))
     assert len(used) == 6
-    assert all(site.header is not None and site.header.privacy is None for site in used)
+    assert all(reply.header.privacy is None for reply in used)
     owners = Ledger.existing(tmp_path / "run" / "ledger.sqlite")
     assert {row.mechanism for site in record.sites for row in owners.rows(site)} == {"none"}
 
