@@ -10,7 +10,7 @@ a site that is refused, has faulty data or breaks in training costs the others n
 
 import logging
 import os
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,7 +35,7 @@ from client.agent import (
 from client.charge import charge_for_round
 from client.plan import PrivacyPlan
 from client.private_training import TrainedRound
-from client.run_model import built_model, check_weights, model_with
+from client.run_model import built_model, check_weights, model_with, num_numbers
 from client.sample_store import SampleStore, load_many
 from client.site import read_site
 from shared.batch import Samples
@@ -100,13 +100,14 @@ class _Site:
     @property
     def num_bytes(self) -> int:
         """Of its weights, their gradients and change, what the optimizer keeps, all in float32, and its rows."""
-        num_weights = sum(value.numel() for value in self.asked.weights.values())
-        numbers = num_weights * (3 + _OPTIMIZER_STATES[self.opened.permitted.run.training.optimizer])
+        numbers = num_numbers(self.opened.shapes) * (
+            3 + _OPTIMIZER_STATES[self.opened.permitted.run.training.optimizer]
+        )
         rows = self.samples.inputs.values() if self.samples else ()
         return 4 * numbers + sum(values.nbytes for values in rows)
 
 
-def answer_cohort(asked: Sequence[Asked], *, store: SampleStore, memory_bytes: int) -> Iterator[Answer]:
+def answer_cohort(asked: Sequence[Asked], *, store: SampleStore, memory_bytes: int) -> Generator[Answer, None, None]:
     """One answer for each request, in their order; all are paid for before the first is made.
 
     Reservations are released when the last answer leaves, or, if nobody asks for more, those of the answers that left;
@@ -209,7 +210,7 @@ def _look_up(site: _Site, ledger: OpenLedger) -> None:
 def _prepare(site: _Site) -> None:
     if site.history is None:
         raise AssertionError("a round is planned before the ledger was asked")
-    plan = plan_of(site.opened, history=site.history)
+    site.plan = plan = plan_of(site.opened, history=site.history)
     try_out(site.opened, history=site.history)
     spent_epsilon([*site.history.total, plan.uses(1)], delta=plan.delta, accountant=plan.accountant)
 
@@ -217,8 +218,10 @@ def _prepare(site: _Site) -> None:
 def _reserve(site: _Site, ledger: OpenLedger) -> None:
     # PRIVACY: planned from what the ledger says now that nobody else can write: another site of this very round may
     # name the same data set. test_two_sites_of_one_data_set_cannot_both_have_its_last_round
+    seen = site.history
     _look_up(site, ledger)
-    site.plan = None if site.history is None else plan_of(site.opened, history=site.history)
+    if site.history is not None and site.history is not seen:
+        site.plan = plan_of(site.opened, history=site.history)
     site.pending = ledger.reserve(**charge_for_round(site.opened.header, site=site.opened.site, plan=site.plan))
 
 

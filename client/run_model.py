@@ -8,6 +8,7 @@ relies on equal settings building equal models, whose weights every request brin
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from math import prod
 
 import torch
 from torch import Tensor
@@ -59,6 +60,11 @@ def trained_shapes(key: RunKey, modalities: tuple[str, ...]) -> Shapes:
     return {name: tuple(model.get_parameter(name).shape) for name in trainable_names(model, modalities)}
 
 
+def num_numbers(shapes: Shapes) -> int:
+    """How many numbers tensors of these shapes hold; counted once for each object."""
+    return _num_numbers(Same(shapes))
+
+
 def model_with(key: RunKey, weights: Mapping[str, Tensor]) -> MultimodalModel:
     """The model with weights in place of those it had, and the others as they were."""
     model = built_model(key)
@@ -75,6 +81,11 @@ def check_weights(weights: dict[str, Tensor], *, shapes: Shapes) -> None:
         WireError: unknown or missing names, another shape or type.
     """
     _check_weights(Same(weights), Same(shapes))
+
+
+@lru_cache(maxsize=64)
+def _num_numbers(shapes: Same[Shapes]) -> int:
+    return sum(prod(shape) for shape in shapes.it.values())
 
 
 @lru_cache(maxsize=1024)

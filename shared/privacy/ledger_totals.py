@@ -101,9 +101,15 @@ class _Book:
     total: Steps = field(default_factory=dict)
     before: dict[str, Steps] = field(default_factory=dict)
     """of runs that have begun: later rows do not change it"""
+    uses: dict[Unit, tuple[MechanismUse, ...]] = field(default_factory=dict)
+    """the total as it was last asked for"""
+    histories: dict[tuple[str, Unit], History] = field(default_factory=dict)
+    """as they were last asked for"""
 
     def add(self, rows: _Alike) -> None:
         """Takes in rows that are alike."""
+        self.uses.clear()
+        self.histories.clear()
         kind, run = (rows.unit, rows.noise, rows.rate), self.runs.setdefault(rows.run_id, _OfRun())
         for part in (self.total, run.counts if rows.is_counts else run.rounds):
             part[kind] = part.get(kind, 0) + rows.steps
@@ -171,7 +177,10 @@ class Totals:
 
     def uses(self, connection: sqlite3.Connection, data_set: str, *, unit: Unit) -> tuple[MechanismUse, ...]:
         """All that was ever reserved for a data set and is not void."""
-        return self._uses(data_set, self._book(connection, data_set).total, unit=unit)
+        book = self._book(connection, data_set)
+        if unit not in book.uses:
+            book.uses[unit] = self._uses(data_set, book.total, unit=unit)
+        return book.uses[unit]
 
     def uses_of_run(
         self, connection: sqlite3.Connection, data_set: str, run_id: str, *, unit: Unit
@@ -181,20 +190,27 @@ class Totals:
         return self._uses(data_set, mine.rounds, mine.counts, unit=unit)
 
     def history(self, connection: sqlite3.Connection, data_set: str, run_id: str, *, unit: Unit) -> History:
-        """The data set as one run sees it."""
+        """The data set as one run sees it; the same object until a row is added or made void."""
         book = self._book(connection, data_set)
+        known = book.histories.get((run_id, unit))
+        if known is not None:
+            return known
         mine, others = book.of_run(run_id), book.others(run_id)
         before = _before(connection, book, data_set, run_id) if others else others
-        return History(
+        history = History(
             num_rounds=mine.num_rounds,
             first=mine.first[1] if mine.first else None,
             counts=self._uses(data_set, mine.counts, unit=unit),
             others=self._uses(data_set, others, unit=unit),
             before=self._uses(data_set, before, unit=unit),
-            total=self._uses(data_set, book.total, unit=unit),
+            total=self.uses(connection, data_set, unit=unit),
         )
+        book.histories[run_id, unit] = history
+        return history
 
     def _uses(self, data_set: str, *parts: Steps, unit: Unit) -> tuple[MechanismUse, ...]:
+        if not any(parts):
+            return ()
         try:
             return merged(
                 [

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from client import agent, cohort
+from client import agent
 from client.agent import answer_train
+from client.charge import charge_for_round
 from client.cohort import Asked, answer_cohort
 from client.private_training import TrainedRound
 from client.run_model import key_of, trained_shapes
@@ -83,13 +84,11 @@ def weights_of(run: RunConfig, modalities: tuple[str, ...] = ("left", "right")) 
 
 def asked_of(paths: Sequence[Path], run: RunConfig = RUN, *, number: int = 1, run_id: str = "r") -> list[Asked]:
     """One request shared by all sites that train the same parameters, as the engine makes them."""
-    header, weights = header_of(run, number=number, run_id=run_id), {}
-    for path in paths:
-        names = tuple(name for name in ("left", "right") if list(path.parent.glob(f"data/{name}-0.npy")))
-        weights.setdefault(names, weights_of(run, names))
+    header = header_of(run, number=number, run_id=run_id)
     named = [
-        tuple(name for name in ("left", "right") if list(path.parent.glob(f"data/{name}-0.npy"))) for path in paths
+        tuple(name for name in ("left", "right") if (path.parent / f"data/{name}-0.npy").exists()) for path in paths
     ]
+    weights = {names: weights_of(run, names) for names in set(named)}
     return [Asked(header, weights[names], path) for path, names in zip(paths, named, strict=True)]
 
 
@@ -210,13 +209,13 @@ def test_a_site_past_its_cap_is_refused_and_the_others_are_granted(tmp_path: Pat
 def test_a_crash_while_reserving_writes_nothing(
     tmp_path: Path, store: SampleStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    paths, real, asked = add_sites(tmp_path), cohort.charge_for_round, []
+    paths, real, asked = add_sites(tmp_path), charge_for_round, []
 
     def crash(*given: object, **named: object) -> object:
         asked.append(given)
         return real(*given, **named) if len(asked) < 3 else 1 / 0  # type: ignore[arg-type]
 
-    monkeypatch.setattr(cohort, "charge_for_round", crash)
+    monkeypatch.setattr("client.cohort.charge_for_round", crash)
     monkeypatch.setattr(agent, "load_samples", lambda *_, **__: pytest.fail("data was read"))
     assert answered(asked_of(paths), store=store) == [Refusal("internal")] * 4
     assert rows_of(tmp_path) == []
