@@ -105,6 +105,11 @@ class SiteHistory:
     since: set[Outcome] = field(default_factory=set)
     """what became of it after its last used round, where it was asked"""
 
+    def uses(self) -> frozenset[MechanismUse]:
+        """The different mechanisms that it stated."""
+        statements = {id(each.privacy): each.privacy for each in self.said.values()}
+        return frozenset(map(use_of, statements.values()))
+
     def left_after(self) -> int | None:
         """The last round in which its update was used, where it refused every later one that asked it."""
         return self.last_used if self.last_used and self.since == {"refused"} else None

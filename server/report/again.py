@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from server.records import Audit, RunRecord
 from server.report.html import HTML_NAME, read_record, render
 from server.report.ledger_rows import NamedLedger
-from server.report.privacy import privacy_texts, write_privacy
+from server.report.privacy import NAMES, privacy_texts, write_privacy
 from server.settings import write_atomically
 from shared.errors import ConfigError, RunError
 
@@ -43,11 +43,13 @@ def write_again(run: Path, *, privacy: bool, out: Path | None) -> tuple[Path, ..
 
 
 def pages_of(record: RunRecord, *, folder: Path) -> dict[str, tuple[bytes, ...]]:
-    """Name of every page that a run folder can hold -> what may stand in it: with an audit made since, and without."""
+    """Name of every page that is in a run folder -> what may stand in it: with an audit made since, and without."""
     audited = with_audit(record, folder=folder)
     made: dict[str, tuple[bytes, ...]] = {}
+    has_privacy = any((folder / name).is_file() for name in NAMES)
     for each in (record,) if audited is record else (record, audited):
-        for name, text in {HTML_NAME: render(each), **privacy_texts(each)}.items():
+        texts = {HTML_NAME: render(each), **(privacy_texts(each) if has_privacy else {})}
+        for name, text in texts.items():
             made[name] = (*made.get(name, ()), text.encode())
     return made
 

@@ -5,12 +5,14 @@ out       SiteRows: a site's data set with all its rows; or why they could not b
 relies on shared/privacy/ledger.py to read a ledger; nothing is written
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from server.history import SiteHistory, Stated, use_of
+from server.history import SiteHistory
 from shared.config import read_toml
+from shared.privacy.accountant import MechanismUse
 from shared.privacy.ledger import Ledger, LedgerRow
 
 SIMULATION_LEDGER, SERVER_LEDGER = "ledger.sqlite", "server-ledger.sqlite"
@@ -72,10 +74,12 @@ def find_site_rows(
             found.setdefault(site, SiteRows(data_set, simulated.rows(data_set)))
     unnamed = [ledger for ledger in given if ledger.site is None]
     candidates = [rows for ledger in unnamed for rows in _all_of_run(Ledger.existing(ledger.path), run_id=run_id)]
-    said = {site: held.said for site, held in histories.items() if held.said}
+    noise = {site: held.uses() for site, held in histories.items() if held.said}
+    alike = Counter(noise.values())
     for site in sites:
         if site not in found:
-            found[site] = _matching(site, said, candidates, run_id=run_id)
+            twins = alike[noise[site]] if site in noise else 0
+            found[site] = _matching(site, noise.get(site), candidates, run_id=run_id, twins=twins)
     return found
 
 
@@ -100,16 +104,15 @@ def _of_run(ledger: Ledger, *, run_id: str) -> SiteRows | str:
 
 
 def _matching(
-    site: str, said: Mapping[str, Mapping[int, Stated]], candidates: Sequence[SiteRows], *, run_id: str
+    site: str, noise: frozenset[MechanismUse] | None, candidates: Sequence[SiteRows], *, run_id: str, twins: int
 ) -> SiteRows | str:
+    """The candidate that alone fits what a site stated, which `twins` sites, itself included, have stated alike."""
     hint = f"name a copy of its ledger: --ledger {site}=FILE"
-    if site not in said:
+    if noise is None:
         return hint
-    noise = {use_of(each.privacy) for each in said[site].values()}
-    twins = [other for other, others in said.items() if {use_of(each.privacy) for each in others.values()} == noise]
     fitting = [
         rows for rows in candidates if noise <= {row.use for row in rows.of_run(run_id) if row.mechanism != "counts"}
     ]
-    if len(fitting) == 1 and len(twins) == 1:
+    if len(fitting) == 1 and twins == 1:
         return fitting[0]
-    return hint if not fitting else f"{len(twins)} sites and {len(fitting)} data sets look alike; {hint}"
+    return hint if not fitting else f"{twins} sites and {len(fitting)} data sets look alike; {hint}"
