@@ -35,6 +35,7 @@ def test_neighbours_are_one_view_without_a_copy() -> None:
 
 def test_whatever_does_not_lie_so_is_copied_and_never_misread() -> None:
     first, second, third, fourth = neighbours()
+    memory = torch.arange(16.0)
     apart = {
         "a gap": [first, third],
         "another order": [second, first, third],
@@ -42,6 +43,7 @@ def test_whatever_does_not_lie_so_is_copied_and_never_misread() -> None:
         "another memory that goes on at the same place": [first, *neighbours()[1:]],
         "columns": [torch.arange(12.0).view(3, 4)[:, :2], second],
         "turned": [torch.arange(6.0).view(2, 3).t(), second],
+        "turned, and the next one behind it": [memory[:6].view(2, 3).t(), memory[6:10]],
         "the same one twice": [second, second],
     }
     for name, tensors in apart.items():
@@ -50,7 +52,7 @@ def test_whatever_does_not_lie_so_is_copied_and_never_misread() -> None:
         assert row.tolist() == plain(tensors), name
         row.zero_()
         assert any(bool(tensor.any()) for tensor in tensors), name
-    assert view_of_all([first, second.double()]) is None
+    assert view_of_all([memory[:6], memory.view(torch.int32)[6:10]]) is None
     assert view_of_all([]) is None
     assert view_of_all([first, second, third, fourth]) is not None
 
