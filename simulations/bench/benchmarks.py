@@ -115,12 +115,13 @@ def scale(plan: Plan) -> Sequence[Case]:
 
 def noise(plan: Plan) -> Sequence[Case]:
     """A hundred million numbers."""
-    from simulations.bench.figures import NOISE
+    from simulations.bench.figures import NOISE, NUMBERS, size
 
     goals = tuple(
         Goal(contender=f"Motet {kind}", against=(f"torch.randn {kind}",), times=1.5) for kind in ("float32", "float64")
     )
-    return [Case("1e8 numbers", (Program(NOISE, _figures(plan, "noise")),), goals)]
+    numbers = size(NUMBERS, quick=plan.quick, part=100)
+    return [Case(f"{numbers:,} numbers", (Program(NOISE, _figures(plan, "noise")),), goals)]
 
 
 def ledger(plan: Plan) -> Sequence[Case]:
@@ -133,10 +134,11 @@ def ledger(plan: Plan) -> Sequence[Case]:
 
 def report(plan: Plan) -> Sequence[Case]:
     """A thousand sites, five hundred rounds."""
-    from simulations.bench.figures import REPORT
+    from simulations.bench.figures import REPORT, ROUNDS, SITES, size
 
-    goals = (Goal(contender="Motet write", seconds=5.0), Goal(contender="Motet open in a browser", seconds=5.0))
-    return [Case("1,000 sites, 500 rounds", (Program(REPORT, _figures(plan, "report")),), goals)]
+    goals = (Goal(contender=REPORT[0], seconds=5.0), Goal(contender=REPORT[-1], seconds=5.0))
+    sites, rounds = size(SITES, quick=plan.quick), size(ROUNDS, quick=plan.quick)
+    return [Case(f"{sites:,} sites, {rounds:,} rounds", (Program(REPORT, _figures(plan, "report")),), goals)]
 
 
 def startup(plan: Plan) -> Sequence[Case]:

@@ -6,13 +6,15 @@ relies on nothing but the standard library: the peers run it in environments tha
           the system lists them under /proc; elsewhere only the program's own and those it has waited for
 """
 
+import itertools
 import json
 import os
 import resource
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 MARK = "RESULT "
 _PROC = Path("/proc")
@@ -32,15 +34,13 @@ def tree(root: int) -> list[int]:
     return found
 
 
-def tree_cpu_s(root: int | None = None) -> float:
-    """Processor seconds of a process (this one, if none is named), of its descendants, and of those they waited for."""
-    me = os.getpid()
-    root = me if root is None else root
-    total, own = 0.0, os.times()
+def others_cpu_s(root: int) -> float:
+    """Processor seconds of a process and its descendants, this one left out but not what it has waited for."""
+    me, total = os.getpid(), 0.0
     for process in tree(root):
         if process == me:
-            # to the nanosecond, where others are told in ticks of ten milliseconds
-            total += time.process_time() + own.children_user + own.children_system
+            own = os.times()
+            total += own.children_user + own.children_system
         elif stat := _stat(process):
             total += sum(int(ticks) for ticks in stat[11:15]) * _TICK_S
     return total
@@ -57,26 +57,64 @@ def tree_resident_bytes(root: int) -> int:
     return total * resource.getpagesize()
 
 
-class Clock:
-    """Wall and processor time between marks; the first interval is warm-up and left out."""
+class Mark(NamedTuple):
+    """What was read between two rounds. Reading takes milliseconds of its own, which belong to neither."""
 
-    def __init__(self, cpu: Callable[[], float] = tree_cpu_s) -> None:
-        self._cpu = cpu
-        self._wall: list[float] = []
-        self._processor: list[float] = []
+    ended_wall: float
+    ended_own: float
+    others: float
+    """processor seconds of other processes, in ticks of ten milliseconds"""
+    begun_wall: float
+    begun_own: float
+    """processor seconds of this process, to the nanosecond"""
+
+
+class Clock:
+    """Wall and processor time between marks; the first interval is warm-up and left out.
+
+    Args:
+        root: process whose descendants are counted; this one, if none is named.
+    """
+
+    def __init__(self, root: int | None = None) -> None:
+        self._root = os.getpid() if root is None else root
+        self._marks: list[Mark] = []
 
     def mark(self) -> None:
         """A round begins or ends here."""
-        self._wall.append(time.perf_counter())
-        self._processor.append(self._cpu())
+        ended = time.perf_counter(), time.process_time()
+        others = others_cpu_s(self._root)
+        self._marks.append(Mark(*ended, others, time.perf_counter(), time.process_time()))
 
     def tell(self, **numbers: float) -> None:
         """The line with the median wall and mean processor seconds of a round."""
-        rounds = [after - before for before, after in zip(self._wall, self._wall[1:], strict=False)]
-        if len(rounds) < 2:
-            raise RuntimeError(f"{len(rounds)} rounds were marked; allowed: two or more, as the first is warm-up")
-        processor = (self._processor[-1] - self._processor[1]) / (len(rounds) - 1)
-        tell(wall_s=[statistics.median(rounds[1:])], cpu_s=[processor], numbers={"first_s": rounds[0], **numbers})
+        told = rounds_of(self._marks)
+        tell(wall_s=[told.wall_s], cpu_s=[told.cpu_s], numbers={"first_s": told.first_s, **numbers})
+
+
+class Rounds(NamedTuple):
+    """What the marks of a run say."""
+
+    first_s: float
+    wall_s: float
+    """median of all but the first"""
+    cpu_s: float
+    """mean of all but the first"""
+
+
+def rounds_of(marks: Sequence[Mark]) -> Rounds:
+    """Times of a round from the marks before and after each.
+
+    Raises:
+        RuntimeError: there is none beside the first.
+    """
+    pairs = list(itertools.pairwise(marks))
+    if len(pairs) < 2:
+        raise RuntimeError(f"{len(pairs)} rounds were marked; allowed: two or more, as the first is warm-up")
+    walls = [after.ended_wall - before.begun_wall for before, after in pairs]
+    own = sum(after.ended_own - before.begun_own for before, after in pairs[1:])
+    others = marks[-1].others - marks[1].others
+    return Rounds(walls[0], statistics.median(walls[1:]), (own + others) / len(pairs[1:]))
 
 
 def tell(

@@ -1,9 +1,7 @@
 """Tests of simulations/bench/: contenders take turns, and what is shown is what was measured or why it was not."""
 
-import os
-import subprocess
+import json
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +10,7 @@ import pytest
 from shared.errors import RunError
 from simulations.bench.alternate import Job, alternate
 from simulations.bench.benchmarks import BENCHMARKS
-from simulations.bench.clock import Clock, tree_cpu_s
+from simulations.bench.clock import Clock, Mark, rounds_of
 from simulations.bench.harness import Benchmark, Case, Plan, Program, run_benchmark, run_case
 from simulations.bench.page import NOTHING, PAGE, with_tables
 from simulations.bench.results import BenchResult, Goal, Measured, read_results, spread, write_result
@@ -122,10 +120,10 @@ def test_peak_memory_and_processor_time_are_those_of_all_that_a_program_started(
     """The child of the program holds 200 MB and works until the system has counted 0.2 s."""
     child = "import time\nheld = bytearray(b'x') * 200_000_000\nwhile time.process_time() < 0.2: pass\ntime.sleep(1)"
     body = (
-        "import subprocess, sys, time\nfrom simulations.bench.clock import tree_cpu_s\n"
+        "import os, subprocess, sys, time\nfrom simulations.bench.clock import others_cpu_s\n"
         f"child = subprocess.Popen([sys.executable, '-c', {child!r}])\ntime.sleep(0.1)\n"
-        "while child.poll() is None and tree_cpu_s(child.pid) < 0.2: time.sleep(0.01)\n"
-        "alive = child.poll() is None\ntell(wall_s=[1.0], cpu_s=[tree_cpu_s() if alive else 0.0])\nchild.wait()"
+        "while child.poll() is None and others_cpu_s(child.pid) < 0.2: time.sleep(0.01)\n"
+        "alive = child.poll() is None\ntell(wall_s=[1.0], cpu_s=[others_cpu_s(os.getpid()) if alive else 0.0])\nchild.wait()"
     )
     measured = run_case(Case("case", (program("A", body),)), repeats=1, say=silent).of("A")
 
@@ -133,18 +131,6 @@ def test_peak_memory_and_processor_time_are_those_of_all_that_a_program_started(
     assert measured.peak_memory_bytes > 200_000_000
     assert measured.cpu_s is not None
     assert measured.cpu_s.median >= 0.2
-
-
-@needs_proc
-def test_processor_time_of_one_process_is_not_everybodys() -> None:
-    idle = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    busy = time.process_time() + 0.3
-    while time.process_time() < busy:
-        pass
-
-    assert tree_cpu_s(os.getpid()) >= 0.3
-    assert tree_cpu_s(idle.pid) < 0.3
-    idle.communicate(b"\n")
 
 
 def test_functions_take_turns_after_one_call_to_warm_up() -> None:
@@ -185,19 +171,33 @@ def test_a_function_that_breaks_leaves_the_others_their_turns() -> None:
     assert len(turns["C"].wall_s) == 2
 
 
-def test_the_first_round_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
-    used = iter([0.0, 5.0, 6.0, 8.0])
-    clock = Clock(lambda: next(used))
-    for _ in range(4):
+def test_the_first_round_and_what_the_marks_themselves_take_are_left_out() -> None:
+    """Reading takes one second of wall and half a second of processor time at every mark."""
+    marks = [
+        Mark(0.0, 0.0, 0.0, 1.0, 0.5),
+        Mark(90.0, 70.0, 60.0, 91.0, 70.5),
+        Mark(93.0, 71.0, 61.0, 94.0, 71.5),
+        Mark(98.0, 74.5, 64.0, 99.0, 75.0),
+    ]
+    told = rounds_of(marks)
+
+    assert told.first_s == 89.0
+    assert told.wall_s == 3.0  # of 2 and 4
+    assert told.cpu_s == (0.5 + 3.0 + (64.0 - 60.0)) / 2
+    with pytest.raises(RuntimeError, match="1 rounds"):
+        rounds_of(marks[:2])
+
+
+def test_a_clock_tells_rounds_on_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    clock = Clock()
+    for _ in range(3):
         clock.mark()
     clock.tell(accuracy=1.0)
 
-    assert '"cpu_s": [1.5]' in capsys.readouterr().out
-    two = Clock(lambda: 0.0)
-    two.mark()
-    two.mark()
-    with pytest.raises(RuntimeError, match="1 rounds"):
-        two.tell()
+    told = json.loads(capsys.readouterr().out.removeprefix("RESULT "))
+    assert 0 <= told["wall_s"][0] < 60
+    assert 0 <= told["cpu_s"][0] < 60
+    assert told["numbers"]["accuracy"] == 1.0
 
 
 def test_a_goal_is_held_against_the_best_of_those_that_ran() -> None:
@@ -216,6 +216,17 @@ def test_a_goal_is_held_against_the_best_of_those_that_ran() -> None:
     assert "| case | ours: 2 x as fast as the best of slow, fast, gone | 2 x as fast | yes |" in lines
     assert "| case | ours: 2.5 x as fast as fast | 2 x as fast | **no** |" in lines
     assert "| case | slow: 7 s | 8 s | **no** |" in lines
+
+
+def test_a_quick_run_claims_nothing() -> None:
+    programs = (program("ours", "tell(wall_s=[1.0], cpu_s=[1.0])"),)
+    plan = Plan(work=Path(), peers=Path(), quick=True)
+    case = Case("case", programs, (Goal(contender="ours", seconds=7.0),))
+    result = run_benchmark(Benchmark("fake", "A fake.", "a turn", lambda _: (case,)), plan=plan, say=silent)
+
+    lines = "\n".join(render(result))
+    assert "to reach" not in lines
+    assert "A quick run, whose times say little." in lines
 
 
 def test_results_come_back_as_they_were_written(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """pfl 0.6.0 (Granqvist et al. 2024, arXiv:2404.06430): simulated backend, in one process or, by torchrun, two."""
 
 import os
-from functools import partial
 
 import numpy as np
 import torch
@@ -20,7 +19,7 @@ from pfl.privacy import CentrallyAppliedPrivacyMechanism
 from pfl.privacy.gaussian_mechanism import GaussianMechanism
 from torch import Tensor, nn
 
-from simulations.bench.clock import Clock, tree_cpu_s
+from simulations.bench.clock import Clock
 from simulations.bench.peers.job import (
     BATCH,
     CLIENTS,
@@ -89,7 +88,7 @@ def main() -> None:
         after.append(CentrallyAppliedPrivacyMechanism(GaussianMechanism(CLIP_NORM, NOISE_MULTIPLIER)))
     several = "LOCAL_RANK" in os.environ
     # torchrun has started the processes, so they are its descendants
-    clock = Clock(partial(tree_cpu_s, os.getppid()) if several else tree_cpu_s)
+    clock = Clock(os.getppid() if several else None)
     clock.mark()
     FederatedAveraging().run(
         backend=SimulatedBackend(training_data=users, val_data=users, postprocessors=after),
