@@ -215,7 +215,7 @@ def test_a_crash_while_reserving_writes_nothing(
         asked.append(given)
         return real(*given, **named) if len(asked) < 3 else 1 / 0  # type: ignore[arg-type]
 
-    monkeypatch.setattr("client.cohort.charge_for_round", crash)
+    monkeypatch.setattr("client.cohort_entry.charge_for_round", crash)
     monkeypatch.setattr(agent, "load_samples", lambda *_, **__: pytest.fail("data was read"))
     assert answered(asked_of(paths), store=store) == [Refusal("internal")] * 4
     assert rows_of(tmp_path) == []
