@@ -87,7 +87,7 @@ class CohortGrid(LocalGrid):
         return self.failed(message)
 
     def _answers(self, asked: Sequence[tuple[Request, Path]]) -> Iterator[Answer]:
-        from client.cohort import Asked, answer_cohort  # torch's own compiler, which no other engine needs
+        from client.cohort import Asked, answer_cohort  # training code: loaded when the first round needs it
 
         sites = [Asked(header=header, weights=weights, site_file=path) for (header, weights), path in asked]
         yield from answer_cohort(sites, store=self._store, memory_bytes=self._memory_bytes)
