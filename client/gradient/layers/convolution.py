@@ -4,10 +4,14 @@ in        rows [N, C, *places] of K sites
 out       outputs [N, O, *places], norms and sums
 relies on base.py
 
+Pictures are kept with their channels last, whatever a model's layers make of them: torch's convolutions, poolings and
+their gradients are two to seven times as fast there for the few channels that small networks have.
+
 Source: Rochette et al. 2019, arXiv:1912.06015: a row's weight gradient is a product of its patches. Ours differs: the
 patches are made by copying whole stretches.
 """
 
+from functools import cached_property
 from typing import cast
 
 import torch
@@ -16,83 +20,98 @@ from torch import Tensor, nn
 
 from client.gradient.layers.base import FormedLayer
 
-FEW_PATCH_NUMBERS = 16
-"""kernel places times input channels up to which a convolution's gradient is cheaper from its patches"""
+STRETCH_OF_CHANNELS = 8
+"""channels from which on patches are copied channel by channel, not place by place"""
 
 
 class ConvolutionLayer(FormedLayer):
-    """nn.Conv1d and nn.Conv2d: the sites' channels stand side by side, as groups of one convolution."""
+    """nn.Conv1d and nn.Conv2d."""
 
     module: nn.Conv1d | nn.Conv2d
 
     def forward(self, values: Tensor) -> Tensor:
         """Outputs [N, O, *places]."""
-        return self._apart(self._convolve(self._side_by_side(values)), channels=self.module.out_channels)
-
-    def input_gradient(self, values: Tensor, gradient: Tensor) -> Tensor:
-        """Gradient [N, C, *places]."""
-        found = self._backward(values, gradient, which=(True, False, False))[0]
-        return self._apart(found, channels=self.module.in_channels)
-
-    def note(self, values: Tensor, gradient: Tensor) -> None:
-        """Every unit's gradient, from the patches that each output looked at."""
-        sites, units, each = self.rows.sites, self.rows.units, self.rows.rows_per_unit
-        if not self.keeps_units and self.module.weight[0].numel() > FEW_PATCH_NUMBERS:
-            self._note_sums(values, gradient)
-            return
-        if "weight" in self.trained:
-            groups = self.module.groups
-            patches = _patches(values, self.module).reshape(len(values) * groups, -1, gradient[0, 0].numel())
-            spread = gradient.reshape(len(values) * groups, -1, patches.shape[2])
-            formed = torch.bmm(spread, patches.transpose(1, 2)).reshape(sites, units, each, -1)
-            self._add("weight", formed[:, :, 0] if each == 1 else formed.sum(dim=2))
-        if "bias" in self.trained:
-            by_unit = gradient.reshape(sites, units, each, gradient.shape[1], -1)
-            self._add("bias", by_unit.sum(dim=(2, 4)))
-
-    def _note_sums(self, values: Tensor, gradient: Tensor) -> None:
-        """The sum over all rows of each site as if they were one unit, from torch's kernel for weight gradients."""
-        _, weight, bias = self._backward(values, gradient, which=(False, True, "bias" in self.trained))
-        for name, found in (("weight", weight), ("bias", bias)):
-            if name in self.trained:
-                self._add(name, found.reshape(self.rows.sites, 1, -1))
-
-    def _side_by_side(self, values: Tensor) -> Tensor:
-        """[K*R, C, *places] as [R, K*C, *places]."""
-        if self.rows.sites == 1:
-            return values
-        split = values.reshape(self.rows.sites, self.rows.per_site, *values.shape[1:])
-        return split.transpose(0, 1).flatten(1, 2)
-
-    def _apart(self, values: Tensor, *, channels: int) -> Tensor:
-        """[R, K*C, *places] as [K*R, C, *places]."""
-        if self.rows.sites == 1:
-            return values
-        split = values.reshape(self.rows.per_site, self.rows.sites, channels, *values.shape[2:])
-        return split.transpose(0, 1).flatten(0, 1)
-
-    def _convolve(self, values: Tensor) -> Tensor:
         bias = self.weights.get("bias")
         convolve = F.conv1d if isinstance(self.module, nn.Conv1d) else F.conv2d
-        return convolve(
-            values,
-            self.weights["weight"].flatten(0, 1),
+        outputs = convolve(
+            self._side_by_side(values),
+            self._kernel,
             None if bias is None else bias.flatten(),
             self.module.stride,
             self.module.padding,
             self.module.dilation,
             self.module.groups * self.rows.sites,
         )
+        return self._apart(outputs, channels=self.module.out_channels)
 
-    def _backward(
-        self, values: Tensor, gradient: Tensor, *, which: tuple[bool, bool, bool]
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def input_gradient(self, values: Tensor, gradient: Tensor) -> Tensor:
+        """Gradient [N, C, *places]."""
+        (found,) = self._backward(values, gradient, which=(True, False, False))
+        return self._apart(found, channels=self.module.in_channels)
+
+    def note(self, values: Tensor, gradient: Tensor) -> None:
+        """Every unit's gradient, from the patches that each output looked at; or the sum of each site's."""
+        sites, units, each = self.rows.sites, self.rows.units, self.rows.rows_per_unit
+        if not self.keeps_units:
+            names = [name for name in ("weight", "bias") if name in self.trained]
+            which = (False, "weight" in names, "bias" in names)
+            for name, found in zip(names, self._backward(values, gradient, which=which), strict=True):
+                self._add(name, found.reshape(sites, 1, -1))
+            return
+        if "weight" in self.trained:
+            formed = self._formed_of_rows(values, gradient).reshape(sites, units, each, -1)
+            self._add("weight", formed[:, :, 0] if each == 1 else formed.sum(dim=2))
+        if "bias" in self.trained:
+            by_unit = gradient.reshape(sites, units, each, gradient.shape[1], -1)
+            self._add("bias", by_unit.sum(dim=(2, 4)))
+
+    @cached_property
+    def _kernel(self) -> Tensor:
+        """Weights of all sites, [K*O, C / groups, *kernel]."""
+        weight = self.weights["weight"].flatten(0, 1)
+        return weight if weight.ndim == 3 else weight.contiguous(memory_format=torch.channels_last)
+
+    def _formed_of_rows(self, values: Tensor, gradient: Tensor) -> Tensor:
+        """Every row's weight gradient, [N, O, C / groups, *kernel]."""
+        module, groups = self.module, self.module.groups
+        if groups == 1 and isinstance(module, nn.Conv2d) and module.in_channels >= STRETCH_OF_CHANNELS:
+            patches = _patches(values, module, channels_last=True).flatten(1, 2).flatten(2)
+            spread = gradient.permute(0, 2, 3, 1).flatten(1, 2)
+            formed = torch.bmm(spread.transpose(1, 2), patches)
+            return formed.view(len(values), module.out_channels, *module.kernel_size, -1).permute(0, 1, 4, 2, 3)
+        patches = _patches(values, module).reshape(len(values) * groups, -1, gradient[0, 0].numel())
+        spread = gradient.reshape(len(values) * groups, -1, patches.shape[2])
+        return torch.bmm(spread, patches.transpose(1, 2))
+
+    def _side_by_side(self, values: Tensor) -> Tensor:
+        """[K*R, C, *places] as [R, K*C, *places]."""
+        sites, per_site = self.rows.sites, self.rows.per_site
+        if values.ndim == 3:
+            return values.reshape(sites, per_site, *values.shape[1:]).transpose(0, 1).flatten(1, 2)
+        if sites == 1:
+            return values.contiguous(memory_format=torch.channels_last)
+        last = values.permute(0, 2, 3, 1)
+        apart = last.reshape(sites, per_site, *last.shape[1:]).permute(1, 2, 3, 0, 4)
+        return apart.flatten(3).permute(0, 3, 1, 2)
+
+    def _apart(self, values: Tensor, *, channels: int) -> Tensor:
+        """[R, K*C, *places] as [K*R, C, *places]."""
+        sites = self.rows.sites
+        if sites == 1:
+            return values
+        if values.ndim == 3:
+            return values.reshape(len(values), sites, channels, -1).transpose(0, 1).flatten(0, 1)
+        last = values.permute(0, 2, 3, 1)
+        together = last.reshape(*last.shape[:3], sites, channels).permute(3, 0, 1, 2, 4)
+        return together.flatten(0, 1).permute(0, 3, 1, 2)
+
+    def _backward(self, values: Tensor, gradient: Tensor, *, which: tuple[bool, bool, bool]) -> list[Tensor]:
         """Gradients of inputs, weights and biases, those that are asked for."""
         module, dims = self.module, len(self.module.kernel_size)
-        found: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.convolution_backward(
+        found = torch.ops.aten.convolution_backward(
             self._side_by_side(gradient),
             self._side_by_side(values),
-            self.weights["weight"].flatten(0, 1),
+            self._kernel,
             [self.rows.sites * module.out_channels],
             module.stride,
             module.padding,
@@ -102,20 +121,29 @@ class ConvolutionLayer(FormedLayer):
             module.groups * self.rows.sites,
             which,
         )
-        return found
+        return [gradients for gradients, asked in zip(found, which, strict=True) if asked]
 
 
-def _patches(values: Tensor, module: nn.Conv1d | nn.Conv2d) -> Tensor:
+def _patches(values: Tensor, module: nn.Conv1d | nn.Conv2d, *, channels_last: bool = False) -> Tensor:
     """What each output of a convolution looked at: [N, C * kernel places, output places].
 
     As F.unfold, which takes four times as long: here whole stretches are copied.
+
+    Args:
+        channels_last: stretches of channels, not of places: [N, *output places, *kernel places, C], unmerged.
     """
     dims = len(module.kernel_size)
     padding = cast("tuple[int, ...]", module.padding)
     sides = [side for each in reversed(padding) for side in (each, each)]
-    windows = F.pad(values, sides)
+    if channels_last:
+        windows = F.pad(values.permute(0, 2, 3, 1), (0, 0, *sides)).permute(0, 3, 1, 2)
+    else:
+        windows = F.pad(values.contiguous(), sides)
     for place in range(dims):
         kernel, stride, dilation = (module.kernel_size[place], module.stride[place], module.dilation[place])
         windows = windows.unfold(2 + place, dilation * (kernel - 1) + 1, stride)[..., ::dilation]
-    order = (0, 1, *range(2 + dims, 2 + 2 * dims), *range(2, 2 + dims))
-    return windows.permute(order).reshape(len(values), values.shape[1] * module.weight[0, 0].numel(), -1)
+    outputs, kernels = range(2, 2 + dims), range(2 + dims, 2 + 2 * dims)
+    if channels_last:
+        return windows.permute(0, *outputs, *kernels, 1).contiguous()
+    taken = windows.permute(0, 1, *kernels, *outputs)
+    return taken.reshape(len(values), values.shape[1] * module.weight[0, 0].numel(), -1)

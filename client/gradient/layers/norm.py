@@ -28,12 +28,12 @@ class NormLayer(FormedLayer):
         scaled = by_site * self._spread("weight", by_site)
         if "bias" in self.weights:
             scaled += self._spread("bias", by_site)
-        return scaled.view_as(values)
+        return scaled.reshape(values.shape)
 
     def input_gradient(self, values: Tensor, gradient: Tensor) -> Tensor:
         """Gradient of the normalised values."""
         by_site = self._by_site(gradient)
-        return (by_site * self._spread("weight", by_site)).view_as(values)
+        return (by_site * self._spread("weight", by_site)).reshape(values.shape)
 
     def note(self, values: Tensor, gradient: Tensor) -> None:
         """Every unit's gradient of scale and shift."""
