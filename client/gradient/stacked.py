@@ -6,6 +6,7 @@ relies on rows that do not look at each other (preflight), so that only layers w
 """
 
 import math
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ from client.gradient.layers import KINDS, Rows, WatchedLayer, why_not_watched
 from shared.batch import Batch
 from shared.errors import ModelError, PrivacyError
 from shared.privacy.mechanism import clip_factors, layers_of
+
+_SEEN: "weakref.WeakKeyDictionary[nn.Module, set[tuple[str, ...]]]" = weakref.WeakKeyDictionary()
+"""parameters with which the layers of a model were seen to take samples for rows"""
 
 
 @dataclass(frozen=True)
@@ -134,6 +138,9 @@ class Stacked:
         if len(batch) != rows.sites * rows.per_site:
             raise PrivacyError(f"a batch of {len(batch)} rows; allowed: {rows.sites} times {rows.per_site}")
         model = cast("SampleModel", self.model)
+        if self.names not in _SEEN.setdefault(self.model, set()):
+            self._try_rows(weights[:1], batch)
+            _SEEN[self.model].add(self.names)
         with only_trained(self.model, self.names), self._watched(weights, rows, keeps_units=keeps_units) as layers:
             # what asks for a gradient, so that there is a backward pass though no weight does
             switch = torch.zeros((), requires_grad=True, device=weights.device)
@@ -151,11 +158,28 @@ class Stacked:
             raise ModelError(f'parameters {used} are used from outside their layer; set gradient_engine = "functional"')
         return layers
 
+    @torch.no_grad()
+    def _try_rows(self, weights: Tensor, batch: Batch) -> None:
+        """Once a model: its layers see one row, then two.
+
+        Raises:
+            ModelError: some layer's rows are not samples.
+        """
+        # PRIVACY: else a layer that takes time for rows would pass whenever the batch has as many rows as there are
+        # times. test_rows_that_are_not_samples_are_refused
+        for num in (1, 2):
+            few = batch.take(torch.zeros(num, dtype=torch.int64, device=batch.present.device))
+            with self._watched(weights, Rows(1, num), keeps_units=False) as layers:
+                for layer in layers.values():
+                    self._put_on(layer, weights.new_zeros(()))
+                cast("SampleModel", self.model)(few.inputs, few.present)
+
     @staticmethod
     def _of_rows(shares: Tensor, *, rows: Rows, dtype: torch.dtype) -> Tensor:
         """What each row's loss is multiplied with: a unit's loss is the mean over its rows."""
         each = rows.rows_per_unit
-        return (shares if each == 1 else shares.repeat_interleave(each, dim=1) / each).flatten().to(dtype)
+        shares = shares.to(dtype)
+        return (shares if each == 1 else shares.repeat_interleave(each, dim=1) / each).flatten()
 
     @contextmanager
     def _watched(self, weights: Tensor, rows: Rows, *, keeps_units: bool) -> Iterator[dict[str, WatchedLayer]]:
@@ -193,7 +217,9 @@ class _Watch(torch.autograd.Function):
         """Outputs of the layer."""
         ctx.save_for_backward(values)
         ctx.layer = layer  # type: ignore[attr-defined]
-        return layer.forward(values)
+        outputs = layer.forward(values)
+        # autograd lets nobody change a view that was made in here, as nn.ReLU(inplace=True) does
+        return outputs.new_empty(0).set_(outputs) if outputs._is_view() else outputs  # type: ignore[call-overload]
 
     @staticmethod
     def backward(ctx: "torch.autograd.function.FunctionCtx", *gradients: Tensor) -> tuple[Tensor | None, None, None]:

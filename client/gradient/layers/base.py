@@ -2,7 +2,7 @@
 
 in        K*R rows, site by site, through one layer whose weights [K, *shape] every site has of its own
 out       outputs; after the backward pass squared norms [K, U] of each unit's gradient, and weighted sums [K, *shape]
-relies on nothing but torch
+relies on shared/privacy/mechanism.py for norms of many numbers
 """
 
 from abc import ABC, abstractmethod
@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+
+from shared.privacy.mechanism import PIECE, sample_norms
 
 Weights = Mapping[str, Tensor]
 """the layer's own name of a parameter ("weight", "bias") -> [K, *shape]"""
@@ -90,7 +92,7 @@ class FormedLayer(WatchedLayer):
         """As promised by WatchedLayer."""
         total = no_norms(self.rows, like=next(iter(self.weights.values())))
         for gradients in self._formed.values():
-            total += torch.linalg.vector_norm(gradients, dim=2).double().square()
+            total += squares_of(gradients)
         return total
 
     def sum_into(
@@ -108,6 +110,14 @@ class FormedLayer(WatchedLayer):
 def no_norms(rows: Rows, *, like: Tensor) -> Float[Tensor, "K U"]:
     """Zeros, where norms are added up."""
     return torch.zeros(rows.sites, rows.units, dtype=torch.float64, device=like.device)
+
+
+def squares_of(gradients: Float[Tensor, "K U n"]) -> Float[Tensor, "K U"]:
+    """Squared L2 norm of each unit's numbers, float64; see sample_norms for why not in one piece."""
+    if gradients.shape[2] > PIECE:
+        return sample_norms({"": gradients.flatten(0, 1)}).square().view(gradients.shape[:2])
+    norms: Tensor = torch.linalg.vector_norm(gradients, dim=2)
+    return norms.double().square()
 
 
 def weighted(gradients: Tensor, *, factors: Tensor | None, finite: Tensor | None) -> Float[Tensor, "K n"]:

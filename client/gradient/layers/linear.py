@@ -12,7 +12,10 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from client.gradient.layers.base import Rows, WatchedLayer, Weights, no_norms, weighted
+from client.gradient.layers.base import Rows, WatchedLayer, Weights, no_norms, squares_of, weighted
+
+SMALLEST = 2.0**-126
+"""of the squares that float32 keeps in full"""
 
 
 class LinearLayer(WatchedLayer):
@@ -21,8 +24,8 @@ class LinearLayer(WatchedLayer):
     def __init__(self, module: nn.Module, *, weights: Weights, trained: frozenset[str], rows: Rows) -> None:
         super().__init__(module, weights=weights, trained=trained, rows=rows)
         self._calls: list[tuple[Tensor, Tensor]] = []
-        self._formed: Tensor | None = None
-        """[K, U, p, d], where the units' gradients are formed"""
+        self._formed: dict[str, Tensor] = {}
+        """[K, U, n], where a unit has several positions"""
 
     def forward(self, values: Tensor) -> Tensor:
         """Outputs [..., p]."""
@@ -59,17 +62,21 @@ class LinearLayer(WatchedLayer):
         inputs, gradients = self._all()
         if inputs.shape[2] == 1:
             # an outer product's norm is the product of the norms: sums of squares, in which nothing cancels
-            of_inputs = torch.linalg.vector_norm(inputs[:, :, 0], dim=2).double().square()
-            of_gradients = torch.linalg.vector_norm(gradients[:, :, 0], dim=2).double().square()
+            of_inputs, of_gradients = (squares_of(values[:, :, 0]) for values in (inputs, gradients))
             if "weight" in self.trained:
-                total += of_inputs * of_gradients
+                # PRIVACY: float32 may lose squares below 2^-126, and the other factor may be 1e19.
+                # test_tiny_numbers_times_huge_ones_count_towards_the_norm
+                lost_of_inputs, lost_of_gradients = (values.shape[3] * SMALLEST for values in (inputs, gradients))
+                total += (of_inputs + lost_of_inputs) * (of_gradients + lost_of_gradients)
             return total + of_gradients if "bias" in self.trained else total
+        # PRIVACY: what is measured here is what is summed; positions added up in another order would cancel to another
+        # number. test_positions_that_cancel_are_summed_as_they_were_measured
         if "weight" in self.trained:
-            formed = torch.matmul(gradients.transpose(2, 3), inputs)
-            total += torch.linalg.vector_norm(formed.flatten(2), dim=2).double().square()
-            self._formed = formed
+            self._formed["weight"] = torch.matmul(gradients.transpose(2, 3), inputs).flatten(2)
         if "bias" in self.trained:
-            total += torch.linalg.vector_norm(gradients.sum(dim=2), dim=2).double().square()
+            self._formed["bias"] = gradients.sum(dim=2)
+        for formed in self._formed.values():
+            total += squares_of(formed)
         return total
 
     def sum_into(
@@ -80,6 +87,10 @@ class LinearLayer(WatchedLayer):
             for name in self.trained:
                 into[name].zero_()
             return
+        if self._formed:
+            for name, formed in self._formed.items():
+                into[name].copy_(weighted(formed, factors=factors, finite=finite).view_as(into[name]))
+            return
         inputs, gradients = self._all()
         if finite is not None:
             inputs, gradients = (values.masked_fill(~finite[:, :, None, None], 0) for values in (inputs, gradients))
@@ -87,11 +98,7 @@ class LinearLayer(WatchedLayer):
             gradients = gradients * factors[:, :, None, None].to(gradients.dtype)
         gradients = gradients.flatten(1, 2)
         if "weight" in self.trained:
-            if self._formed is not None:
-                formed = weighted(self._formed.flatten(2), factors=factors, finite=finite)
-                into["weight"].copy_(formed.view_as(into["weight"]))
-            else:
-                torch.bmm(gradients.transpose(1, 2), inputs.flatten(1, 2), out=into["weight"])
+            torch.bmm(gradients.transpose(1, 2), inputs.flatten(1, 2), out=into["weight"])
         if "bias" in self.trained:
             torch.sum(gradients, dim=1, out=into["bias"])
 
