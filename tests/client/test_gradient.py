@@ -1,4 +1,7 @@
-"""Tests of client/gradient/: every engine clips unit by unit, and all give the same numbers."""
+"""Tests of client/gradient/: every engine clips unit by unit, and all give the same numbers.
+
+Of book-keeping, which needs layers to follow, test_bookkeeping.py says what is said of the others here.
+"""
 
 import math
 
@@ -9,7 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from client.gradient import GradientEngine, choose_engine
-from client.gradient.choice import EngineName
+from client.gradient.bookkeeping import BookkeepingEngine
+from client.gradient.choice import AutoEngine, EngineName
 from client.gradient.engine import rows_of
 from client.gradient.functional import FunctionalEngine
 from client.gradient.hooks import HooksEngine
@@ -258,7 +262,8 @@ def test_the_plain_engine_is_the_reference_without_clipping() -> None:
 @pytest.mark.parametrize(
     ("asked", "kind"),
     [
-        ("auto", FunctionalEngine),
+        ("auto", AutoEngine),
+        ("bookkeeping", BookkeepingEngine),
         ("functional", FunctionalEngine),
         ("hooks", HooksEngine),
         ("reference", ReferenceEngine),
@@ -326,7 +331,10 @@ def assert_engines_agree(run: RunConfig, *, clip: Clip, rows_per_unit: int) -> N
     # a contribution may round to the neighbouring whole number where the engines differ in the last bit
     rtol, atol = (1e-9, 1e-12) if clip.grid is None else (0.0, 2.0)
     assert float(flat(wanted.sums).norm()) * (clip.grid or 1.0) > 0.1
-    for engine in (HooksEngine(), FunctionalEngine(microbatch_size=4)):
+    engines: list[GradientEngine] = [HooksEngine(), FunctionalEngine(microbatch_size=4)]
+    if clip.grid is None:
+        engines.append(BookkeepingEngine(microbatch_size=4))
+    for engine in engines:
         found = engine.clipped_sum(model, batch, names=names, clip=clip, rows_per_unit=rows_per_unit)
         assert found.unclipped == wanted.unclipped
         for key in names:
