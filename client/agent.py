@@ -7,13 +7,14 @@ relies on permission.py for what the owner allows, and on charge.py for the cost
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
 from torch import Tensor
 
+from client.bounded import Bounded, bounded
 from client.charge import as_counts, charge_for_counts, charge_for_round, plan_counts, plan_round, statement
 from client.permission import Permitted, clip_norm_of_round, permit, site_clip_norm_of_round
 from client.plan import PrivacyPlan
@@ -41,7 +42,6 @@ from shared.messages import (
 from shared.model.registry import load_extensions
 from shared.privacy.ledger import Ledger, Reservation
 from shared.privacy.ledger_totals import History
-from shared.privacy.mechanism import clip_update
 from shared.privacy.noise import RandomSource, reproducible_source, secret_source
 
 ReadWeights = Callable[[Shapes], dict[str, Tensor]]
@@ -176,35 +176,33 @@ def train_alone(
     )
 
 
+def bounded_updates(opened: OpenRound, trained: Sequence[TrainedRound]) -> list[Bounded]:
+    """What rounds of training gave, as it may leave: of the site, or of others that were asked the same."""
+    return bounded(trained, central=opened.header.run.central_privacy, clip_norm=opened.site_clip_norm)
+
+
 def close_round(
     opened: OpenRound,
-    trained: TrainedRound,
+    leaving: Bounded,
     *,
     plan: PrivacyPlan | None,
     history: History | None,
     reservation: Reservation,
 ) -> TrainReply:
-    """What leaves the site of a round that was paid for; whoever sends it releases the reservation."""
-    header, update, is_within = opened.header, trained.update, None
-    if opened.site_clip_norm is not None and (central := header.run.central_privacy) is not None:
-        # PRIVACY: what a site adds to the sum is bounded here and again at the server.
-        # test_the_whole_update_is_clipped_before_it_leaves
-        per_layer = central.clipping == "per-layer"
-        update, was_within = clip_update(update, clip_norm=opened.site_clip_norm, per_layer=per_layer)
-        is_within = was_within if central.clipping == "adaptive" else None
+    """The reply of a round that was paid for; whoever sends it releases the reservation."""
     said = None
     if plan is not None and history is not None:
         said = statement(plan, site=opened.site, reservation=reservation, history=history)
     reply = ReplyHeader(
         protocol_version=PROTOCOL_VERSION,
-        run_id=header.run_id,
-        round_number=header.round_number,
+        run_id=opened.header.run_id,
+        round_number=opened.header.round_number,
         nominal_size=nominal_size(opened, plan=plan),
         privacy=said,
-        unclipped_share=trained.unclipped_share,
-        is_within_clip=is_within,
+        unclipped_share=leaving.unclipped_share,
+        is_within_clip=leaving.is_within,
     )
-    return TrainReply(header=reply, update=update)
+    return TrainReply(header=reply, update=leaving.update)
 
 
 def sources_of(opened: OpenRound, *, plan: PrivacyPlan | None) -> tuple[RandomSource, RandomSource]:
@@ -255,7 +253,8 @@ def _train(header: RequestHeader, read_weights: ReadWeights, site: SiteConfig) -
     reservation = ledger.reserve(**charge_for_round(header, site=site, plan=plan))
     samples = _load(opened.permitted, site=site, ledger=ledger, reservation=reservation)
     trained = train_alone(opened, weights, samples, plan=plan)
-    reply = close_round(opened, trained, plan=plan, history=history, reservation=reservation)
+    (leaving,) = bounded_updates(opened, [trained])
+    reply = close_round(opened, leaving, plan=plan, history=history, reservation=reservation)
     ledger.release(reservation)
     return reply
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from client.agent import (
     WantedSamples,
+    bounded_updates,
     close_round,
     ledger_at,
     nominal_size,
@@ -25,8 +26,8 @@ from client.agent import (
     train_alone,
     wanted_samples,
 )
+from client.bounded import Bounded
 from client.cohort_entry import Answer, Asked, CohortSite, each_of, opened_sites, refuse_all, reserved_sites
-from client.private_training import TrainedRound
 from client.run_model import built_model, model_with
 from client.sample_store import SampleStore, load_many
 from shared.batch import Samples
@@ -180,7 +181,8 @@ def _answer(chunk: Sequence[CohortSite], answers: dict[int, Answer], *, apart: M
 
 def _answer_alone(site: CohortSite, *, answers: dict[int, Answer]) -> None:
     trained = train_alone(site.opened, site.asked.weights, _samples(site), plan=site.plan)
-    _close(site, trained, answers)
+    (leaving,) = bounded_updates(site.opened, [trained])
+    _close(site, leaving, answers)
 
 
 def _answer_together(sites: Sequence[CohortSite], answers: dict[int, Answer]) -> None:
@@ -202,7 +204,8 @@ def _answer_together(sites: Sequence[CohortSite], answers: dict[int, Answer]) ->
             rounds=run.federation.rounds,
             modality_dropout=run.model.modality_dropout,
         )
-        results = {site.place: result for site, result in zip(sites, trained, strict=True)}
+        leaving = bounded_updates(opened, trained)
+        results = {site.place: each for site, each in zip(sites, leaving, strict=True)}
     except Exception as error:  # noqa: BLE001  what was paid for stays spent, and the rest of the round goes on
         refuse_all(sites, error, answers)
     else:
@@ -215,9 +218,9 @@ def _samples(site: CohortSite) -> Samples:
     return site.samples
 
 
-def _close(site: CohortSite, trained: TrainedRound, answers: dict[int, Answer]) -> None:
+def _close(site: CohortSite, leaving: Bounded, answers: dict[int, Answer]) -> None:
     answers[site.place] = close_round(
-        site.opened, trained, plan=site.plan, history=site.history, reservation=site.reservation
+        site.opened, leaving, plan=site.plan, history=site.history, reservation=site.reservation
     )
 
 

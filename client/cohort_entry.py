@@ -73,7 +73,8 @@ class CohortSite:
         plan, opened = self.plan, self.opened
         kind = None if plan is None else (plan.unit, plan.clipping, plan.records_per_unit, plan.noise)
         # the very weights, which sites that were sent the same share: comparing their numbers would cost more
-        return (opened.key, opened.permitted.modalities, opened.header.round_number, id(self.asked.weights), kind)
+        asked = (opened.header.round_number, opened.site_clip_norm, id(self.asked.weights))
+        return (opened.key, opened.permitted.modalities, asked, kind)
 
     @property
     def num_bytes(self) -> int:

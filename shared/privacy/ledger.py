@@ -93,6 +93,7 @@ class Ledger:
             # PRIVACY: not before all of it is on the disk. test_what_is_reserved_together_is_paid_at_the_end
             opened.ending.is_on_disk = True
         except BaseException:
+            # refresh might have been interrupted half way, and would count the same rows again
             totals.forget()
             raise
         finally:

@@ -125,10 +125,24 @@ def whole_number_sensitivity(*, clip_norm: float, grid: float, num_parameters: i
 
 def clip_update(update: Mapping[str, Tensor], *, clip_norm: float, per_layer: bool) -> tuple[dict[str, Tensor], bool]:
     """A whole update clipped as one unit, and whether it was within the norm; one that is not finite becomes zeros."""
-    result = clipped_sum(
-        {name: value[None] for name, value in update.items()}, clip=Clip(clip_norm, per_layer=per_layer)
-    )
-    return result.sums, bool(result.unclipped)
+    alone = {name: value[None] for name, value in update.items()}
+    clipped, within = clip_updates(alone, clip_norm=clip_norm, per_layer=per_layer)
+    return {name: value[0] for name, value in clipped.items()}, bool(within[0])
+
+
+def clip_updates(
+    updates: Mapping[str, Tensor], *, clip_norm: float, per_layer: bool
+) -> tuple[dict[str, Tensor], Bool[Tensor, "K"]]:
+    """Whole updates of K sites, [K, ...] a parameter, each clipped as `clip_update` does it."""
+    norms = sample_norms(updates)
+    factors, within = _factors(updates, norms=norms, clip=Clip(clip_norm, per_layer=per_layer))
+    clipped = {}
+    for name, value in updates.items():
+        shape = (len(norms), *[1] * (value.dim() - 1))
+        # PRIVACY: zero times NaN is NaN, so a broken update is emptied. test_an_update_is_clipped_as_one_unit
+        sound = torch.where(norms.isfinite().reshape(shape), value, 0.0)
+        clipped[name] = sound * factors[name].to(value.dtype).reshape(shape)
+    return clipped, within
 
 
 def layers_of(names: Sequence[str]) -> dict[str, tuple[str, ...]]:

@@ -35,9 +35,12 @@ def test_a_file_that_stays_is_read_once(tmp_path: Path, monkeypatch: pytest.Monk
     assert [kept(path), kept(path)] == ["two", "two"]
 
 
-def test_settings_that_were_just_written_are_read_again(tmp_path: Path) -> None:
+def test_settings_that_were_just_written_are_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Twice within what a file system's clock tells apart, of the same length: the owner's last word counts."""
     path = tmp_path / "file"
+    path.write_text("yes", encoding="utf-8")
+    stamp = path.stat()
+    monkeypatch.setattr(Path, "stat", lambda *_, **__: stamp)
     kept = Unchanged(lambda path: path.read_text(encoding="utf-8"))
     for word in ("yes", "no!"):
         path.write_text(word, encoding="utf-8")
