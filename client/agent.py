@@ -5,7 +5,6 @@ out       a protected update with public numbers, noisy counts, or a refusal tha
 relies on permission.py for what the owner allows, and on charge.py for the cost, on disk before a file is opened
 """
 
-import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from client.bounded import Bounded, bounded
 from client.charge import as_counts, charge_for_counts, charge_for_round, plan_counts, plan_round, statement
+from client.passed import note_of
 from client.permission import Permitted, clip_norm_of_round, permit, site_clip_norm_of_round
 from client.plan import PrivacyPlan
 from client.private_training import TrainedRound, train_round
@@ -276,10 +276,10 @@ def _preflight(permitted: Permitted, *, site: SiteConfig, run_id: str, is_first:
     What has passed is noted in the owner's cache, because Flower may start a process for each message.
     """
     run, privacy = permitted.run, permitted.run.local_privacy
-    note = _note(site.cache, run_id, permitted.unit, key_of(run))
+    note = note_of(site.cache, run_id=run_id, unit=permitted.unit, key=key_of(run))
     # PRIVACY: a sound model in round 1 says nothing about another one in round 2, under the same run's name.
     # test_settings_that_change_in_the_middle_of_a_run_are_tried_out_anew
-    if not is_first and note.exists():
+    if not is_first and note.is_there():
         return
     from client.preflight import assert_sound  # tests of chance, which no other request needs
 
@@ -287,14 +287,7 @@ def _preflight(permitted: Permitted, *, site: SiteConfig, run_id: str, is_first:
         run = run.model_copy(update={"privacy": privacy.model_copy(update={"unit": permitted.unit})})
     # PRIVACY: code that does not protect is found before it sees a record. test_unsound_training_costs_nothing
     assert_sound(run)
-    note.parent.mkdir(parents=True, exist_ok=True)
-    note.touch()
-
-
-@lru_cache(maxsize=65536)
-def _note(cache: Path, run_id: str, unit: str | None, key: RunKey) -> Path:
-    passed = hashlib.sha256(f"{run_id} {unit} {key.digest}".encode()).hexdigest()
-    return cache / "preflight" / passed
+    note.make()
 
 
 def _load(permitted: Permitted, *, site: SiteConfig, ledger: Ledger, reservation: Reservation) -> Samples:
