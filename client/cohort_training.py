@@ -209,7 +209,6 @@ class _Piece:
         sums, unclipped = self._sums(weights.detach()[:active], drawn)
         if active < len(weights):
             sums = torch.cat([sums, sums.new_zeros(len(weights) - active, sums.shape[1])])
-        optimizer.zero_grad(set_to_none=True)
         optimizer.clipped_sums, optimizer.active = sums, active
         optimizer.step()
         if self.is_adaptive:

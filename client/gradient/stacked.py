@@ -8,7 +8,7 @@ relies on rows that do not look at each other (preflight), so that only layers w
 import math
 import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import cast
@@ -64,6 +64,11 @@ class Stacked:
         self.model, self.names = model, tuple(names)
         parameters = dict(model.named_parameters())
         self._parameters = [parameters[name] for name in names]
+        self._others = [parameter for name, parameter in parameters.items() if name not in self.names]
+        self._owners = [
+            _Owner(path, model.get_submodule(path), frozenset(member.rpartition(".")[2] for member in members))
+            for path, members in layers_of(self.names).items()
+        ]
         self._places: dict[str, tuple[int, int]] = {}
         self._sums: Tensor | None = None
         self.num_weights = 0
@@ -141,7 +146,7 @@ class Stacked:
         if self.names not in _SEEN.setdefault(self.model, set()):
             self._try_rows(weights[:1], batch)
             _SEEN[self.model].add(self.names)
-        with only_trained(self.model, self.names), self._watched(weights, rows, keeps_units=keeps_units) as layers:
+        with self._only_trained(), self._watched(weights, rows, keeps_units=keeps_units) as layers:
             # what asks for a gradient, so that there is a backward pass though no weight does
             switch = torch.zeros((), requires_grad=True, device=weights.device)
             for layer in layers.values():
@@ -181,32 +186,48 @@ class Stacked:
         shares = shares.to(dtype)
         return (shares if each == 1 else shares.repeat_interleave(each, dim=1) / each).flatten()
 
+    def _only_trained(self) -> AbstractContextManager[None]:
+        """As `only_trained`, at no cost where it holds already."""
+        holds = all(each.requires_grad for each in self._parameters) and not any(
+            each.requires_grad for each in self._others
+        )
+        return nullcontext() if holds else only_trained(self.model, self.names)
+
     @contextmanager
     def _watched(self, weights: Tensor, rows: Rows, *, keeps_units: bool) -> Iterator[dict[str, WatchedLayer]]:
         """Layers that are watched while it lasts, by their place in the model."""
         stacked = self.views(weights.detach())
-        owners = layers_of(self.names)
         layers: dict[str, WatchedLayer] = {}
         try:
-            for path, members in owners.items():
-                module = self.model.get_submodule(path)
+            for owner in self._owners:
                 own = {
-                    name: stacked[_join(path, name)]
-                    if _join(path, name) in stacked
+                    name: stacked[_join(owner.path, name)]
+                    if name in owner.trained
                     else value.detach().expand(rows.sites, *value.shape)
-                    for name, value in module.named_parameters(recurse=False)
+                    for name, value in owner.module._parameters.items()
+                    if value is not None
                 }
-                trained = frozenset(member.rpartition(".")[2] for member in members)
-                layers[path] = KINDS[type(module)](module, weights=own, trained=trained, rows=rows)
-                layers[path].keeps_units = keeps_units
+                kind = KINDS[type(owner.module)]
+                layers[owner.path] = kind(owner.module, weights=own, trained=owner.trained, rows=rows)
+                layers[owner.path].keeps_units = keeps_units
             yield layers
         finally:
-            for path in owners:
-                self.model.get_submodule(path).__dict__.pop("forward", None)
+            for owner in self._owners:
+                owner.module.__dict__.pop("forward", None)
 
     @staticmethod
     def _put_on(layer: WatchedLayer, switch: Tensor) -> None:
         layer.module.__dict__["forward"] = partial(_forward, layer=layer, switch=switch)
+
+
+@dataclass(frozen=True)
+class _Owner:
+    """A layer with trained parameters."""
+
+    path: str
+    module: nn.Module
+    trained: frozenset[str]
+    """the layer's own names of them"""
 
 
 class _Watch(torch.autograd.Function):
@@ -215,20 +236,20 @@ class _Watch(torch.autograd.Function):
     @staticmethod
     def forward(ctx: "torch.autograd.function.FunctionCtx", values: Tensor, _: Tensor, layer: WatchedLayer) -> Tensor:
         """Outputs of the layer."""
-        ctx.save_for_backward(values)
+        entered = layer.entered(values)
+        ctx.save_for_backward(entered)
         ctx.layer = layer  # type: ignore[attr-defined]
-        outputs = layer.forward(values)
+        outputs = layer.forward(entered)
         # autograd lets nobody change a view that was made in here, as nn.ReLU(inplace=True) does
         return outputs.new_empty(0).set_(outputs) if outputs._is_view() else outputs  # type: ignore[call-overload]
 
     @staticmethod
     def backward(ctx: "torch.autograd.function.FunctionCtx", *gradients: Tensor) -> tuple[Tensor | None, None, None]:
         """Gradient of the inputs."""
-        (values,) = ctx.saved_tensors  # type: ignore[attr-defined]
+        (entered,) = ctx.saved_tensors  # type: ignore[attr-defined]
         layer: WatchedLayer = ctx.layer  # type: ignore[attr-defined]
-        layer.note(values, gradients[0])
-        asked = ctx.needs_input_grad[0]  # type: ignore[attr-defined]
-        return (layer.input_gradient(values, gradients[0]) if asked else None), None, None
+        asked = bool(ctx.needs_input_grad[0])  # type: ignore[attr-defined]
+        return layer.backward(entered, gradients[0], asked=asked), None, None
 
 
 def why_not_stacked(model: nn.Module, *, names: Sequence[str]) -> str | None:

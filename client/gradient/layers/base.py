@@ -46,9 +46,18 @@ class WatchedLayer(ABC):
         """What of the layer has no weights and comes first; autograd follows it by itself."""
         return values
 
+    def entered(self, values: Tensor) -> Tensor:
+        """The inputs as the part with weights wants them; kept for the backward pass."""
+        return values
+
     @abstractmethod
     def forward(self, values: Tensor) -> Tensor:
         """Outputs of the part with weights."""
+
+    def backward(self, values: Tensor, gradient: Tensor, *, asked: bool) -> Tensor | None:
+        """Notes a call; gradient of its inputs where that is asked."""
+        self.note(values, gradient)
+        return self.input_gradient(values, gradient) if asked else None
 
     @abstractmethod
     def input_gradient(self, values: Tensor, gradient: Tensor) -> Tensor:

@@ -29,12 +29,16 @@ class ConvolutionLayer(FormedLayer):
 
     module: nn.Conv1d | nn.Conv2d
 
+    def entered(self, values: Tensor) -> Tensor:
+        """Rows as they are where units are told apart; else side by side, which the backward pass needs again."""
+        return values if self.keeps_units else self._side_by_side(values)
+
     def forward(self, values: Tensor) -> Tensor:
         """Outputs [N, O, *places]."""
         bias = self.weights.get("bias")
         convolve = F.conv1d if isinstance(self.module, nn.Conv1d) else F.conv2d
         outputs = convolve(
-            self._side_by_side(values),
+            self._side_by_side(values) if self.keeps_units else values,
             self._kernel,
             None if bias is None else bias.flatten(),
             self.module.stride,
@@ -44,20 +48,31 @@ class ConvolutionLayer(FormedLayer):
         )
         return self._apart(outputs, channels=self.module.out_channels)
 
+    def backward(self, values: Tensor, gradient: Tensor, *, asked: bool) -> Tensor | None:
+        """Notes a call; gradient [N, C, *places] of its inputs where that is asked."""
+        if self.keeps_units:
+            return super().backward(values, gradient, asked=asked)
+        names = [name for name in ("weight", "bias") if name in self.trained]
+        which = (asked, "weight" in names, "bias" in names)
+        found = self._backward(values, self._side_by_side(gradient), which=which)
+        inputs = self._apart(found.pop(0), channels=self.module.in_channels) if asked else None
+        for name, sums in zip(names, found, strict=True):
+            self._add(name, sums.reshape(self.rows.sites, 1, -1))
+        return inputs
+
     def input_gradient(self, values: Tensor, gradient: Tensor) -> Tensor:
         """Gradient [N, C, *places]."""
-        (found,) = self._backward(values, gradient, which=(True, False, False))
+        spread = self._side_by_side(gradient)
+        # only its shape and layout are looked at
+        shape = (len(spread), self.rows.sites * self.module.in_channels, *values.shape[2:])
+        layout = torch.channels_last if values.ndim == 4 else torch.contiguous_format
+        inputs = torch.empty(shape, dtype=values.dtype, device=values.device, memory_format=layout)
+        (found,) = self._backward(inputs, spread, which=(True, False, False))
         return self._apart(found, channels=self.module.in_channels)
 
     def note(self, values: Tensor, gradient: Tensor) -> None:
-        """Every unit's gradient, from the patches that each output looked at; or the sum of each site's."""
+        """Every unit's gradient, from the patches that each output looked at."""
         sites, units, each = self.rows.sites, self.rows.units, self.rows.rows_per_unit
-        if not self.keeps_units:
-            names = [name for name in ("weight", "bias") if name in self.trained]
-            which = (False, "weight" in names, "bias" in names)
-            for name, found in zip(names, self._backward(values, gradient, which=which), strict=True):
-                self._add(name, found.reshape(sites, 1, -1))
-            return
         if "weight" in self.trained:
             formed = self._formed_of_rows(values, gradient).reshape(sites, units, each, -1)
             self._add("weight", formed[:, :, 0] if each == 1 else formed.sum(dim=2))
@@ -106,11 +121,11 @@ class ConvolutionLayer(FormedLayer):
         return together.flatten(0, 1).permute(0, 3, 1, 2)
 
     def _backward(self, values: Tensor, gradient: Tensor, *, which: tuple[bool, bool, bool]) -> list[Tensor]:
-        """Gradients of inputs, weights and biases, those that are asked for."""
+        """Gradients of inputs, weights and biases, those that are asked for; all side by side."""
         module, dims = self.module, len(self.module.kernel_size)
         found = torch.ops.aten.convolution_backward(
-            self._side_by_side(gradient),
-            self._side_by_side(values),
+            gradient,
+            values,
             self._kernel,
             [self.rows.sites * module.out_channels],
             module.stride,
