@@ -158,19 +158,8 @@ class _Piece:
 
     def trained(self) -> list[TrainedRound]:
         """The round of every site."""
-        weights = nn.Parameter(self.start.expand(len(self.members), -1).clone())
-        optimizer = self._optimizer(weights)
-        steps = [each.steps for each in self.public]
-        final = weights.detach() if len(set(steps)) == 1 else torch.empty_like(weights, requires_grad=False)
-        for step in range(steps[0]):
-            # PRIVACY: as many steps as each site was charged. test_every_site_of_a_cohort_makes_its_own_steps
-            active = sum(count > step for count in steps)
-            self._step(weights, optimizer, number=step, active=active)
-            if final.data_ptr() != weights.data_ptr():
-                ended = [number for number, count in enumerate(steps) if count == step + 1]
-                final[ended] = weights.detach()[ended]
-        updates = final.sub_(self.start)
-        views = self.stacked.views(updates)
+        final = self._descended() if self._is_plain_descent else self._optimized()
+        views = self.stacked.views(final.sub_(self.start))
         return [
             TrainedRound(
                 {name: view[number] for name, view in views.items()},
@@ -178,6 +167,56 @@ class _Piece:
             )
             for number, (member, public) in enumerate(zip(self.members, self.public, strict=True))
         ]
+
+    @property
+    def _is_plain_descent(self) -> bool:
+        """Whether a step is weights minus a multiple of the sum, which can then be written in one go."""
+        training = self.round.training
+        return not self.is_private and training.optimizer == "sgd" and not training.weight_decay + training.proximal_mu
+
+    def _descended(self) -> Tensor:
+        """Every site's last weights [K, P] after steps of plain gradient descent."""
+        before = self.start.expand(len(self.members), -1)
+        weights = torch.empty_like(before, memory_format=torch.contiguous_format)
+        for step, active in enumerate(self._active()):
+            drawn = self.draws.step(step, active=active)
+            if drawn is not None:
+                self.stacked.descend(
+                    before[:active],
+                    drawn.batch,
+                    rows=self._rows(drawn),
+                    real=drawn.real,
+                    denominators=self.denominators[:active],
+                    rate=self.round.learning_rate,
+                    into=weights[:active],
+                )
+            elif step == 0:
+                weights.copy_(before)
+            before = weights
+        return weights
+
+    def _optimized(self) -> Tensor:
+        """Every site's last weights [K, P] after steps of the run's optimizer."""
+        weights = nn.Parameter(self.start.expand(len(self.members), -1).clone())
+        optimizer, final = self._optimizer(weights), torch.empty_like(weights, requires_grad=False)
+        before = self.start.expand(len(self.members), -1)
+        for step, active in enumerate(self._active()):
+            self._step(before[:active], optimizer, number=step)
+            before = weights.detach()
+            ended = [number for number, each in enumerate(self.public) if each.steps == step + 1]
+            if len(ended) == len(weights):
+                return before
+            final[ended] = before[ended]
+        return final
+
+    def _active(self) -> list[int]:
+        """How many sites, from the first on, make each step."""
+        # PRIVACY: as many steps as each site was charged. test_every_site_of_a_cohort_makes_its_own_steps
+        return [sum(each.steps > step for each in self.public) for step in range(self.public[0].steps)]
+
+    def _rows(self, drawn: Drawn) -> Rows:
+        sites, units = drawn.real.shape
+        return Rows(sites, units, self.public[0].records_per_unit)
 
     def _optimizer(self, weights: nn.Parameter) -> StackedNoisyOptimizer:
         training = self.round.training
@@ -203,12 +242,12 @@ class _Piece:
             optimizer.attach_step_hook(pull)
         return optimizer
 
-    def _step(self, weights: nn.Parameter, optimizer: StackedNoisyOptimizer, *, number: int, active: int) -> None:
-        """One step of the first `active` sites."""
-        drawn = self.draws.step(number, active=active)
-        sums, unclipped = self._sums(weights.detach()[:active], drawn)
-        if active < len(weights):
-            sums = torch.cat([sums, sums.new_zeros(len(weights) - active, sums.shape[1])])
+    def _step(self, weights: Tensor, optimizer: StackedNoisyOptimizer, *, number: int) -> None:
+        """One step of the sites whose weights are given, the first ones."""
+        active, drawn = len(weights), self.draws.step(number, active=len(weights))
+        sums, unclipped = self._sums(weights, drawn)
+        if active < len(self.members):
+            sums = torch.cat([sums, sums.new_zeros(len(self.members) - active, sums.shape[1])])
         optimizer.clipped_sums, optimizer.active = sums, active
         optimizer.step()
         if self.is_adaptive:
@@ -222,9 +261,8 @@ class _Piece:
     def _sums(self, weights: Tensor, drawn: Drawn | None) -> tuple[Tensor, Tensor]:
         """Sums over what each site drew, clipped where there is a plan, and how many units were within the norm."""
         if drawn is None:
-            return torch.zeros_like(weights), torch.zeros(len(weights))
-        sites, units = drawn.real.shape
-        rows = Rows(sites, units, self.public[0].records_per_unit)
+            return torch.zeros(weights.shape, dtype=weights.dtype, device=weights.device), torch.zeros(len(weights))
+        rows = self._rows(drawn)
         if not self.is_private:
             sums = self.stacked.plain_sums(
                 weights, drawn.batch, rows=rows, real=drawn.real, denominators=self.denominators[: len(weights)]

@@ -129,10 +129,32 @@ class Stacked:
             layer.sum_into(_own(into, path=name))
         return sums
 
+    @torch.no_grad()
+    def descend(
+        self,
+        start: Float[Tensor, "K P"],
+        batch: Batch,
+        *,
+        rows: Rows,
+        real: Bool[Tensor, "K U"],
+        denominators: Float[Tensor, "K 1"],
+        rate: float,
+        into: Float[Tensor, "K P"],
+    ) -> None:
+        """Writes `start` minus `rate` times what `plain_sums` gives: a step of plain gradient descent.
+
+        Args:
+            into: may be the very memory of `start`.
+        """
+        layers = self._passed(start, batch, rows=rows, shares=real / denominators, keeps_units=False)
+        before, after = self.views(start), self.views(into)
+        for name, layer in layers.items():
+            layer.descend_into(_own(after, path=name), start=_own(before, path=name), rate=rate)
+
     def _room(self, weights: Tensor) -> Tensor:
         """Memory for the sums, the same for each call: new pages would cost more than what is written to them."""
         if self._sums is None or len(self._sums) < len(weights) or self._sums.dtype != weights.dtype:
-            self._sums = torch.empty_like(weights)
+            self._sums = torch.empty_like(weights, memory_format=torch.contiguous_format)
         return self._sums[: len(weights)]
 
     @torch.enable_grad()

@@ -41,6 +41,8 @@ class WatchedLayer(ABC):
         self.module, self.weights, self.trained, self.rows = module, weights, trained, rows
         self.keeps_units = True
         """whether units are told apart; where only plain sums are asked for, they need not be"""
+        self.are_shared = all(each.stride(0) == 0 or len(each) == 1 for each in weights.values())
+        """whether all sites have the same weights, as they do at a round's first step: computed as for one site"""
 
     def enter(self, values: Tensor) -> Tensor:
         """What of the layer has no weights and comes first; autograd follows it by itself."""
@@ -82,6 +84,18 @@ class WatchedLayer(ABC):
             factors: of each unit.
             finite: given where some unit's gradient is not: nothing of such a unit enters, for zero times NaN is NaN.
         """
+
+    def descend_into(self, into: Weights, *, start: Weights, rate: float) -> None:
+        """Writes `start` minus `rate` times the sum over each site's units: a step of plain gradient descent.
+
+        Args:
+            into: parameter -> [K, *shape] to write to, of the trained ones; may be the very memory of `start`.
+            start: the weights before the step.
+        """
+        sums = {name: torch.empty_like(into[name]) for name in self.trained}
+        self.sum_into(sums)
+        for name, value in sums.items():
+            torch.sub(start[name], value, alpha=rate, out=into[name])
 
 
 class FormedLayer(WatchedLayer):

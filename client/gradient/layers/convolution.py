@@ -11,7 +11,6 @@ Source: Rochette et al. 2019, arXiv:1912.06015: a row's weight gradient is a pro
 patches are made by copying whole stretches.
 """
 
-from functools import cached_property
 from typing import cast
 
 import torch
@@ -31,44 +30,49 @@ class ConvolutionLayer(FormedLayer):
 
     def entered(self, values: Tensor) -> Tensor:
         """Rows as they are where units are told apart; else side by side, which the backward pass needs again."""
-        return values if self.keeps_units else self._side_by_side(values)
+        return values if self.keeps_units or self.are_shared else self._side_by_side(values)
 
     def forward(self, values: Tensor) -> Tensor:
         """Outputs [N, O, *places]."""
         bias = self.weights.get("bias")
         convolve = F.conv1d if isinstance(self.module, nn.Conv1d) else F.conv2d
-        outputs = convolve(
-            self._side_by_side(values) if self.keeps_units else values,
-            self._kernel,
-            None if bias is None else bias.flatten(),
-            self.module.stride,
-            self.module.padding,
-            self.module.dilation,
-            self.module.groups * self.rows.sites,
-        )
-        return self._apart(outputs, channels=self.module.out_channels)
+        if self.are_shared:
+            bias, sites = None if bias is None else bias[0], 1
+            values = _channels_last(values)
+        else:
+            bias, sites = None if bias is None else bias.flatten(), self.rows.sites
+            values = self._side_by_side(values) if self.keeps_units else values
+        module = self.module
+        groups = module.groups * sites
+        outputs = convolve(values, self._kernel(sites), bias, module.stride, module.padding, module.dilation, groups)
+        return outputs if self.are_shared else self._apart(outputs, channels=module.out_channels)
 
     def backward(self, values: Tensor, gradient: Tensor, *, asked: bool) -> Tensor | None:
         """Notes a call; gradient [N, C, *places] of its inputs where that is asked."""
         if self.keeps_units:
             return super().backward(values, gradient, asked=asked)
         names = [name for name in ("weight", "bias") if name in self.trained]
-        which = (asked, "weight" in names, "bias" in names)
-        found = self._backward(values, self._side_by_side(gradient), which=which)
-        inputs = self._apart(found.pop(0), channels=self.module.in_channels) if asked else None
+        of_inputs = asked and not self.are_shared
+        which = (of_inputs, "weight" in names, "bias" in names)
+        side = self._side_by_side(values) if self.are_shared else values
+        found = self._backward(side, self._side_by_side(gradient), which=which, sites=self.rows.sites)
+        inputs = self._apart(found.pop(0), channels=self.module.in_channels) if of_inputs else None
+        if asked and self.are_shared:
+            inputs = self.input_gradient(values, gradient)
         for name, sums in zip(names, found, strict=True):
             self._add(name, sums.reshape(self.rows.sites, 1, -1))
         return inputs
 
     def input_gradient(self, values: Tensor, gradient: Tensor) -> Tensor:
         """Gradient [N, C, *places]."""
-        spread = self._side_by_side(gradient)
+        sites = 1 if self.are_shared else self.rows.sites
+        spread = _channels_last(gradient) if self.are_shared else self._side_by_side(gradient)
         # only its shape and layout are looked at
-        shape = (len(spread), self.rows.sites * self.module.in_channels, *values.shape[2:])
+        shape = (len(spread), sites * self.module.in_channels, *values.shape[2:])
         layout = torch.channels_last if values.ndim == 4 else torch.contiguous_format
         inputs = torch.empty(shape, dtype=values.dtype, device=values.device, memory_format=layout)
-        (found,) = self._backward(inputs, spread, which=(True, False, False))
-        return self._apart(found, channels=self.module.in_channels)
+        (found,) = self._backward(inputs, spread, which=(True, False, False), sites=sites)
+        return found if self.are_shared else self._apart(found, channels=self.module.in_channels)
 
     def note(self, values: Tensor, gradient: Tensor) -> None:
         """Every unit's gradient, from the patches that each output looked at."""
@@ -80,11 +84,9 @@ class ConvolutionLayer(FormedLayer):
             by_unit = gradient.reshape(sites, units, each, gradient.shape[1], -1)
             self._add("bias", by_unit.sum(dim=(2, 4)))
 
-    @cached_property
-    def _kernel(self) -> Tensor:
-        """Weights of all sites, [K*O, C / groups, *kernel]."""
-        weight = self.weights["weight"].flatten(0, 1)
-        return weight if weight.ndim == 3 else weight.contiguous(memory_format=torch.channels_last)
+    def _kernel(self, sites: int) -> Tensor:
+        """Weights of the first sites, [K*O, C / groups, *kernel]."""
+        return _channels_last(self.weights["weight"][:sites].flatten(0, 1))
 
     def _formed_of_rows(self, values: Tensor, gradient: Tensor) -> Tensor:
         """Every row's weight gradient, [N, O, C / groups, *kernel]."""
@@ -101,10 +103,10 @@ class ConvolutionLayer(FormedLayer):
     def _side_by_side(self, values: Tensor) -> Tensor:
         """[K*R, C, *places] as [R, K*C, *places]."""
         sites, per_site = self.rows.sites, self.rows.per_site
+        if sites == 1:
+            return _channels_last(values)
         if values.ndim == 3:
             return values.reshape(sites, per_site, *values.shape[1:]).transpose(0, 1).flatten(1, 2)
-        if sites == 1:
-            return values.contiguous(memory_format=torch.channels_last)
         last = values.permute(0, 2, 3, 1)
         apart = last.reshape(sites, per_site, *last.shape[1:]).permute(1, 2, 3, 0, 4)
         return apart.flatten(3).permute(0, 3, 1, 2)
@@ -120,23 +122,30 @@ class ConvolutionLayer(FormedLayer):
         together = last.reshape(*last.shape[:3], sites, channels).permute(3, 0, 1, 2, 4)
         return together.flatten(0, 1).permute(0, 3, 1, 2)
 
-    def _backward(self, values: Tensor, gradient: Tensor, *, which: tuple[bool, bool, bool]) -> list[Tensor]:
+    def _backward(
+        self, values: Tensor, gradient: Tensor, *, which: tuple[bool, bool, bool], sites: int
+    ) -> list[Tensor]:
         """Gradients of inputs, weights and biases, those that are asked for; all side by side."""
         module, dims = self.module, len(self.module.kernel_size)
         found = torch.ops.aten.convolution_backward(
             gradient,
             values,
-            self._kernel,
-            [self.rows.sites * module.out_channels],
+            self._kernel(sites),
+            [sites * module.out_channels],
             module.stride,
             module.padding,
             module.dilation,
             False,
             [0] * dims,
-            module.groups * self.rows.sites,
+            module.groups * sites,
             which,
         )
         return [gradients for gradients, asked in zip(found, which, strict=True) if asked]
+
+
+def _channels_last(values: Tensor) -> Tensor:
+    """Pictures and their kernels with the channels last, signals as they are."""
+    return values.contiguous(memory_format=torch.channels_last) if values.ndim == 4 else values
 
 
 def _patches(values: Tensor, module: nn.Conv1d | nn.Conv2d, *, channels_last: bool = False) -> Tensor:

@@ -30,7 +30,7 @@ class EmbeddingLayer(WatchedLayer):
     def forward(self, values: Tensor) -> Tensor:
         """Rows of the tables [..., D]."""
         table = self.weights["weight"]
-        if self.rows.sites == 1:
+        if self.are_shared:
             return F.embedding(values, table[0])
         site = torch.arange(self.rows.sites, device=values.device)[:, None]
         return table[site, values.reshape(self.rows.sites, -1)].reshape(*values.shape, table.shape[2])

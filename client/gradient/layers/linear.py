@@ -30,7 +30,7 @@ class LinearLayer(WatchedLayer):
     def forward(self, values: Tensor) -> Tensor:
         """Outputs [..., p]."""
         weight, bias = self.weights["weight"], self.weights.get("bias")
-        if self.rows.sites == 1:
+        if self.are_shared:
             return F.linear(values, weight[0], None if bias is None else bias[0])
         flat, turned = values.reshape(self.rows.sites, -1, values.shape[-1]), weight.transpose(1, 2)
         outputs = torch.bmm(flat, turned) if bias is None else torch.baddbmm(bias[:, None], flat, turned)
@@ -39,7 +39,7 @@ class LinearLayer(WatchedLayer):
     def input_gradient(self, values: Tensor, gradient: Tensor) -> Tensor:
         """Gradient [..., d]."""
         weight = self.weights["weight"]
-        if self.rows.sites == 1:
+        if self.are_shared:
             return gradient @ weight[0]
         return torch.bmm(gradient.reshape(self.rows.sites, -1, gradient.shape[-1]), weight).view_as(values)
 
@@ -101,6 +101,19 @@ class LinearLayer(WatchedLayer):
             torch.bmm(gradients.transpose(1, 2), inputs.flatten(1, 2), out=into["weight"])
         if "bias" in self.trained:
             torch.sum(gradients, dim=1, out=into["bias"])
+
+    def descend_into(self, into: Weights, *, start: Weights, rate: float) -> None:
+        """As promised by WatchedLayer; the sums are never written down by themselves."""
+        if not self._calls:
+            super().descend_into(into, start=start, rate=rate)
+            return
+        inputs, gradients = self._all()
+        gradients = gradients.flatten(1, 2)
+        if "weight" in self.trained:
+            turned = gradients.transpose(1, 2)
+            torch.baddbmm(start["weight"], turned, inputs.flatten(1, 2), alpha=-rate, out=into["weight"])
+        if "bias" in self.trained:
+            torch.sub(start["bias"], gradients.sum(dim=1), alpha=rate, out=into["bias"])
 
     def _all(self) -> tuple[Tensor, Tensor]:
         """All calls' positions behind one another."""
