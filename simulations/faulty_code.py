@@ -20,18 +20,22 @@ from opacus.grad_sample import GradSampleModuleFastGradientClipping
 from torch import Tensor, nn
 
 # a module that is imported only while a fault lasts would keep it for ever
-import client.app  # noqa: F401
+import client.app
+import client.cohort  # noqa: F401
 import server.app  # noqa: F401
 import simulations.preflight  # noqa: F401
-from client import gradient, private_training, sampling
+from client import cohort_training, gradient, private_training, sampling
+from client.cohort_training import Member
 from client.gradient.choice import EngineName
 from client.gradient.engine import only_trained, sample_losses
 from client.gradient.functional import FunctionalEngine
 from client.gradient.hooks import HooksEngine
+from client.gradient.layers import Rows
 from client.gradient.reference import ReferenceEngine
+from client.gradient.stacked import Stacked, StackedClip, StackedSum
 from client.plan import PrivacyPlan
 from client.private_training import TrainedRound
-from server import schedule
+from server import central, schedule
 from shared import wire
 from shared.batch import Batch, Samples
 from shared.config import NoiseKind
@@ -39,8 +43,10 @@ from shared.messages import Hello, Refusal, StatisticsReply, TrainReply
 from shared.model.multimodal import MultimodalModel
 from shared.privacy import mechanism, noise
 from shared.privacy.ledger import Ledger
+from shared.privacy.ledger_totals import Totals
 from shared.privacy.mechanism import Clip, ClippedSum, sum_of_none
-from shared.privacy.noise import RandomSource
+from shared.privacy.noise import Numbers, RandomSource
+from simulations import faulty_cohort
 
 PACKAGES = ("client.", "server.", "shared.", "simulations.")
 Planting = contextlib.AbstractContextManager[None]
@@ -148,7 +154,7 @@ def ghost_clipping_with_the_ordinary_loss() -> Planting:
 def forgotten_clip() -> Planting:
     """Every gradient counts in full."""
 
-    def ones(norms: Tensor, *, clip_norm: float) -> Tensor:  # noqa: ARG001
+    def ones(norms: Tensor, *, clip_norm: float | Tensor) -> Tensor:  # noqa: ARG001
         return torch.ones_like(norms)
 
     return everywhere(mechanism.clip_factors, ones)
@@ -174,6 +180,7 @@ def subject_rows_unbounded() -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for engine in (FunctionalEngine, HooksEngine, ReferenceEngine):
             stack.enter_context(mock.patch.object(engine, "clipped_sum", _by_row(engine.clipped_sum)))
+        stack.enter_context(mock.patch.object(Stacked, "clipped_sums", _by_row_of_sites(Stacked.clipped_sums)))
         yield
 
 
@@ -186,19 +193,31 @@ def _by_row(original: Callable[..., ClippedSum]) -> Callable[..., ClippedSum]:
     return by_row
 
 
+def _by_row_of_sites(original: Callable[..., StackedSum]) -> Callable[..., StackedSum]:
+    def by_row(
+        self: Stacked, weights: Tensor, batch: Batch, *, rows: Rows, real: Tensor, clip: StackedClip
+    ) -> StackedSum:
+        each = real.repeat_interleave(rows.rows_per_unit, dim=1)
+        return original(self, weights, batch, rows=Rows(rows.sites, rows.per_site), real=each, clip=clip)
+
+    return by_row
+
+
 @contextlib.contextmanager
 def noise_divided_by_four() -> Iterator[None]:
     """Noise of every kind has a quarter of its scale."""
-    normal, discrete = RandomSource.normal, RandomSource.discrete_normal
+    fill, discrete = noise._fill, RandomSource.discrete_normal
 
-    def small(self: RandomSource, shape: tuple[int, ...], *, std: float, kind: NoiseKind = "float64") -> Tensor:
-        return normal(self, shape, std=std / 4, kind=kind)
+    def small(sources: Sequence[RandomSource], numbers: Numbers, *, scale: Numbers, kind: NoiseKind) -> None:
+        quarter = scale.copy()
+        quarter /= 4
+        fill(sources, numbers, scale=quarter, kind=kind)
 
     def small_numbers(self: RandomSource, shape: tuple[int, ...], *, std: float) -> Tensor:
         return discrete(self, shape, std=std / 4)
 
     with (
-        mock.patch.object(RandomSource, "normal", small),
+        mock.patch.object(noise, "_fill", small),
         mock.patch.object(RandomSource, "discrete_normal", small_numbers),
     ):
         yield
@@ -214,16 +233,39 @@ def noise_from_a_seed() -> Planting:
     return everywhere(noise.secret_source, seeded)
 
 
-def data_dependent_denominator() -> Planting:
+@contextlib.contextmanager
+def data_dependent_denominator() -> Iterator[None]:
     """Divided by the sampling rate times the rows that are there."""
-    original = private_training.train_round
+    original, of_cohort = private_training.train_round, cohort_training.train_cohort
+
+    def divided(plan: PrivacyPlan | None, samples: Samples) -> PrivacyPlan | None:
+        if plan is None:
+            return None
+        return replace(plan, expected_batch_size=max(1.0, plan.sample_rate * len(samples)))
 
     def counted(model: nn.Module, samples: Samples, *, plan: PrivacyPlan | None, **rest: object) -> TrainedRound:
-        if plan is not None:
-            plan = replace(plan, expected_batch_size=max(1.0, plan.sample_rate * len(samples)))
-        return original(model, samples, plan=plan, **rest)  # type: ignore[arg-type]
+        return original(model, samples, plan=divided(plan, samples), **rest)  # type: ignore[arg-type]
 
-    return everywhere(original, counted)
+    def all_counted(model: nn.Module, members: Sequence[Member], **rest: object) -> list[TrainedRound]:
+        changed = [replace(each, plan=divided(each.plan, each.samples)) for each in members]
+        return of_cohort(model, changed, **rest)  # type: ignore[arg-type]
+
+    with everywhere(original, counted), everywhere(of_cohort, all_counted):
+        yield
+
+
+@contextlib.contextmanager
+def _drawn_by(draw: Callable[..., Tensor]) -> Iterator[None]:
+    """Batches drawn in another way, step by step, also where several steps are drawn together."""
+
+    def steps_of(num_units: int, *, steps: int, sample_rate: float, source: RandomSource) -> Tensor:
+        entered = torch.zeros(steps, num_units, dtype=torch.bool)
+        for row in entered:
+            row[draw(num_units, sample_rate=sample_rate, source=source)] = True
+        return entered
+
+    with everywhere(sampling.poisson_batch, draw), everywhere(sampling.draw_coins, steps_of):
+        yield
 
 
 def shuffled_batches() -> Planting:
@@ -236,7 +278,7 @@ def shuffled_batches() -> Planting:
             waiting[:] = source.uniform(num_units).argsort().tolist()
         return torch.tensor(sorted(waiting.pop() for _ in range(size)), dtype=torch.int64)
 
-    return everywhere(sampling.poisson_batch, shuffled)
+    return _drawn_by(shuffled)
 
 
 def weighted_sampler() -> Planting:
@@ -246,7 +288,7 @@ def weighted_sampler() -> Planting:
         chances = sample_rate * torch.tensor([1.5, 0.5]).repeat(num_units)[:num_units]
         return (source.uniform(num_units) < chances).nonzero().flatten()
 
-    return everywhere(sampling.poisson_batch, weighted)
+    return _drawn_by(weighted)
 
 
 @contextlib.contextmanager
@@ -270,6 +312,7 @@ def empty_batch_skipped() -> Iterator[None]:
         everywhere(draw, noted),
         mock.patch.object(RandomSource, "normal", quiet),
         mock.patch.object(RandomSource, "discrete_normal", quiet_numbers),
+        faulty_cohort.empty_batch_skipped(),
     ):
         yield
 
@@ -281,7 +324,7 @@ def engine_made_anew() -> Iterator[None]:
     def nothing(*_: object, **__: object) -> tuple[()]:
         return ()
 
-    with mock.patch.object(Ledger, "rows", nothing), mock.patch.object(Ledger, "_uses", nothing):
+    with mock.patch.object(Ledger, "rows", nothing), mock.patch.object(Totals, "_uses", nothing):
         yield
 
 
@@ -299,13 +342,27 @@ def extra_reply_field() -> Planting:
     return everywhere(original, telling)
 
 
-def unclipped_site_update() -> Planting:
-    """A whole update is passed on as it is."""
+@contextlib.contextmanager
+def unclipped_site_update() -> Iterator[None]:
+    """A whole update is passed on, and added, as it is."""
 
     def passed_on(update: Mapping[str, Tensor], **_: object) -> tuple[dict[str, Tensor], bool]:
         return dict(update), True
 
-    return everywhere(mechanism.clip_update, passed_on)
+    def all_passed_on(updates: Mapping[str, Tensor], **_: object) -> tuple[dict[str, Tensor], Tensor]:
+        num = len(next(iter(updates.values())))
+        return dict(updates), torch.ones(num, dtype=torch.bool)
+
+    def added(pieces: Sequence[Tensor], *, to: Sequence[Tensor], norm: float) -> None:  # noqa: ARG001
+        for piece, total in zip(pieces, to, strict=True):
+            total.add_(piece)
+
+    with (
+        everywhere(mechanism.clip_update, passed_on),
+        everywhere(mechanism.clip_updates, all_passed_on),
+        mock.patch.object(central.ProtectedSum, "_add_clipped", staticmethod(added)),
+    ):
+        yield
 
 
 def fixed_number_of_sites() -> Planting:
@@ -319,8 +376,9 @@ def fixed_number_of_sites() -> Planting:
     return everywhere(schedule.draw_sites, some)
 
 
-def _engine(kind: Callable[[], object]) -> Planting:
-    """Whatever engine is asked for a run's model, or for one around it, this one is given."""
+@contextlib.contextmanager
+def _engine(kind: Callable[[], object]) -> Iterator[None]:
+    """Whatever engine is asked for a run's model, or for one around it, this one is given; no cohort goes round it."""
     original = gradient.choose_engine
 
     def chosen(name: EngineName, model: nn.Module, *, microbatch_size: int = 64) -> object:
@@ -328,7 +386,11 @@ def _engine(kind: Callable[[], object]) -> Planting:
             return original(name, model, microbatch_size=microbatch_size)
         return kind()
 
-    return everywhere(original, chosen)
+    def one_by_one(*_: object, **__: object) -> str:
+        return "an engine of its own is planted"
+
+    with everywhere(original, chosen), everywhere(cohort_training.why_apart, one_by_one):
+        yield
 
 
 def _as_asked(total: Tensor, *, clip: Clip) -> Tensor:

@@ -17,7 +17,7 @@ from rich.table import Table
 
 import client.preflight
 from shared.errors import ConfigError
-from simulations import faulty_code
+from simulations import faulty_code, faulty_cohort
 
 
 @dataclass(frozen=True)
@@ -134,6 +134,24 @@ FAULTS = _by_name(
         "Sites send their updates, and the server adds them up, without clipping them.",
         "update-clipped",
         faulty_code.unclipped_site_update,
+    ),
+    Fault(
+        "cohort-shares-noise",
+        "Sites that are trained in one pass get the noise of the first of them, each in its own scale.",
+        "cohort-gives-the-same",
+        faulty_cohort.noise_shared,
+    ),
+    Fault(
+        "cohort-counts-padding",
+        "Rows that fill up the batch of a site with fewer count as its own.",
+        "cohort-gives-the-same",
+        faulty_cohort.padding_counted,
+    ),
+    Fault(
+        "cohort-mixes-up-sites",
+        "From the second step on a site's gradients are those of its neighbour's weights.",
+        "cohort-gives-the-same",
+        faulty_cohort.weights_of_a_neighbour,
     ),
     Fault(
         "fixed-number-of-sites",

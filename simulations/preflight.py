@@ -2,7 +2,8 @@
 
 in        a RunConfig
 out       PreflightChecks for `motet preflight`, `motet simulate` and RUN/preflight.json
-relies on client/preflight/ for everything at a site; server/central.py and schedule.py are tried here
+relies on client/preflight/ for everything at a site, preflight_cohort.py for many sites in one pass; server/central.py
+          and schedule.py are tried here
 
 | check               | measures                                                                    |
 | server-clip         | how far one site moves the noisy average, whatever it sends                 |
@@ -41,6 +42,7 @@ from shared.config import PrivacySettings, RunConfig, Settings
 from shared.preflight import PreflightCheck
 from shared.privacy.mechanism import split_noise
 from shared.privacy.noise import reproducible_source
+from simulations.preflight_cohort import cohort_checks
 
 SHAPES: dict[str, tuple[int, ...]] = {"scale": (), "layer.bias": (50,), "layer.weight": (ENOUGH // 100, 100)}
 SIZES = (1e-3, 1.0, 1e4, 1e20, math.inf, math.nan)
@@ -56,12 +58,12 @@ NEXT_STEP = (
 
 
 def preflight_run(run: RunConfig, *, only: Collection[str] | None = None) -> tuple[PreflightCheck, ...]:
-    """All checks that concern a run, or those named, those of a site first.
+    """All checks that concern a run, or those named: of a site, of many in one pass, of the server.
 
     Raises:
         ModelError: the model cannot be built at all.
     """
-    return (*preflight(run, only=only), *server_checks(run, only=only))
+    return (*preflight(run, only=only), *cohort_checks(run, only=only), *server_checks(run, only=only))
 
 
 def server_checks(run: RunConfig, *, only: Collection[str] | None = None) -> tuple[PreflightCheck, ...]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from server.settings import PREFLIGHT_FILE, ServerSettings, read_settings, write_preflight, write_settings
+from server.settings import ServerSettings, read_preflight, read_settings, write_preflight, write_settings
 from shared.config import RunConfig
 from shared.errors import ModelError, RunError
 from simulations.engine import EngineName
@@ -100,14 +100,15 @@ def run_simulation(folder: Path, *, engine: EngineName | None = None, memory_byt
         MotetError: whatever stopped the server app; what a site does cannot.
     """
     settings = read_settings(folder)
-    _check_first(settings, folder=folder)
+    chosen = engine or settings.engine
+    _check_first(settings, engine=chosen, folder=folder)
     sites = sorted((folder / SITES_FOLDER).glob("*.toml"))
     os.environ["MOTET_RUN_FOLDER"] = str(folder.resolve())
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     from client.app import app as client_app
     from server.app import app as server_app
 
-    match engine or settings.engine:
+    match chosen:
         case "flower":
             from simulations.engine.flower import run_in_flower
 
@@ -123,17 +124,24 @@ def run_simulation(folder: Path, *, engine: EngineName | None = None, memory_byt
             run_locally(server_app, client_app, sites=sites)
 
 
-def _check_first(settings: ServerSettings, *, folder: Path) -> None:
-    """The preflight of a run, once, before its first round; a resumed run has it behind it."""
-    if (folder / PREFLIGHT_FILE).is_file():
+def _check_first(settings: ServerSettings, *, engine: str, folder: Path) -> None:
+    """The preflight of a run, once, before its first round; that of cohorts before the first that trains in them."""
+    known = read_preflight(folder)
+    if known and engine != "cohort":
         return
     from client.preflight import preflight
     from shared.model.registry import load_extensions
+    from simulations import preflight_cohort
     from simulations.preflight import server_checks
 
+    in_cohorts = engine == "cohort" and all(check.name != preflight_cohort.NAME for check in known)
+    if known and not in_cohorts:
+        return
     for extension in settings.extensions:
         load_extensions(extension)
-    checks = (*preflight(settings.run), *server_checks(settings.run))
+    checks = known or (*preflight(settings.run), *server_checks(settings.run))
+    if in_cohorts:
+        checks = (*checks, *preflight_cohort.cohort_checks(settings.run))
     failed = [f"  {check.name}: {check.detail}" for check in checks if not check.passed]
     if failed:
         heading = f"preflight: {len(failed)} of {len(checks)} checks failed; no data was read"
