@@ -31,7 +31,7 @@ from client.cohort_entry import Answer, Asked, CohortSite, each_of, opened_sites
 from client.run_model import built_model, model_with
 from client.sample_store import SampleStore, load_many
 from shared.batch import Samples
-from shared.errors import ManifestError, MotetError
+from shared.errors import ManifestError, ModelError, MotetError
 from shared.messages import Refusal, TrainReply
 from shared.privacy.ledger import Reservation
 
@@ -206,6 +206,10 @@ def _answer_together(sites: Sequence[CohortSite], answers: dict[int, Answer]) ->
         )
         leaving = bounded_updates(opened, trained)
         results = {site.place: each for site, each in zip(sites, leaving, strict=True)}
+    except ModelError as error:
+        # a weight used from outside its layer, which only a pass shows; nothing of that pass leaves
+        _tell(opened.header.run_id, len(sites), str(error))
+        each_of(sites, partial(_answer_alone, answers=answers), answers)
     except Exception as error:  # noqa: BLE001  what was paid for stays spent, and the rest of the round goes on
         refuse_all(sites, error, answers)
     else:
