@@ -181,6 +181,17 @@ def test_padding_contributes_exactly_nothing(case: str, rows_per_unit: int) -> N
 
 
 @EVERY
+def test_sites_that_start_from_the_same_weights_are_computed_as_one_and_clipped_apart(case: str) -> None:
+    sites = Sites(case, rows_per_unit=2)
+    sites.weights = sites.weights[:1].expand(3, -1)
+    sums, unclipped = sites.clipped(per_layer=False)
+    for site in range(3):
+        wanted, within = sites.reference(site, per_layer=False)
+        assert_alike(sums[site], wanted)
+        assert float(unclipped[site]) == within
+
+
+@EVERY
 def test_stacked_per_layer_clipping_is_the_references(case: str) -> None:
     sites = Sites(case, rows_per_unit=1)
     sums, unclipped = sites.clipped(per_layer=True)
@@ -205,6 +216,25 @@ def test_sums_without_clipping_are_those_of_autograd_divided(case: str) -> None:
             continue
         gradients = torch.autograd.grad(sample_losses(model, batch).sum(), list(model.parameters()))
         assert_alike(found[site], torch.cat([each.reshape(-1) for each in gradients]) / denominator)
+
+
+@EVERY
+def test_a_step_of_plain_descent_is_the_weights_minus_the_sums(case: str) -> None:
+    """Written to memory of its own or to the weights themselves, of sites with the same weights or each its own."""
+    for alike in (False, True):
+        sites = Sites(case, rows_per_unit=1)
+        start = sites.weights[:1].expand(3, -1) if alike else sites.weights
+        denominators = torch.tensor([[2.0], [3.0], [7.0]], dtype=torch.float64)
+        sums = sites.stacked.plain_sums(
+            start, sites.batch, rows=sites.rows, real=sites.real, denominators=denominators
+        ).clone()
+        wanted, room = start - 0.3 * sums, torch.empty(3, start.shape[1], dtype=torch.float64)
+        targets = (room,) if alike else (room, start)
+        for into in targets:
+            sites.stacked.descend(
+                start, sites.batch, rows=sites.rows, real=sites.real, denominators=denominators, rate=0.3, into=into
+            )
+            assert_alike(into, wanted)
 
 
 @EVERY
