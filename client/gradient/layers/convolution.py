@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from client.gradient.layers.base import FormedLayer
+from client.gradient.layers.base import FormedLayer, Rows, Weights
 
 STRETCH_OF_CHANNELS = 8
 """channels from which on patches are copied channel by channel, not place by place"""
@@ -27,6 +27,11 @@ class ConvolutionLayer(FormedLayer):
     """nn.Conv1d and nn.Conv2d."""
 
     module: nn.Conv1d | nn.Conv2d
+
+    def __init__(self, module: nn.Module, *, weights: Weights, trained: frozenset[str], rows: Rows) -> None:
+        super().__init__(module, weights=weights, trained=trained, rows=rows)
+        # with one channel torch cannot tell where the channels lie, and takes its slow way
+        self.are_shared &= rows.sites == 1 or self.module.in_channels > 1
 
     def entered(self, values: Tensor) -> Tensor:
         """Rows as they are where units are told apart; else side by side, which the backward pass needs again."""
@@ -109,7 +114,7 @@ class ConvolutionLayer(FormedLayer):
             return values.reshape(sites, per_site, *values.shape[1:]).transpose(0, 1).flatten(1, 2)
         last = values.permute(0, 2, 3, 1)
         apart = last.reshape(sites, per_site, *last.shape[1:]).permute(1, 2, 3, 0, 4)
-        return apart.flatten(3).permute(0, 3, 1, 2)
+        return apart.flatten(3).contiguous().permute(0, 3, 1, 2)
 
     def _apart(self, values: Tensor, *, channels: int) -> Tensor:
         """[R, K*C, *places] as [K*R, C, *places]."""
@@ -120,7 +125,7 @@ class ConvolutionLayer(FormedLayer):
             return values.reshape(len(values), sites, channels, -1).transpose(0, 1).flatten(0, 1)
         last = values.permute(0, 2, 3, 1)
         together = last.reshape(*last.shape[:3], sites, channels).permute(3, 0, 1, 2, 4)
-        return together.flatten(0, 1).permute(0, 3, 1, 2)
+        return together.flatten(0, 1).contiguous().permute(0, 3, 1, 2)
 
     def _backward(
         self, values: Tensor, gradient: Tensor, *, which: tuple[bool, bool, bool], sites: int
