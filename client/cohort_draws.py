@@ -31,6 +31,17 @@ class Drawn:
     counts: Int[Tensor, "K"]
     """units that each site drew"""
 
+    def to(self, device: torch.device) -> "Drawn":
+        """The same on a device; counts stay on the processor."""
+        if device.type == "cpu":
+            return self
+        batch = Batch(
+            inputs={name: values.to(device) for name, values in self.batch.inputs.items()},
+            present=self.batch.present.to(device),
+            targets=self.batch.targets.to(device),
+        )
+        return Drawn(batch, self.real.to(device), self.counts)
+
 
 class CohortDraws:
     """The draws of one round at some sites, step by step."""

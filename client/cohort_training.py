@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from client.arithmetic import PLAIN, Arithmetic
 from client.cohort_draws import CohortDraws, Drawn
 from client.gradient.engine import only_trained
 from client.gradient.layers import Rows
@@ -35,10 +36,13 @@ from shared.config import TrainingSettings
 from shared.errors import PrivacyError
 from shared.privacy.noise import RandomSource
 
-NUMBERS_AT_ONCE = 1 << 19
+NUMBERS_AT_ONCE = 1 << 20
 """weights and activations of a piece of a cohort: few enough for the processor's cache, enough to hide what a call
 costs"""
+CARD_TO_CACHE = 64
+"""how many times as much a card is given at once: it has no cache to fit, and a call costs it more"""
 MOST_SITES_AT_ONCE = 64
+"""of a piece, on the processor"""
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,7 @@ def train_cohort(
     round_number: int,
     rounds: int,
     modality_dropout: float,
+    arithmetic: Arithmetic = PLAIN,
 ) -> list[TrainedRound]:
     """What `train_round` gives each member, in order, to rounding; the model comes back as it was.
 
@@ -84,6 +89,7 @@ def train_cohort(
         members: plans of one unit, one kind of clipping and as many records a unit; rates, norms, noise, sizes and
             steps may differ.
         names: parameters that are trained; all others stay.
+        arithmetic: where and how precisely to compute; updates come back on the processor, in float32.
 
     Raises:
         PrivacyError: the members cannot share a pass.
@@ -95,20 +101,26 @@ def train_cohort(
         training=training,
         learning_rate=learning_rate(training, round_number=round_number, rounds=rounds),
         modality_dropout=modality_dropout,
+        arithmetic=arithmetic,
+        start=_weights(model, names).to(arithmetic.place),
     )
     public = [public_numbers(training, plan=each.plan, nominal_size=each.nominal_size) for each in members]
     # those with many steps first, so that a piece ends together
     order = sorted(range(len(members)), key=lambda number: -public[number].steps)
-    pieces = _pieces(order, model=model, members=members, public=public, names=names)
-    workers = min(len(pieces), torch.get_num_threads())
+    larger = 1 if arithmetic.place.type == "cpu" else CARD_TO_CACHE
+    pieces = _pieces(order, num_weights=len(round_.start), members=members, public=public, larger=larger)
+    # a card is kept busy by one thread
+    workers = min(len(pieces), torch.get_num_threads()) if arithmetic.place.type == "cpu" else 1
     results: list[TrainedRound | None] = [None] * len(members)
     with only_trained(model, names), _one_thread_an_operation(), _in_training(model):
-        copies = [Stacked(each, names=names) for each in _copies(model, number=workers)]
+        copies = [Stacked(each, names=names) for each in _copies(model, number=workers, place=arithmetic.place)]
 
         def train(number: int) -> None:
             for piece in pieces[number::workers]:
                 chosen = [members[place] for place in piece], [public[place] for place in piece]
-                trained = _Piece(round_, copies[number], *chosen).trained()
+                # what is in force holds for one thread
+                with arithmetic.in_force():
+                    trained = _Piece(round_, copies[number], *chosen).trained()
                 for place, result in zip(piece, trained, strict=True):
                     results[place] = result
 
@@ -128,6 +140,9 @@ class _Round:
     training: TrainingSettings
     learning_rate: float
     modality_dropout: float
+    arithmetic: Arithmetic
+    start: Tensor
+    """[P], the weights that all sites begin with"""
 
 
 class _Piece:
@@ -140,9 +155,7 @@ class _Piece:
         plans = [member.plan for member in members if member.plan is not None]
         self.is_private, self.is_adaptive = bool(plans), is_adaptive(members[0].plan)
         self.is_per_layer = self.is_private and plans[0].clipping == "per-layer"
-        parameters = dict(stacked.model.named_parameters())
-        self.start = stacked.gathered({name: parameters[name].detach() for name in round_.names})
-        device = self.start.device
+        self.start, device = round_.start, round_.start.device
         self.norms = torch.tensor([plan.clip_norm for plan in plans], dtype=torch.float64, device=device)
         self.denominators = torch.tensor([each.expected_batch_size for each in public], device=device)[:, None]
         self.excess = [0.0] * len(members)
@@ -159,7 +172,7 @@ class _Piece:
     def trained(self) -> list[TrainedRound]:
         """The round of every site."""
         final = self._descended() if self._is_plain_descent else self._optimized()
-        views = self.stacked.views(final.sub_(self.start))
+        views = self.stacked.views(final.sub_(self.start).cpu())
         return [
             TrainedRound(
                 {name: view[number] for name, view in views.items()},
@@ -179,7 +192,7 @@ class _Piece:
         before = self.start.expand(len(self.members), -1)
         weights = torch.empty_like(before, memory_format=torch.contiguous_format)
         for step, active in enumerate(self._active()):
-            drawn = self.draws.step(step, active=active)
+            drawn = self._drawn(step, active=active)
             if drawn is not None:
                 self.stacked.descend(
                     before[:active],
@@ -214,6 +227,11 @@ class _Piece:
         # PRIVACY: as many steps as each site was charged. test_every_site_of_a_cohort_makes_its_own_steps
         return [sum(each.steps > step for each in self.public) for step in range(self.public[0].steps)]
 
+    def _drawn(self, step: int, *, active: int) -> Drawn | None:
+        """What the first `active` sites draw in a step, where it is computed with."""
+        drawn = self.draws.step(step, active=active)
+        return drawn if drawn is None else drawn.to(self.start.device)
+
     def _rows(self, drawn: Drawn) -> Rows:
         sites, units = drawn.real.shape
         return Rows(sites, units, self.public[0].records_per_unit)
@@ -244,7 +262,7 @@ class _Piece:
 
     def _step(self, weights: Tensor, optimizer: StackedNoisyOptimizer, *, number: int) -> None:
         """One step of the sites whose weights are given, the first ones."""
-        active, drawn = len(weights), self.draws.step(number, active=len(weights))
+        active, drawn = len(weights), self._drawn(number, active=len(weights))
         sums, unclipped = self._sums(weights, drawn)
         if active < len(self.members):
             sums = torch.cat([sums, sums.new_zeros(len(self.members) - active, sums.shape[1])])
@@ -284,23 +302,27 @@ def _check(members: Sequence[Member]) -> None:
         raise PrivacyError("discrete noise in a cohort; allowed: sites with such noise one by one")
 
 
+def _weights(model: nn.Module, names: Sequence[str]) -> Tensor:
+    """The trained parameters one behind the other."""
+    parameters = dict(model.named_parameters())
+    return torch.cat([parameters[name].detach().reshape(-1) for name in names])
+
+
 def _pieces(
     order: Sequence[int],
     *,
-    model: nn.Module,
+    num_weights: int,
     members: Sequence[Member],
     public: Sequence[PublicNumbers],
-    names: Sequence[str],
+    larger: int,
 ) -> list[list[int]]:
-    """Members that are trained together, at most so many that their numbers fit the cache."""
-    parameters = dict(model.named_parameters())
-    num_weights = sum(parameters[name].numel() for name in names)
+    """Members that are trained together, at most so many that their numbers fit; on a card so many times as many."""
     pieces: list[list[int]] = []
-    numbers = NUMBERS_AT_ONCE
+    numbers = most = larger * NUMBERS_AT_ONCE
     for place in order:
         row = sum(value[0].numel() for value in members[place].samples.inputs.values() if len(value))
         cost = num_weights + int(public[place].expected_batch_size * public[place].records_per_unit + 1) * row
-        if not pieces or numbers + cost > NUMBERS_AT_ONCE or len(pieces[-1]) == MOST_SITES_AT_ONCE:
+        if not pieces or numbers + cost > most or len(pieces[-1]) == larger * MOST_SITES_AT_ONCE:
             pieces.append([])
             numbers = 0
         pieces[-1].append(place)
@@ -311,8 +333,10 @@ def _pieces(
 _COPIES: "weakref.WeakKeyDictionary[nn.Module, list[nn.Module]]" = weakref.WeakKeyDictionary()
 
 
-def _copies(model: nn.Module, *, number: int) -> list[nn.Module]:
-    """The model for each thread: layers of its own, which a pass replaces, on the same weights."""
+def _copies(model: nn.Module, *, number: int, place: torch.device) -> list[nn.Module]:
+    """The model for each thread: layers of its own, which a pass replaces, on the same weights; on a card, one anew."""
+    if place.type != "cpu":
+        return [copy.deepcopy(model).to(place)]
     copies = _COPIES.setdefault(model, [])
     while len(copies) < number:
         shared = {id(each): each for each in (*model.parameters(), *model.buffers())}
