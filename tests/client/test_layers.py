@@ -181,6 +181,20 @@ def test_padding_contributes_exactly_nothing(case: str, rows_per_unit: int) -> N
 
 
 @EVERY
+def test_padding_is_left_out_of_the_sum_even_where_its_loss_would_count(
+    case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two guards, of which each is enough: a loss that counts for nothing, and a factor of zero."""
+    sites = Sites(case, rows_per_unit=1)
+    wanted, within = sites.clipped(per_layer=False)
+    monkeypatch.setattr(Stacked, "_of_rows", lambda _, shares, **__: torch.ones(shares.numel(), dtype=torch.float64))
+    sums, unclipped = sites.clipped(per_layer=False)
+
+    assert_alike(sums, wanted)
+    assert torch.equal(unclipped, within)
+
+
+@EVERY
 def test_sites_that_start_from_the_same_weights_are_computed_as_one_and_clipped_apart(case: str) -> None:
     sites = Sites(case, rows_per_unit=2)
     sites.weights = sites.weights[:1].expand(3, -1)
