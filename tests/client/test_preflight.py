@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from client import preflight as package
+from client.gradient.bookkeeping import BookkeepingEngine
+from client.gradient.choice import AutoEngine
 from client.preflight import assert_sound, preflight
 from client.preflight.chance import FALSE_ALARM, coins_are_plausible, scale_is_plausible
 from client.preflight.gradients import independent, own_gradient
@@ -122,6 +124,17 @@ def test_the_runs_above_hold_every_part_that_there_is() -> None:
 )
 def test_every_unit_clipping_and_engine_passes(privacy: Mapping[str, object], training: dict[str, object]) -> None:
     assert failed(preflight(private(RUNS["sum"], privacy, **training))) == {}
+
+
+@pytest.mark.parametrize("name", ["mean", "gated"])
+def test_what_is_rehearsed_is_the_engine_that_trains_two_rows_at_a_time(name: str) -> None:
+    with rehearse(private(RUNS[name], RECORD)) as rehearsal:
+        assert own_gradient(rehearsal).passed
+        engine = rehearsal.engine
+
+    assert isinstance(engine, AutoEngine)
+    assert isinstance(engine.engine, BookkeepingEngine)
+    assert engine.engine.microbatch_size == 2
 
 
 def test_where_the_server_adds_the_noise_the_length_of_updates_is_checked_instead() -> None:
