@@ -8,13 +8,12 @@ relies on torch; noise is always made on the processor, and sums and weights are
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
 
 from shared.errors import ConfigError
 
-Precision = Literal["float32", "tf32", "bf16"]
+PRECISIONS = ("float32", "tf32", "bf16")
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,7 @@ class Arithmetic:
 
     device: str = "cpu"
     """as torch names it: cpu, cuda, cuda:1"""
-    precision: Precision = "float32"
+    precision: str = "float32"
     """tf32: products of float32 numbers are rounded to 10 bits, on cards that have it; bf16: the model's layers compute
     in bfloat16, while norms, clipped sums, noise and weights stay float32"""
 
@@ -36,8 +35,8 @@ class Arithmetic:
             raise ConfigError(f"--device {self.device!r}; allowed: cpu, cuda, or cuda:NUMBER")
         if kind == "cuda" and not torch.cuda.is_available():
             raise ConfigError(f"--device {self.device!r}: torch finds no such card here; allowed: cpu")
-        if self.precision not in get_args(Precision):
-            raise ConfigError(f"--precision {self.precision!r}; allowed: {', '.join(get_args(Precision))}")
+        if self.precision not in PRECISIONS:
+            raise ConfigError(f"--precision {self.precision!r}; allowed: {', '.join(PRECISIONS)}")
         if self.precision == "tf32" and kind != "cuda":
             raise ConfigError("--precision tf32; allowed with --device cuda, whose cards have it")
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from client.arithmetic import PLAIN, Arithmetic, Precision
+from client.arithmetic import PLAIN, Arithmetic
 from shared.errors import ConfigError
 
 HAS_CARD = torch.cuda.is_available()
@@ -18,7 +18,7 @@ HAS_CARD = torch.cuda.is_available()
         ("cpu", "half", "float32, tf32, bf16"),
     ],
 )
-def test_what_is_not_offered_is_refused_with_what_is(device: str, precision: Precision, said: str) -> None:
+def test_what_is_not_offered_is_refused_with_what_is(device: str, precision: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         Arithmetic(device=device, precision=precision)
 
