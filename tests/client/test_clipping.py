@@ -267,15 +267,13 @@ def test_the_share_that_leaves_is_the_mean_of_the_noisy_counts(kind: NoiseKind) 
     again, counts = reproducible_source(1, purpose="noise"), []
     of_sum, of_count = split_noise(1.3)
     for _ in range(2):
-        for name in LAYERED_NAMES:
-            shape = tuple(PlantedLayers().get_parameter(name).shape)
-            if kind == "discrete":
-                sensitivity = whole_number_sensitivity(
-                    clip_norm=0.7, grid=0.7 / GRIDS_PER_NORM, num_parameters=LAYERED_WIDTH
-                )
-                again.discrete_normal(shape, std=of_sum * sensitivity)
-            else:
-                again.normal(shape, std=of_sum * 0.7)
+        if kind == "discrete":
+            sensitivity = whole_number_sensitivity(
+                clip_norm=0.7, grid=0.7 / GRIDS_PER_NORM, num_parameters=LAYERED_WIDTH
+            )
+            again.discrete_normal((LAYERED_WIDTH,), std=of_sum * sensitivity)
+        else:
+            again.normal((LAYERED_WIDTH,), std=of_sum * 0.7)
         noise = (
             int(again.discrete_normal((), std=2 * of_count)) / 2
             if kind == "discrete"
