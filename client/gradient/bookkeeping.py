@@ -10,22 +10,25 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from client.gradient.engine import num_units, rows_of, units_at_once
+from client.gradient.engine import num_units, rows_of
 from client.gradient.layers import Rows
 from client.gradient.stacked import Stacked, StackedClip
 from shared.batch import Batch
 from shared.errors import PrivacyError
-from shared.privacy.mechanism import Clip, ClippedSum, sum_of_none
+from shared.privacy.mechanism import Clip, ClippedSum
 
 
 class BookkeepingEngine:
-    """One forward and one backward pass for at most `microbatch_size` rows; a row's gradient only where it is needed.
+    """One forward and one backward pass for as many rows as a bound on memory allows.
+
+    A row's gradient is formed only where it is needed; `microbatch_size` counts for models that need some.
 
     Source: Bu et al. 2023, arXiv:2210.00038.
     """
 
     def __init__(self, *, microbatch_size: int = 64) -> None:
         self.microbatch_size = microbatch_size
+        self._stacked: Stacked | None = None
 
     def clipped_sum(
         self, model: nn.Module, batch: Batch, *, names: Sequence[str], clip: Clip, rows_per_unit: int = 1
@@ -38,22 +41,33 @@ class BookkeepingEngine:
         """
         if clip.grid is not None:
             raise PrivacyError("clip.grid is set; allowed with the reference engine, which computes each row apart")
-        parameters = dict(model.named_parameters())
-        chosen = {name: parameters[name] for name in names}
-        stacked, total = Stacked(model, names=names), sum_of_none(chosen, clip=clip)
-        weights = stacked.gathered({name: value.detach() for name, value in chosen.items()})[None]
-        bound = StackedClip(torch.tensor([clip.norm], dtype=torch.float64, device=weights.device), clip.per_layer)
-        units = num_units(batch, rows_per_unit=rows_per_unit)
-        size = units_at_once(stacked.num_weights, microbatch_size=self.microbatch_size, rows_per_unit=rows_per_unit)
+        stacked = self._stacked_of(model, names=names)
+        weights = [model.get_parameter(name) for name in names]
+        total = weights[0].new_zeros(1, stacked.num_weights, requires_grad=False)
+        unclipped, units = 0.0, num_units(batch, rows_per_unit=rows_per_unit)
+        bound = StackedClip(torch.tensor([clip.norm], dtype=torch.float64, device=total.device), clip.per_layer)
+        size = (
+            stacked.units_at_once(batch, microbatch_size=self.microbatch_size, rows_per_unit=rows_per_unit)
+            if units
+            else 1
+        )
         for start in range(0, units, size):
             stop = min(units, start + size)
             found = stacked.clipped_sums(
-                weights,
+                None,
                 rows_of(batch, start=start * rows_per_unit, stop=stop * rows_per_unit),
                 rows=Rows(1, stop - start, rows_per_unit),
-                real=torch.ones(1, stop - start, dtype=torch.bool, device=weights.device),
+                real=torch.ones(1, stop - start, dtype=torch.bool, device=total.device),
                 clip=bound,
+                into=torch.empty_like(total) if start else total,
             )
-            sums = {name: value[0] for name, value in stacked.views(found.sums).items()}
-            total.add(ClippedSum(sums=sums, unclipped=float(found.unclipped)))
-        return total
+            unclipped += float(found.unclipped)
+            if start:
+                total += found.sums
+        return ClippedSum(sums={name: value[0] for name, value in stacked.views(total).items()}, unclipped=unclipped)
+
+    def _stacked_of(self, model: nn.Module, *, names: Sequence[str]) -> Stacked:
+        """The one of the last batch, where it is of the same model."""
+        if self._stacked is None or not self._stacked.is_of(model, names=names):
+            self._stacked = Stacked(model, names=names)
+        return self._stacked

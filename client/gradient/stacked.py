@@ -17,14 +17,14 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from client.gradient.engine import SampleModel, only_trained
+from client.gradient.engine import LARGEST_HELD, SampleModel, only_trained, units_at_once
 from client.gradient.layers import KINDS, Rows, WatchedLayer, why_not_watched
 from shared.batch import Batch
 from shared.errors import ModelError, PrivacyError
 from shared.privacy.mechanism import clip_factors, layers_of
 
-_SEEN: "weakref.WeakKeyDictionary[nn.Module, set[tuple[str, ...]]]" = weakref.WeakKeyDictionary()
-"""parameters with which the layers of a model were seen to take samples for rows"""
+_SEEN: "weakref.WeakKeyDictionary[nn.Module, dict[_Tried, _Held]]" = weakref.WeakKeyDictionary()
+"""what the layers of a model hold of a row; that they take samples for rows was seen then"""
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,30 @@ class StackedClip:
 
 
 @dataclass(frozen=True)
+class _Tried:
+    """What was tried out: trained parameters, and the shapes of a row, which the run's preprocessing sets."""
+
+    names: tuple[str, ...]
+    shapes: tuple[torch.Size, ...]
+    rows_per_unit: int
+
+
+@dataclass(frozen=True)
+class _Held:
+    """How many numbers the watched layers hold."""
+
+    values: int
+    """of a row: inputs and outputs"""
+    formed: int
+    """of a unit: gradients that are formed"""
+
+
+@dataclass(frozen=True)
 class StackedSum:
     """Sums of every site."""
 
     sums: Float[Tensor, "K P"]
-    """parameters one behind the other, in the order of the names; in memory that the next call writes to"""
+    """parameters one behind the other, in the order of the names"""
     unclipped: Float[Tensor, "K"]
     """how many units were within the norm already"""
 
@@ -83,17 +102,48 @@ class Stacked:
             for (name, (start, length)), parameter in zip(self._places.items(), self._parameters, strict=True)
         }
 
+    def is_of(self, model: nn.Module, *, names: Sequence[str]) -> bool:
+        """Whether it was made for the model and the names, and the model's parameters are still the same."""
+        if model is not self.model or tuple(names) != self.names:
+            return False
+        parameters = dict(model.named_parameters())
+        return all(parameters.get(name) is own for name, own in zip(self.names, self._parameters, strict=True))
+
     def gathered(self, values: dict[str, Tensor]) -> Float[Tensor, "P"]:
         """One value for each parameter, as one row."""
         return torch.cat([values[name].reshape(-1) for name in self.names])
 
+    def units_at_once(self, batch: Batch, *, microbatch_size: int, rows_per_unit: int) -> int:
+        """How many units of the model's own weights to pass together, whatever the batch.
+
+        As many as engine.units_at_once allows where their gradients are formed. Where no layer forms any, nothing is
+        held but activations: as many as have 32 MB of those.
+        """
+        held = self._tried(None, batch, rows_per_unit=rows_per_unit)
+        if held.formed:
+            return units_at_once(held.formed, microbatch_size=microbatch_size, rows_per_unit=rows_per_unit)
+        # PRIVACY: memory follows the model and the shape of a row, not how many were drawn.
+        # test_each_pass_holds_as_many_rows_as_the_model_says_whatever_was_drawn
+        return max(1, LARGEST_HELD // max(1, held.values * rows_per_unit))
+
     @torch.no_grad()
     def clipped_sums(
-        self, weights: Float[Tensor, "K P"], batch: Batch, *, rows: Rows, real: Bool[Tensor, "K U"], clip: StackedClip
+        self,
+        weights: Float[Tensor, "K P"] | None,
+        batch: Batch,
+        *,
+        rows: Rows,
+        real: Bool[Tensor, "K U"],
+        clip: StackedClip,
+        into: Float[Tensor, "K P"] | None = None,
     ) -> StackedSum:
         """For every site the sum over its units of the gradient of their mean loss, each clipped.
 
         A gradient that is not finite contributes exactly zero, and so does a unit that is not `real`.
+
+        Args:
+            weights: of every site; None are the model's own, of a single one.
+            into: where the sums are written to; None is memory that the next call writes to.
 
         Raises:
             ModelError: a trained parameter is used from outside its layer.
@@ -104,12 +154,13 @@ class Stacked:
         finite = norms.isfinite()
         broken = None if finite.all() else finite
         factors, within = _factors(squares, norms=norms, clip=clip)
-        sums = self._room(weights)
-        into = self.views(sums)
+        if into is None:
+            into = self._room(cast("Tensor", weights))
+        each = self.views(into)
         for name, layer in layers.items():
             # PRIVACY: a unit that pads the batch has no part in the sum. test_padding_contributes_exactly_nothing
-            layer.sum_into(_own(into, path=name), factors=factors[name] * real, finite=broken)
-        return StackedSum(sums=sums, unclipped=(within & real).sum(dim=1).double())
+            layer.sum_into(_own(each, path=name), factors=factors[name] * real, finite=broken)
+        return StackedSum(sums=into, unclipped=(within & real).sum(dim=1).double())
 
     @torch.no_grad()
     def plain_sums(
@@ -159,18 +210,16 @@ class Stacked:
 
     @torch.enable_grad()
     def _passed(
-        self, weights: Tensor, batch: Batch, *, rows: Rows, shares: Tensor, keeps_units: bool
+        self, weights: Tensor | None, batch: Batch, *, rows: Rows, shares: Tensor, keeps_units: bool
     ) -> dict[str, WatchedLayer]:
         """The trained layers after a forward and a backward pass over all rows."""
         if len(batch) != rows.sites * rows.per_site:
             raise PrivacyError(f"a batch of {len(batch)} rows; allowed: {rows.sites} times {rows.per_site}")
         model = cast("SampleModel", self.model)
-        if self.names not in _SEEN.setdefault(self.model, set()):
-            self._try_rows(weights[:1], batch)
-            _SEEN[self.model].add(self.names)
+        self._tried(None if weights is None else weights[:1], batch, rows_per_unit=rows.rows_per_unit)
         with self._only_trained(), self._watched(weights, rows, keeps_units=keeps_units) as layers:
             # what asks for a gradient, so that there is a backward pass though no weight does
-            switch = torch.zeros((), requires_grad=True, device=weights.device)
+            switch = torch.zeros((), requires_grad=True, device=batch.present.device)
             for layer in layers.values():
                 self._put_on(layer, switch)
             losses = model.loss(model(batch.inputs, batch.present), batch.targets)
@@ -185,9 +234,17 @@ class Stacked:
             raise ModelError(f'parameters {used} are used from outside their layer; set gradient_engine = "functional"')
         return layers
 
+    def _tried(self, weights: Tensor | None, batch: Batch, *, rows_per_unit: int) -> _Held:
+        """What the layers hold, once they are known to take samples for rows; looked at once a model."""
+        shapes = tuple(values.shape[1:] for values in batch.inputs.values())
+        key, seen = _Tried(self.names, shapes, rows_per_unit), _SEEN.setdefault(self.model, {})
+        if key not in seen:
+            seen[key] = self._try_rows(weights, batch, rows_per_unit=rows_per_unit)
+        return seen[key]
+
     @torch.no_grad()
-    def _try_rows(self, weights: Tensor, batch: Batch) -> None:
-        """Once a model: its layers see one row, then two.
+    def _try_rows(self, weights: Tensor | None, batch: Batch, *, rows_per_unit: int) -> _Held:
+        """The model's layers see one row, then two.
 
         Raises:
             ModelError: some layer's rows are not samples.
@@ -198,8 +255,12 @@ class Stacked:
             few = batch.take(torch.zeros(num, dtype=torch.int64, device=batch.present.device))
             with self._watched(weights, Rows(1, num), keeps_units=False) as layers:
                 for layer in layers.values():
-                    self._put_on(layer, weights.new_zeros(()))
+                    self._put_on(layer, torch.zeros((), device=batch.present.device))
                 cast("SampleModel", self.model)(few.inputs, few.present)
+        return _Held(
+            values=sum(layer.passed for layer in layers.values()) // num,
+            formed=sum(layer.num_formed(rows_per_unit) for layer in layers.values()),
+        )
 
     @staticmethod
     def _of_rows(shares: Tensor, *, rows: Rows, dtype: torch.dtype) -> Tensor:
@@ -216,9 +277,12 @@ class Stacked:
         return nullcontext() if holds else only_trained(self.model, self.names)
 
     @contextmanager
-    def _watched(self, weights: Tensor, rows: Rows, *, keeps_units: bool) -> Iterator[dict[str, WatchedLayer]]:
+    def _watched(self, weights: Tensor | None, rows: Rows, *, keeps_units: bool) -> Iterator[dict[str, WatchedLayer]]:
         """Layers that are watched while it lasts, by their place in the model."""
-        stacked = self.views(weights.detach())
+        if weights is None:
+            stacked = {name: own.detach()[None] for name, own in zip(self.names, self._parameters, strict=True)}
+        else:
+            stacked = self.views(weights.detach())
         layers: dict[str, WatchedLayer] = {}
         try:
             for owner in self._owners:
@@ -291,6 +355,7 @@ def _forward(values: Tensor, *, layer: WatchedLayer, switch: Tensor) -> Tensor:
             f'a layer sees {len(values)} rows where the batch has {asked}; set gradient_engine = "functional"'
         )
     outputs: Tensor = _Watch.apply(layer.enter(values), switch, layer)  # type: ignore[no-untyped-call]
+    layer.passed += values.numel() + outputs.numel()
     return outputs
 
 

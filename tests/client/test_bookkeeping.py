@@ -292,15 +292,28 @@ def test_a_layer_that_no_loss_depends_on_has_exact_zeros() -> None:
         assert found.unclipped == 2.0
 
 
-def test_each_pass_holds_a_microbatch_whatever_was_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("rows_per_unit", [1, 3])
+@pytest.mark.parametrize("forms", [False, True])
+def test_each_pass_holds_as_many_rows_as_the_model_says_whatever_was_drawn(
+    forms: bool, rows_per_unit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A microbatch where gradients are formed; else what fits, here 30 rows of 5 numbers."""
     held: list[int] = []
     original = stacked.Stacked._passed
 
-    def noted(self: stacked.Stacked, weights: Tensor, batch: Batch, *, rows: Rows, **rest: object) -> object:
+    def noted(self: stacked.Stacked, weights: Tensor | None, batch: Batch, *, rows: Rows, **rest: object) -> object:
         held.append(len(batch))
         return original(self, weights, batch, rows=rows, **rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(stacked.Stacked, "_passed", noted)
-    summed(BookkeepingEngine(microbatch_size=6), Chain(nn.Linear(3, 2)), batch_of(torch.ones(21, 3)), clip=Clip(1.0))
+    monkeypatch.setattr(stacked, "LARGEST_HELD", 150)
+    shape = (75, 2, 3) if forms else (75, 3)
+    values = torch.linspace(-1, 1, math.prod(shape)).reshape(shape)
+    model, batch = Chain(nn.Linear(3, 2)), batch_of(values)
+    engines = (ReferenceEngine(), BookkeepingEngine(microbatch_size=6))
+    wanted, found = (summed(engine, model, batch, clip=Clip(0.1), rows_per_unit=rows_per_unit)[0] for engine in engines)
 
-    assert held == [6, 6, 6, 3]
+    # a unit of several rows is several positions to a linear layer
+    size = 6 if forms or rows_per_unit > 1 else 30
+    assert held == [size] * (75 // size) + [75 % size]
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)

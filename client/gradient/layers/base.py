@@ -41,6 +41,8 @@ class WatchedLayer(ABC):
         self.module, self.weights, self.trained, self.rows = module, weights, trained, rows
         self.keeps_units = True
         """whether units are told apart; where only plain sums are asked for, they need not be"""
+        self.passed = 0
+        """numbers that went in and came out, of all rows together"""
         self.are_shared = all(each.stride(0) == 0 or len(each) == 1 for each in weights.values())
         """whether all sites have the same weights, as they do at a round's first step: computed as for one site"""
 
@@ -68,6 +70,11 @@ class WatchedLayer(ABC):
     @abstractmethod
     def note(self, values: Tensor, gradient: Tensor) -> None:
         """Keeps what a call of the layer says of its weights; a layer may be called several times in a pass."""
+
+    def num_formed(self, rows_per_unit: int) -> int:
+        """How many numbers of each unit's gradient are formed, for units of so many rows; after a forward pass."""
+        del rows_per_unit
+        return 0
 
     @abstractmethod
     def square_norms(self) -> Float[Tensor, "K U"]:
@@ -105,6 +112,11 @@ class FormedLayer(WatchedLayer):
         super().__init__(module, weights=weights, trained=trained, rows=rows)
         self._formed: dict[str, Tensor] = {}
 
+    def num_formed(self, rows_per_unit: int) -> int:
+        """All of them."""
+        del rows_per_unit
+        return sum(self.weights[name][0].numel() for name in self.trained)
+
     def _add(self, name: str, gradients: Tensor) -> None:
         if name in self._formed:
             self._formed[name] += gradients
@@ -125,9 +137,14 @@ class FormedLayer(WatchedLayer):
         for name in self.trained:
             if name in self._formed:
                 found = weighted(self._formed[name], factors=factors, finite=finite)
-                into[name].copy_(found.view_as(into[name]))
+                into[name].copy_(self._shaped(name, found, like=into[name]))
             else:
                 into[name].zero_()
+
+    def _shaped(self, name: str, sums: Float[Tensor, "K n"], *, like: Tensor) -> Tensor:
+        """Sums as the parameter has them, where a layer forms them in another order."""
+        del name
+        return sums.view_as(like)
 
 
 def no_norms(rows: Rows, *, like: Tensor) -> Float[Tensor, "K U"]:

@@ -15,6 +15,7 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from client.gradient.layers.base import FormedLayer, Rows, Weights
@@ -94,16 +95,28 @@ class ConvolutionLayer(FormedLayer):
         return _channels_last(self.weights["weight"][:sites].flatten(0, 1))
 
     def _formed_of_rows(self, values: Tensor, gradient: Tensor) -> Tensor:
-        """Every row's weight gradient, [N, O, C / groups, *kernel]."""
+        """Every row's weight gradient, [N, O, C / groups, *kernel]; by stretches of channels [N, O, *kernel, C]."""
         module, groups = self.module, self.module.groups
-        if groups == 1 and isinstance(module, nn.Conv2d) and module.in_channels >= STRETCH_OF_CHANNELS:
+        if self._by_stretches():
             patches = _patches(values, module, channels_last=True).flatten(1, 2).flatten(2)
             spread = gradient.permute(0, 2, 3, 1).flatten(1, 2)
-            formed = torch.bmm(spread.transpose(1, 2), patches)
-            return formed.view(len(values), module.out_channels, *module.kernel_size, -1).permute(0, 1, 4, 2, 3)
+            return torch.bmm(spread.transpose(1, 2), patches)
         patches = _patches(values, module).reshape(len(values) * groups, -1, gradient[0, 0].numel())
         spread = gradient.reshape(len(values) * groups, -1, patches.shape[2])
         return torch.bmm(spread, patches.transpose(1, 2))
+
+    def _by_stretches(self) -> bool:
+        """Whether units' gradients have their channels last."""
+        module = self.module
+        wide = isinstance(module, nn.Conv2d) and module.groups == 1 and module.in_channels >= STRETCH_OF_CHANNELS
+        return wide and self.keeps_units
+
+    def _shaped(self, name: str, sums: Float[Tensor, "K n"], *, like: Tensor) -> Tensor:
+        """The sums alone change their order: every unit's would take longer than the product that formed them."""
+        if name != "weight" or not self._by_stretches():
+            return sums.view_as(like)
+        last = sums.view(len(sums), self.module.out_channels, *self.module.kernel_size, -1)
+        return last.permute(0, 1, 4, 2, 3)
 
     def _side_by_side(self, values: Tensor) -> Tensor:
         """[K*R, C, *places] as [R, K*C, *places]."""
@@ -150,6 +163,9 @@ class ConvolutionLayer(FormedLayer):
 
 def _channels_last(values: Tensor) -> Tensor:
     """Pictures and their kernels with the channels last, signals as they are."""
+    if values.ndim == 4 and values.shape[1] == 1 and values.is_contiguous():
+        # one channel lies last and first alike; torch goes by the strides, and layers behind would take turns
+        return values.as_strided(values.shape, (values.stride(0), 1, values.shape[3], 1))
     return values.contiguous(memory_format=torch.channels_last) if values.ndim == 4 else values
 
 

@@ -26,15 +26,23 @@ class LinearLayer(WatchedLayer):
         self._calls: list[tuple[Tensor, Tensor]] = []
         self._formed: dict[str, Tensor] = {}
         """[K, U, n], where a unit has several positions"""
+        self._positions = 0
+        """of a row"""
 
     def forward(self, values: Tensor) -> Tensor:
         """Outputs [..., p]."""
         weight, bias = self.weights["weight"], self.weights.get("bias")
+        self._positions += values.shape[1:-1].numel()
         if self.are_shared:
             return F.linear(values, weight[0], None if bias is None else bias[0])
         flat, turned = values.reshape(self.rows.sites, -1, values.shape[-1]), weight.transpose(1, 2)
         outputs = torch.bmm(flat, turned) if bias is None else torch.baddbmm(bias[:, None], flat, turned)
         return outputs.reshape(*values.shape[:-1], weight.shape[1])
+
+    def num_formed(self, rows_per_unit: int) -> int:
+        """As promised by WatchedLayer."""
+        several = self._positions * rows_per_unit > 1
+        return sum(self.weights[name][0].numel() for name in self.trained) if several else 0
 
     def input_gradient(self, values: Tensor, gradient: Tensor) -> Tensor:
         """Gradient [..., d]."""
