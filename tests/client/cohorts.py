@@ -14,7 +14,7 @@ from shared.config import RunConfig, TrainingSettings
 from shared.model.encoders import preprocessor
 from shared.privacy.noise import RandomSource, reproducible_source
 from tests.client.layered import names_of
-from tests.client.toy import training_settings
+from tests.client.toy import plan_of, training_settings
 from tests.shared.example_runs import finished
 
 
@@ -86,3 +86,9 @@ def rows_of_run(run: RunConfig, num: int, *, seed: int, lacking: str | None) -> 
         subjects=tuple(str(row // 2) for row in range(num)),
         groups={},
     )
+
+
+def small_cohort(num: int) -> list[Member]:
+    """Sites of different sizes, norms and numbers of steps."""
+    plans = [plan_of(clip_norm=0.1 + 0.1 * site, steps_per_round=1 + site % 3) for site in range(num)]
+    return [member(rows(1 + 3 * site % 7, 4, seed=site), plan, site=site) for site, plan in enumerate(plans)]
