@@ -39,6 +39,9 @@ __all__ = ["Asked", "answer_cohort"]
 
 LOADED_AT_ONCE = 32
 """sites whose data is read side by side, and held in memory until it is in the store"""
+ENOUGH_SITES, ENOUGH_BYTES = 64, 2**28
+"""trained together, also where more would fit: some pieces for each thread; a pass of more is no faster by site, and
+its updates are all held until the last of them was read"""
 
 log = logging.getLogger("motet.site")
 
@@ -62,6 +65,7 @@ def answer_cohort(asked: Sequence[Asked], *, store: SampleStore, memory_bytes: i
     try:
         for chunk in _chunks(_loaded(sites, answers, store=store), memory_bytes=memory_bytes):
             _answer(chunk, answers, apart=apart)
+            store.relieve()
             while place in answers:
                 answer = answers.pop(place)
                 if isinstance(answer, TrainReply):
@@ -154,14 +158,20 @@ def _unreadable(site: CohortSite, error: Exception) -> Refusal:
 
 
 def _chunks(sites: Iterator[CohortSite], *, memory_bytes: int) -> Iterator[list[CohortSite]]:
-    """Neighbours that fit the memory together, at least one; the last chunk may be empty."""
+    """Neighbours that fit the memory together, at least one, and not many more than are enough.
+
+    The last chunk may be empty.
+    """
     chunk, num_bytes = list[CohortSite](), 0
     for site in sites:
-        if chunk and num_bytes + site.num_bytes > memory_bytes:
+        # asked once: it goes through the site's tensors
+        of_site = site.num_bytes
+        is_enough = len(chunk) >= ENOUGH_SITES and num_bytes + of_site > ENOUGH_BYTES
+        if chunk and (is_enough or num_bytes + of_site > memory_bytes):
             yield chunk
             chunk, num_bytes = [], 0
         chunk.append(site)
-        num_bytes += site.num_bytes
+        num_bytes += of_site
     yield chunk
 
 

@@ -14,9 +14,11 @@ from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -232,11 +234,17 @@ def _packed(segment: _Segment, *, first: int, num_rows: int) -> PackedSamples:
         inputs={name: values[rows] for name, values in pack.inputs.items()},
         present=pack.present[rows],
         targets=pack.targets[rows],
-        subjects=tuple(map(str, segment.subjects[rows].tolist())),
+        subjects=_names(segment.subjects[rows].numpy().tobytes()),
         groups={},
         pack=pack,
         first_row=first,
     )
+
+
+@lru_cache(maxsize=1024)
+def _names(numbers: bytes) -> tuple[str, ...]:
+    """Numbers of subjects as names; most sites of a federation have the same ones, which are made once."""
+    return tuple(map(str, np.frombuffer(numbers, dtype=np.int32).tolist()))
 
 
 def _numbers(samples: Samples) -> Tensor:

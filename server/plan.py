@@ -8,6 +8,7 @@ relies on schedule.py for the order or the draw; central.py for what a round cos
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from server.central import CentralPlan, SiteBudget, make_central_plan, steps_due, with_round
@@ -40,13 +41,17 @@ class Plan:
         """All sites that take part, sorted."""
         return tuple(site.site for site in self.sites)
 
+    @cached_property
+    def _sizes(self) -> Mapping[str, int | None]:
+        return {site.site: site.nominal_size for site in self.sites}
+
     def nominal_size(self, name: str) -> int:
         """The public number of units at a site.
 
         Raises:
             RunError: its introduction does not tell.
         """
-        (size,) = (site.nominal_size for site in self.sites if site.site == name)
+        size = self._sizes[name]
         if size is None:
             raise RunError(f"{name}: its introduction holds no nominal_size; install the newest Motet there")
         return size

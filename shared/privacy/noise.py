@@ -12,11 +12,12 @@ import math
 import os
 import secrets
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
@@ -50,8 +51,14 @@ class RandomSource:
 
     def __init__(self, key: bytes, *, counter: bytes = bytes(16)) -> None:
         """Starts the stream of a key of 32 bytes at a counter of 16."""
-        self._cipher = Cipher(algorithms.AES256(key), modes.CTR(counter)).encryptor()
+        self._start = key, counter
         self._process = os.getpid()
+
+    @cached_property
+    def _cipher(self) -> CipherContext:
+        """Made for the first number: in a run without noise, half of all sources draw none."""
+        key, counter = self._start
+        return Cipher(algorithms.AES256(key), modes.CTR(counter)).encryptor()
 
     def uniform(self, num: int) -> Float64[Tensor, "N"]:
         """Numbers, each at least 0 and below 1, in steps of 2^-53."""

@@ -21,6 +21,7 @@ from client.sample_store import SampleStore
 from shared.errors import WireError
 from shared.messages import Refusal, RequestHeader, TrainReply
 from shared.wire import array_shapes, decode_arrays, decode_request_header, encode_reply
+from simulations.engine.held_memory import keep_freed_memory, without_what_is_there
 from simulations.engine.local import LocalGrid, run_over
 
 log = logging.getLogger("motet.cohort")
@@ -40,7 +41,8 @@ def run_in_cohorts(
         memory_bytes: about how much the training of one cohort may take.
         folder: for the sites' samples while the run lasts; closed to everybody but its owner, and empty afterwards.
     """
-    with SampleStore(folder) as store:
+    keep_freed_memory()
+    with SampleStore(folder) as store, without_what_is_there():
         run_over(CohortGrid(client_app, sites=sites, store=store, memory_bytes=memory_bytes), server_app)
 
 
