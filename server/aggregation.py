@@ -91,7 +91,8 @@ class RunningMean:
             self._rows[names], self._weights[names] = RunningRow(update), 0.0
             self._dtypes |= {name: value.dtype for name, value in update.items()}
         row = self._rows[names]
-        row.total.add_(row.exact(update), alpha=weight)
+        # torch turns float32 into float64 on the way
+        row.total.add_(row_of_all(list(update.values())), alpha=weight)
         self._weights[names] += weight
 
     def result(self) -> Weights:

@@ -19,6 +19,7 @@ from server.records import Outcome, SiteRound
 from shared.config import RunConfig
 from shared.messages import Refusal, ReplyHeader, TrainReply, TrainRequest, reply_fields
 from shared.privacy.mechanism import next_clip_norm
+from shared.threads import threads_for
 
 
 class Intake:
@@ -49,10 +50,12 @@ class Intake:
             return
         self._lines[site] = _line(site, judged)
         self._count(judged.header)
-        if self._protected is not None:
-            self._protected.add(judged.update)
-        else:
-            self._average.add(judged.update, weight=weight_of(site, judged.header, counts=self._counts, run=self._run))
+        with threads_for(sum(value.numel() for value in judged.update.values())):
+            if self._protected is not None:
+                self._protected.add(judged.update)
+            else:
+                weight = weight_of(site, judged.header, counts=self._counts, run=self._run)
+                self._average.add(judged.update, weight=weight)
 
     def settle(self) -> Weights | None:
         """The round's average update, None where there is none; the next clip norms stand in `progress`."""

@@ -8,6 +8,7 @@ relies on the Grid for carrying messages, and for nothing else: a reply that bel
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from math import prod
 from typing import TypeVar
 
 from flwr.app import Message, MessageType, RecordDict
@@ -25,6 +26,7 @@ from shared.messages import (
     TrainReply,
     TrainRequest,
 )
+from shared.threads import threads_for
 from shared.wire import decode_hello, decode_reply, decode_statistics, encode_request, encode_statistics_request
 
 Said = TypeVar("Said", TrainReply | Refusal, StatisticsReply | Refusal)
@@ -96,7 +98,9 @@ class FlowerTransport:
         silent = dict.fromkeys(messages)
         for site, reply in self._replies(messages, timeout_s=timeout_s):
             del silent[site]
-            answer = _answer(reply, decode=partial(decode_reply, shapes=encoded[id(requests[site])][1]))
+            shapes = encoded[id(requests[site])][1]
+            with threads_for(sum(map(prod, shapes.values()))):
+                answer = _answer(reply, decode=partial(decode_reply, shapes=shapes))
             del reply  # or its update would be held while the next one is made
             yield site, answer
             del answer

@@ -57,7 +57,8 @@ class RandomSource:
     @cached_property
     def _cipher(self) -> CipherContext:
         """Made for the first number: in a run without noise, half of all sources draw none."""
-        key, counter = self._start
+        # kept no longer than it is needed
+        key, counter = vars(self).pop("_start")
         return Cipher(algorithms.AES256(key), modes.CTR(counter)).encryptor()
 
     def uniform(self, num: int) -> Float64[Tensor, "N"]:
