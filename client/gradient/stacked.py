@@ -21,6 +21,7 @@ from client.gradient.engine import LARGEST_HELD, SampleModel, only_trained, unit
 from client.gradient.layers import KINDS, Rows, WatchedLayer, why_not_watched
 from shared.batch import Batch
 from shared.errors import ModelError, PrivacyError
+from shared.model.recurrence import SITE_WEIGHTS
 from shared.privacy.mechanism import clip_factors, layers_of
 
 _SEEN: "weakref.WeakKeyDictionary[nn.Module, dict[_Tried, _Held]]" = weakref.WeakKeyDictionary()
@@ -300,10 +301,13 @@ class Stacked:
         finally:
             for owner in self._owners:
                 owner.module.__dict__.pop("forward", None)
+                owner.module.__dict__.pop(SITE_WEIGHTS, None)
 
     @staticmethod
     def _put_on(layer: WatchedLayer, switch: Tensor) -> None:
         layer.module.__dict__["forward"] = partial(_forward, layer=layer, switch=switch)
+        if type(layer.module) is nn.Linear:
+            layer.module.__dict__[SITE_WEIGHTS] = layer.weights["weight"]
 
 
 @dataclass(frozen=True)

@@ -167,6 +167,24 @@ def test_the_lstm_of_linears_equals_that_of_torch() -> None:
     torch.testing.assert_close(ours(steps), theirs(steps)[0].mean(dim=1))
 
 
+@pytest.mark.parametrize("steps", [1, 5])
+def test_the_lstms_gradients_by_hand_are_those_of_its_single_operations(steps: int) -> None:
+    model = LinearLstm(3, hidden=4).double()
+    values = torch.randn(2, steps, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    values.requires_grad_()
+    weights = torch.linspace(-1, 2, 8, dtype=torch.float64).view(2, 4)
+    asked = [values, *model.parameters()]
+    by_hand, by_autograd = (
+        torch.autograd.grad((run(values) * weights).sum(), asked) for run in (model, model._step_by_step)
+    )
+
+    for mine, theirs in zip(by_hand, by_autograd, strict=True):
+        assert mine.shape == theirs.shape
+        # one step alone starts from zeros, and its recurrent weights have no gradient
+        torch.testing.assert_close(mine, theirs, rtol=1e-11, atol=1e-14)
+    assert (float(by_hand[-1].abs().max()) > 0.01) == (steps > 1)
+
+
 def test_a_modality_that_the_run_does_not_use_is_named() -> None:
     with pytest.raises(ModelError, match=r"'photo' is not in the run; allowed: words"):
         preprocessor(example_run({"words": small("transformer")}), "photo")
