@@ -32,7 +32,7 @@ from client.gradient.functional import FunctionalEngine
 from client.gradient.hooks import HooksEngine
 from client.gradient.layers import Rows
 from client.gradient.reference import ReferenceEngine
-from client.gradient.stacked import Stacked, StackedClip, StackedSum
+from client.gradient.stacked import Stacked, StackedSum
 from client.plan import PrivacyPlan
 from client.private_training import TrainedRound
 from server import central, schedule
@@ -194,11 +194,9 @@ def _by_row(original: Callable[..., ClippedSum]) -> Callable[..., ClippedSum]:
 
 
 def _by_row_of_sites(original: Callable[..., StackedSum]) -> Callable[..., StackedSum]:
-    def by_row(
-        self: Stacked, weights: Tensor, batch: Batch, *, rows: Rows, real: Tensor, clip: StackedClip
-    ) -> StackedSum:
+    def by_row(self: Stacked, *given: object, rows: Rows, real: Tensor, **rest: object) -> StackedSum:
         each = real.repeat_interleave(rows.rows_per_unit, dim=1)
-        return original(self, weights, batch, rows=Rows(rows.sites, rows.per_site), real=each, clip=clip)
+        return original(self, *given, rows=Rows(rows.sites, rows.per_site), real=each, **rest)
 
     return by_row
 
