@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import pytest
 import torch
@@ -238,18 +239,20 @@ def test_every_site_of_a_cohort_has_noise_of_its_own(kind: NoiseKind, empty: boo
         assert abs(float(noise[first] @ noise[first]) / (stds[first] ** 2 * math.sqrt(OUT * IN))) > 5.1
 
 
-def test_every_site_of_a_cohort_makes_its_own_steps() -> None:
-    """As many as its plan says, the noise of each drawn one after the other from the site's own source."""
-    model, steps = Chain(nn.Linear(IN, 3)), [3, 1, 2, 1]
-    for own, each in zip(
-        together(model, of_noise([0.5] * 4, steps=steps)), of_noise([0.5] * 4, steps=steps), strict=True
-    ):
+@pytest.mark.parametrize(("optimizer", "kept"), [("sgd", 0.0), ("momentum", 0.9)])
+def test_every_site_of_a_cohort_makes_its_own_steps(optimizer: Literal["sgd", "momentum"], kept: float) -> None:
+    """As many as its plan says, the noise of each drawn one after the other from the site's own source, and no more."""
+    sites, fresh = (of_noise([0.5] * 4, steps=[3, 1, 2, 1]) for _ in range(2))
+    updates = together(Chain(nn.Linear(IN, 3)), sites, training=training_settings(optimizer))
+    for own, site, each in zip(updates, sites, fresh, strict=True):
         assert each.plan is not None
-        draws = [
-            each.noise.normal((len(own),), std=0.5 * each.plan.clip_norm) for _ in range(each.plan.steps_per_round)
-        ]
-        expected = -torch.stack(draws).sum(dim=0) / each.plan.expected_batch_size
+        step, expected = torch.zeros(len(own)).double(), torch.zeros(len(own)).double()
+        for _ in range(each.plan.steps_per_round):
+            noise = each.noise.normal((len(own),), std=0.5 * each.plan.clip_norm)
+            step = kept * step + noise / each.plan.expected_batch_size
+            expected -= step
         torch.testing.assert_close(own, expected, rtol=1e-4, atol=1e-6)
+        assert torch.equal(site.noise.normal((3,), std=1.0), each.noise.normal((3,), std=1.0))
 
 
 def test_a_cohort_divides_by_each_sites_public_number() -> None:
