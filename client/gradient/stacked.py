@@ -285,6 +285,8 @@ class Stacked:
         else:
             stacked = self.views(weights.detach())
         layers: dict[str, WatchedLayer] = {}
+        kind_of_device = self._parameters[0].device.type
+        narrow = torch.get_autocast_dtype(kind_of_device) if torch.is_autocast_enabled(kind_of_device) else None
         try:
             for owner in self._owners:
                 own = {
@@ -294,6 +296,8 @@ class Stacked:
                     for name, value in owner.module._parameters.items()
                     if value is not None
                 }
+                if narrow is not None:
+                    own = {name: value.to(narrow) for name, value in own.items()}
                 kind = KINDS[type(owner.module)]
                 layers[owner.path] = kind(owner.module, weights=own, trained=owner.trained, rows=rows)
                 layers[owner.path].keeps_units = keeps_units
@@ -358,7 +362,10 @@ def _forward(values: Tensor, *, layer: WatchedLayer, switch: Tensor) -> Tensor:
         raise ModelError(
             f'a layer sees {len(values)} rows where the batch has {asked}; set gradient_engine = "functional"'
         )
-    outputs: Tensor = _Watch.apply(layer.enter(values), switch, layer)  # type: ignore[no-untyped-call]
+    entered = layer.enter(values)
+    if entered.is_floating_point() and torch.is_autocast_enabled(entered.device.type):
+        entered = entered.to(torch.get_autocast_dtype(entered.device.type))
+    outputs: Tensor = _Watch.apply(entered, switch, layer)  # type: ignore[no-untyped-call]
     layer.passed += values.numel() + outputs.numel()
     return outputs
 

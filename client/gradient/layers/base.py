@@ -60,7 +60,9 @@ class WatchedLayer(ABC):
 
     def backward(self, values: Tensor, gradient: Tensor, *, asked: bool) -> Tensor | None:
         """Notes a call; gradient of its inputs where that is asked."""
-        self.note(values, gradient)
+        # PRIVACY: norms and sums of numbers that were rounded to bfloat16 are not rounded once more.
+        # test_in_bf16_a_unit_still_moves_the_sum_by_at_most_the_clip_norm
+        self.note(_widened(values), _widened(gradient))
         return self.input_gradient(values, gradient) if asked else None
 
     @abstractmethod
@@ -145,6 +147,10 @@ class FormedLayer(WatchedLayer):
         """Sums as the parameter has them, where a layer forms them in another order."""
         del name
         return sums.view_as(like)
+
+
+def _widened(values: Tensor) -> Tensor:
+    return values.float() if values.dtype == torch.bfloat16 else values
 
 
 def no_norms(rows: Rows, *, like: Tensor) -> Float[Tensor, "K U"]:

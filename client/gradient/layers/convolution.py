@@ -163,9 +163,6 @@ class ConvolutionLayer(FormedLayer):
 
 def _channels_last(values: Tensor) -> Tensor:
     """Pictures and their kernels with the channels last, signals as they are."""
-    if values.ndim == 4 and values.shape[1] == 1 and values.is_contiguous():
-        # one channel lies last and first alike; torch goes by the strides, and layers behind would take turns
-        return values.as_strided(values.shape, (values.stride(0), 1, values.shape[3], 1))
     return values.contiguous(memory_format=torch.channels_last) if values.ndim == 4 else values
 
 

@@ -77,6 +77,8 @@ class LinearLayer(WatchedLayer):
                 lost_of_inputs, lost_of_gradients = (values.shape[3] * SMALLEST for values in (inputs, gradients))
                 total += (of_inputs + lost_of_inputs) * (of_gradients + lost_of_gradients)
             return total + of_gradients if "bias" in self.trained else total
+        # Gram products, in float64 lest they cancel, take three to four times as long for the registry's shapes (32
+        # positions of 32 by 96 numbers, 64 rows: 0.93 ms for 0.30), and three quarters for 512 by 512 numbers.
         # PRIVACY: what is measured here is what is summed; positions added up in another order would cancel to another
         # number. test_positions_that_cancel_are_summed_as_they_were_measured
         if "weight" in self.trained:
