@@ -13,7 +13,18 @@ from typing import Annotated
 import typer
 
 from simulations.commands import data, privacy
-from simulations.commands.options import Engine, Memory, Parts, Set, Source, checked_engine, memory_bytes, source_change
+from simulations.commands.options import (
+    Device,
+    Engine,
+    Memory,
+    Parts,
+    Precision,
+    Set,
+    Source,
+    checked_engine,
+    memory_bytes,
+    source_change,
+)
 
 app = typer.Typer(
     name="motet",
@@ -33,6 +44,8 @@ def simulate(
     out: Annotated[Path | None, typer.Option(help="Run folder to make; runs/NAME-TIME if not given.")] = None,
     engine: Engine = None,
     memory: Memory = None,
+    device: Device = None,
+    precision: Precision = None,
     seed: Annotated[int | None, typer.Option(help="Of weights and participation.")] = None,
     source: Source = None,
     changes: Set = None,
@@ -42,9 +55,12 @@ def simulate(
     """Run a federation on this machine, from data folders to a report."""
     if (scenario is None) == (resume is None):
         raise typer.BadParameter("give a SCENARIO to start, or --resume RUN to go on; one of them")
-    kind, most_memory = checked_engine(engine, memory=memory), memory_bytes(memory)
+    cohort_only = {"--memory": memory, "--device": device, "--precision": precision}
+    kind, most_memory = checked_engine(engine, cohort_only=cohort_only), memory_bytes(memory)
+    from client.arithmetic import Arithmetic
     from simulations.simulate import run_simulation
 
+    arithmetic = Arithmetic(device=device or "cpu", precision=precision or "float32")
     folder = resume
     if folder is None:
         changes = [*(changes or []), *source_change(source)]
@@ -55,7 +71,12 @@ def simulate(
         typer.echo(f"{folder} has ended; its report: {folder / 'report.html'}")
         return
     try:
-        run_simulation(folder, engine=None if resume else kind, memory_bytes=most_memory)
+        run_simulation(
+            folder,
+            engine=None if resume else kind,
+            memory_bytes=most_memory,
+            arithmetic=arithmetic,
+        )
     except KeyboardInterrupt:
         typer.echo(f"stopped; go on with: motet simulate --resume {folder}")
         raise typer.Exit(130) from None

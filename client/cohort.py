@@ -26,6 +26,7 @@ from client.agent import (
     train_alone,
     wanted_samples,
 )
+from client.arithmetic import PLAIN, Arithmetic
 from client.bounded import Bounded
 from client.cohort_entry import Answer, Asked, CohortSite, each_of, opened_sites, refuse_all, reserved_sites
 from client.run_model import built_model, model_with
@@ -46,7 +47,9 @@ its updates are all held until the last of them was read"""
 log = logging.getLogger("motet.site")
 
 
-def answer_cohort(asked: Sequence[Asked], *, store: SampleStore, memory_bytes: int) -> Generator[Answer, None, None]:
+def answer_cohort(
+    asked: Sequence[Asked], *, store: SampleStore, memory_bytes: int, arithmetic: Arithmetic = PLAIN
+) -> Generator[Answer, None, None]:
     """One answer for each request, in their order; all are paid for before the first is made.
 
     Reservations are released when the last answer leaves, or, if nobody asks for more, those of the answers that left;
@@ -56,6 +59,7 @@ def answer_cohort(asked: Sequence[Asked], *, store: SampleStore, memory_bytes: i
         asked: any mixture of sites, ledgers and runs.
         store: keeps samples from round to round.
         memory_bytes: about what the weights and rows of sites that are trained together may take.
+        arithmetic: of sites that are trained together; one that is trained by itself is so on the processor.
     """
     answers: dict[int, Answer] = {}
     sites = reserved_sites(opened_sites(asked, answers), answers)
@@ -64,7 +68,7 @@ def answer_cohort(asked: Sequence[Asked], *, store: SampleStore, memory_bytes: i
     place = 0
     try:
         for chunk in _chunks(_loaded(sites, answers, store=store), memory_bytes=memory_bytes):
-            _answer(chunk, answers, apart=apart)
+            _answer(chunk, answers, apart=apart, arithmetic=arithmetic)
             store.relieve()
             while place in answers:
                 answer = answers.pop(place)
@@ -175,7 +179,9 @@ def _chunks(sites: Iterator[CohortSite], *, memory_bytes: int) -> Iterator[list[
     yield chunk
 
 
-def _answer(chunk: Sequence[CohortSite], answers: dict[int, Answer], *, apart: Mapping[Hashable, str]) -> None:
+def _answer(
+    chunk: Sequence[CohortSite], answers: dict[int, Answer], *, apart: Mapping[Hashable, str], arithmetic: Arithmetic
+) -> None:
     """Trains a chunk, those that can share a pass together, and notes what leaves of each."""
     groups: dict[Hashable, list[CohortSite]] = {}
     for site in chunk:
@@ -184,7 +190,7 @@ def _answer(chunk: Sequence[CohortSite], answers: dict[int, Answer], *, apart: M
         if name in apart or len(sites) == 1:
             each_of(sites, partial(_answer_alone, answers=answers), answers)
         else:
-            _answer_together(sites, answers)
+            _answer_together(sites, answers, arithmetic=arithmetic)
     for site in chunk:
         site.samples = None
 
@@ -195,7 +201,7 @@ def _answer_alone(site: CohortSite, *, answers: dict[int, Answer]) -> None:
     _close(site, leaving, answers)
 
 
-def _answer_together(sites: Sequence[CohortSite], answers: dict[int, Answer]) -> None:
+def _answer_together(sites: Sequence[CohortSite], answers: dict[int, Answer], *, arithmetic: Arithmetic) -> None:
     from client.cohort_training import Member, train_cohort
 
     opened, run = sites[0].opened, sites[0].opened.permitted.run
@@ -213,6 +219,7 @@ def _answer_together(sites: Sequence[CohortSite], answers: dict[int, Answer]) ->
             round_number=opened.header.round_number,
             rounds=run.federation.rounds,
             modality_dropout=run.model.modality_dropout,
+            arithmetic=arithmetic,
         )
         leaving = bounded_updates(opened, trained)
         results = {site.place: each for site, each in zip(sites, leaving, strict=True)}

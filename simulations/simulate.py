@@ -12,6 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from client.arithmetic import PLAIN, Arithmetic
 from server.settings import ServerSettings, read_preflight, read_settings, write_preflight, write_settings
 from shared.config import RunConfig
 from shared.errors import ModelError, RunError
@@ -87,13 +88,20 @@ def prepare_run(
     return settings
 
 
-def run_simulation(folder: Path, *, engine: EngineName | None = None, memory_bytes: int = 2**30) -> None:
+def run_simulation(
+    folder: Path,
+    *,
+    engine: EngineName | None = None,
+    memory_bytes: int = 2**30,
+    arithmetic: Arithmetic = PLAIN,
+) -> None:
     """Run what a run folder describes, from its last checkpoint if it has one, to its report.
 
     Args:
         folder: of the run.
         engine: another than the one it was begun with.
         memory_bytes: engine "cohort": about how much the training of one cohort may take.
+        arithmetic: engine "cohort": where and how precisely cohorts are computed.
 
     Raises:
         ModelError: the run's training code does not pass its preflight; no data was read.
@@ -117,7 +125,9 @@ def run_simulation(folder: Path, *, engine: EngineName | None = None, memory_byt
             from simulations.engine.cohort import run_in_cohorts
 
             rows = motet_home() / "cohort"
-            run_in_cohorts(server_app, client_app, sites=sites, memory_bytes=memory_bytes, folder=rows)
+            run_in_cohorts(
+                server_app, client_app, sites=sites, memory_bytes=memory_bytes, folder=rows, arithmetic=arithmetic
+            )
         case _:
             from simulations.engine.local import run_locally
 

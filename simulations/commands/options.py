@@ -7,6 +7,7 @@ relies on nothing
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, get_args
 
@@ -35,23 +36,34 @@ Memory = Annotated[
         "machine's. Of engine cohort only.",
     ),
 ]
+Device = Annotated[str | None, typer.Option(help="cpu (the default), cuda or cuda:NUMBER. Of engine cohort only.")]
+Precision = Annotated[
+    str | None,
+    typer.Option(
+        help="float32 (the default); tf32 (on cards that have it) or bf16: faster, with rounded products. Of engine "
+        "cohort only."
+    ),
+]
 _UNITS = {"M": 2**20, "G": 2**30}
 
 
-def checked_engine(name: str | None, *, memory: str | None) -> EngineName:
+def checked_engine(name: str | None, *, cohort_only: Mapping[str, str | None]) -> EngineName:
     """The engine that --engine names, or the default.
 
+    Args:
+        name: what was given.
+        cohort_only: options that only the cohort engine has a use for, by name.
+
     Raises:
-        BadParameter: there is no such engine, or it has no use for --memory.
+        BadParameter: there is no such engine, or it has no use for an option.
     """
     allowed: dict[str, EngineName] = {each: each for each in get_args(EngineName)}
     if name is not None and name not in allowed:
         raise typer.BadParameter(f"{name!r}; allowed: {', '.join(allowed)}", param_hint="--engine")
     engine = DEFAULT_ENGINE if name is None else allowed[name]
-    if memory is not None and engine != "cohort":
-        raise typer.BadParameter(
-            f"bounds the engine cohort; leave it away with --engine {engine}", param_hint="--memory"
-        )
+    given = [option for option, value in cohort_only.items() if value is not None]
+    if given and engine != "cohort":
+        raise typer.BadParameter(f"of the engine cohort; leave it away with --engine {engine}", param_hint=given[0])
     return engine
 
 

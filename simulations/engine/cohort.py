@@ -17,6 +17,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 from torch import Tensor
 
+from client.arithmetic import PLAIN, Arithmetic
 from client.sample_store import SampleStore
 from shared.errors import WireError
 from shared.messages import Refusal, RequestHeader, TrainReply
@@ -30,7 +31,13 @@ Answer = TrainReply | Refusal
 
 
 def run_in_cohorts(
-    server_app: ServerApp, client_app: ClientApp, *, sites: Sequence[Path], memory_bytes: int, folder: Path
+    server_app: ServerApp,
+    client_app: ClientApp,
+    *,
+    sites: Sequence[Path],
+    memory_bytes: int,
+    folder: Path,
+    arithmetic: Arithmetic = PLAIN,
 ) -> None:
     """Run a federation to its end in this process, a cohort of sites at a time.
 
@@ -39,21 +46,32 @@ def run_in_cohorts(
         client_app: answers all that is not training.
         sites: the owners' settings, one file a site.
         memory_bytes: about how much the training of one cohort may take.
+        arithmetic: where and how precisely cohorts are computed.
         folder: for the sites' samples while the run lasts; closed to everybody but its owner, and empty afterwards.
     """
     keep_freed_memory()
     with SampleStore(folder) as store, without_what_is_there():
-        run_over(CohortGrid(client_app, sites=sites, store=store, memory_bytes=memory_bytes), server_app)
+        run_over(
+            CohortGrid(client_app, sites=sites, store=store, memory_bytes=memory_bytes, arithmetic=arithmetic),
+            server_app,
+        )
 
 
 class CohortGrid(LocalGrid):
     """Answers the train messages of a round together, everything else by calling the client app."""
 
     def __init__(
-        self, client_app: ClientApp, *, sites: Sequence[Path], store: SampleStore, memory_bytes: int, run_id: int = 1
+        self,
+        client_app: ClientApp,
+        *,
+        sites: Sequence[Path],
+        store: SampleStore,
+        memory_bytes: int,
+        arithmetic: Arithmetic = PLAIN,
+        run_id: int = 1,
     ) -> None:
         super().__init__(client_app, sites=sites, run_id=run_id)
-        self._store, self._memory_bytes = store, memory_bytes
+        self._store, self._memory_bytes, self._arithmetic = store, memory_bytes, arithmetic
 
     def replies(self, messages: Sequence[Message]) -> Iterator[Message]:
         """A reply to each message, in their order; a cohort is trained when the first reply of it is asked for."""
@@ -92,7 +110,7 @@ class CohortGrid(LocalGrid):
         from client.cohort import Asked, answer_cohort  # training code: loaded when the first round needs it
 
         sites = [Asked(header=header, weights=weights, site_file=path) for (header, weights), path in asked]
-        yield from answer_cohort(sites, store=self._store, memory_bytes=self._memory_bytes)
+        yield from answer_cohort(sites, store=self._store, memory_bytes=self._memory_bytes, arithmetic=self._arithmetic)
 
 
 def _decoded(records: RecordDict) -> Request | Refusal:

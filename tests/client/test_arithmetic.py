@@ -1,10 +1,17 @@
 """Tests of client/arithmetic.py: where and how precisely a cohort is computed, and that nothing else is rounded."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from torch import Tensor, nn
 
 from client.arithmetic import PLAIN, Arithmetic
+from client.cohort_training import Member, train_cohort
 from shared.errors import ConfigError
+from tests.client.cohorts import How, member, one_vector, rows, small_cohort
+from tests.client.layered import Chain, names_of
+from tests.client.toy import plan_of, training_settings
 
 HAS_CARD = torch.cuda.is_available()
 
@@ -46,3 +53,64 @@ def test_bf16_holds_for_as_long_as_it_is_in_force() -> None:
         assert torch.get_autocast_dtype("cpu") == torch.bfloat16
         assert torch.is_autocast_enabled("cpu")
     assert not torch.is_autocast_enabled("cpu")
+
+
+def network() -> Chain:
+    """A picture of 6 x 6 numbers through two convolutions, a norm and two linear layers."""
+    torch.manual_seed(0)
+    return Chain(
+        nn.Conv2d(1, 8, 3, padding=1),
+        nn.GroupNorm(2, 8),
+        nn.ReLU(),
+        nn.Conv2d(8, 4, 3),
+        nn.Flatten(),
+        nn.Linear(64, 5),
+        nn.Tanh(),
+        nn.Linear(5, 1),
+    )
+
+
+def updates(model: nn.Module, members: list[Member], *, arithmetic: Arithmetic) -> list[Tensor]:
+    names = names_of(model)
+    how = How(names=names, training=training_settings(), round_number=1, rounds=1, modality_dropout=0.0)
+    trained = train_cohort(model, members, **how, arithmetic=arithmetic)
+    return [one_vector(each, names).double() for each in trained]
+
+
+def pictures(*, rate: float, noise: float) -> list[Member]:
+    plan = plan_of(sample_rate=rate, noise_multiplier=noise, steps_per_round=1)
+    return [member(rows(6, 1, 6, 6, seed=site), replace(plan, clip_norm=0.1 + site), site=site) for site in range(3)]
+
+
+def test_bf16_gives_about_what_float32_gives() -> None:
+    exact, rounded = (
+        updates(network(), pictures(rate=1.0, noise=0.0), arithmetic=each)
+        for each in (PLAIN, Arithmetic(precision="bf16"))
+    )
+
+    for wanted, found in zip(exact, rounded, strict=True):
+        assert 1e-6 < float((found - wanted).norm() / wanted.norm()) < 0.15
+
+
+def test_in_bf16_a_unit_still_moves_the_sum_by_at_most_the_clip_norm() -> None:
+    """One row a site, much longer than its norm: what is left of it is the norm, to float32 and not to bfloat16."""
+    plan = plan_of(sample_rate=1.0, noise_multiplier=0.0, steps_per_round=1)
+    alone = [
+        member(rows(1, 1, 6, 6, seed=site), replace(plan, clip_norm=1e-3 * (1 + site)), site=site) for site in range(3)
+    ]
+    step = training_settings().learning_rate / plan.expected_batch_size
+    found = updates(network(), alone, arithmetic=Arithmetic(precision="bf16"))
+
+    for site, update in enumerate(found):
+        assert float(update.norm()) == pytest.approx(step * 1e-3 * (1 + site), rel=1e-3)
+
+
+@pytest.mark.skipif(not HAS_CARD, reason="there is no card here")
+def test_a_card_gives_what_the_processor_gives() -> None:
+    model = Chain(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 1))
+    on_processor, on_card = (
+        updates(model, small_cohort(5), arithmetic=each) for each in (PLAIN, Arithmetic(device="cuda"))
+    )
+
+    for wanted, found in zip(on_processor, on_card, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)

@@ -28,16 +28,16 @@ def test_half_of_the_machine_is_used_where_nothing_is_said() -> None:
 
 
 def test_the_engine_is_cohort_unless_another_is_named() -> None:
-    assert checked_engine(None, memory="2G") == "cohort"
-    assert [checked_engine(name, memory=None) for name in ("cohort", "local", "flower")] == [
+    assert checked_engine(None, cohort_only={"--memory": "2G"}) == "cohort"
+    assert [checked_engine(name, cohort_only={"--memory": None}) for name in ("cohort", "local", "flower")] == [
         "cohort",
         "local",
         "flower",
     ]
     with pytest.raises(typer.BadParameter, match="'ray'; allowed: cohort, local, flower"):
-        checked_engine("ray", memory=None)
+        checked_engine("ray", cohort_only={})
     with pytest.raises(typer.BadParameter, match="leave it away with --engine local"):
-        checked_engine("local", memory="2G")
+        checked_engine("local", cohort_only={"--memory": None, "--device": "cuda"})
 
 
 def test_the_command_line_refuses_them_before_anything_is_made() -> None:
