@@ -6,7 +6,7 @@ relies on torch; noise is always made on the processor, and sums and weights are
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -45,17 +45,20 @@ class Arithmetic:
         """The device as torch's own type."""
         return torch.device(self.device)
 
+    def narrowed(self) -> AbstractContextManager[object]:
+        """In the thread that enters it, a model's layers compute in bfloat16 where that was asked."""
+        return torch.autocast(self.place.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
+
     @contextmanager
     def in_force(self) -> Iterator[None]:
-        """While it lasts products are as precise as was asked; nothing is rounded that nobody asked to round."""
+        """While it lasts a card's products are as precise as was asked, in all threads; nothing else is rounded."""
         matmul, cudnn = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
         wanted = self.precision == "tf32"
         # PRIVACY: cuDNN rounds to TF32 unless told otherwise, and a norm is only as good as the product it comes from.
         # test_nothing_is_rounded_that_nobody_asked_to_round
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = wanted
         try:
-            with torch.autocast(self.place.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
-                yield
+            yield
         finally:
             torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, cudnn
 

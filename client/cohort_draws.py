@@ -27,7 +27,7 @@ class Drawn:
     batch: Batch
     """K*U*m rows, site by site and unit by unit"""
     real: Bool[Tensor, "K U"]
-    """units that were drawn; the others pad, with somebody's rows"""
+    """units that were drawn; the others pad, with the site's own first row"""
     counts: Int[Tensor, "K"]
     """units that each site drew"""
 
@@ -61,6 +61,9 @@ class CohortDraws:
         sizes = [len(each) for each in samples]
         self._starts = torch.tensor([0, *accumulate(sizes)])
         self._data, first_rows = _rows_of_all(samples)
+        # of a site without rows, which draws none, any row
+        firsts = self._starts[:-1] if first_rows is None else first_rows
+        self._firsts = firsts.clamp(max=len(self._data) - 1)
         self._shifts = None if first_rows is None else first_rows - self._starts[:-1]
         self._coins: Tensor | None = None
         """[S, N] bool: who enters each step, where nothing else is drawn in between"""
@@ -80,7 +83,7 @@ class CohortDraws:
         each = self._records_per_unit
         real = torch.arange(units) < counts[:, None]
         places = real.repeat_interleave(each, dim=1) if each > 1 else real
-        index = torch.zeros(places.shape, dtype=torch.int64)
+        index = self._firsts[:active, None].expand(places.shape).clone()
         index[places] = rows if self._shifts is None else rows + self._shifts[:active].repeat_interleave(counts * each)
         batch = self._data.take(index.flatten())
         if self._modality_dropout:

@@ -7,7 +7,7 @@ relies on gradient/stacked.py for gradients, noisy_optimizer.py for noise; engin
 
 import copy
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -107,29 +107,38 @@ def train_cohort(
     public = [public_numbers(training, plan=each.plan, nominal_size=each.nominal_size) for each in members]
     # those with many steps first, so that a piece ends together
     order = sorted(range(len(members)), key=lambda number: -public[number].steps)
+    threads = torch.get_num_threads()
     larger = 1 if arithmetic.place.type == "cpu" else CARD_TO_CACHE
     pieces = _pieces(order, num_weights=len(round_.start), members=members, public=public, larger=larger)
-    # a card is kept busy by one thread
-    workers = min(len(pieces), torch.get_num_threads()) if arithmetic.place.type == "cpu" else 1
-    results: list[TrainedRound | None] = [None] * len(members)
-    with only_trained(model, names), _one_thread_an_operation(), _in_training(model):
+    results: dict[int, TrainedRound] = {}
+
+    def train(piece: Sequence[int], stacked: Stacked) -> None:
+        chosen = [members[place] for place in piece], [public[place] for place in piece]
+        with arithmetic.narrowed():
+            results.update(zip(piece, _Piece(round_, stacked, *chosen).trained(), strict=True))
+
+    with only_trained(model, names), _one_thread_an_operation(), _in_training(model), arithmetic.in_force():
+        # a card is kept busy by one thread
+        workers = min(len(pieces), threads) if arithmetic.place.type == "cpu" else 1
         copies = [Stacked(each, names=names) for each in _copies(model, number=workers, place=arithmetic.place)]
+        _share_out(pieces, train, copies=copies)
+    return [results[place] for place in range(len(members))]
 
-        def train(number: int) -> None:
-            for piece in pieces[number::workers]:
-                chosen = [members[place] for place in piece], [public[place] for place in piece]
-                # what is in force holds for one thread
-                with arithmetic.in_force():
-                    trained = _Piece(round_, copies[number], *chosen).trained()
-                for place, result in zip(piece, trained, strict=True):
-                    results[place] = result
 
-        if workers == 1:
-            train(0)
-        else:
-            with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-                list(pool.map(train, range(workers)))
-    return [result for result in results if result is not None]
+def _share_out(
+    pieces: Sequence[Sequence[int]], train: Callable[[Sequence[int], Stacked], None], *, copies: Sequence[Stacked]
+) -> None:
+    """Trains the pieces, each thread with a copy of the model of its own."""
+
+    def work(number: int) -> None:
+        for piece in pieces[number :: len(copies)]:
+            train(piece, copies[number])
+
+    if len(copies) == 1:
+        work(0)
+        return
+    with ThreadPoolExecutor(len(copies), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        list(pool.map(work, range(len(copies))))
 
 
 @dataclass(frozen=True)

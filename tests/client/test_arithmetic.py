@@ -40,7 +40,7 @@ def test_nothing_is_rounded_that_nobody_asked_to_round() -> None:
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     try:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-        with PLAIN.in_force():
+        with PLAIN.in_force(), PLAIN.narrowed():
             assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == (False, False)
             assert not torch.is_autocast_enabled("cpu")
         assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == (True, True)
@@ -49,7 +49,7 @@ def test_nothing_is_rounded_that_nobody_asked_to_round() -> None:
 
 
 def test_bf16_holds_for_as_long_as_it_is_in_force() -> None:
-    with Arithmetic(precision="bf16").in_force():
+    with Arithmetic(precision="bf16").narrowed():
         assert torch.get_autocast_dtype("cpu") == torch.bfloat16
         assert torch.is_autocast_enabled("cpu")
     assert not torch.is_autocast_enabled("cpu")

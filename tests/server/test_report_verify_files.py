@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from server.code_digest import code_digest
 from server.history import metrics_line, read_rounds
 from server.records import RunRecord
@@ -11,6 +13,7 @@ from server.report.again import write_again
 from server.report.html import read_record, render
 from server.report.round_totals import round_totals
 from server.report.verify import verify
+from shared.errors import RunError
 from tests.server.test_report_verify import Tree, change, run_folder, whole, wrong
 
 
@@ -83,3 +86,12 @@ def test_a_line_may_be_written_in_other_words_but_hold_nothing_else(tmp_path: Pa
     assert verify(tmp_path).is_sound
     path.write_text("".join(metrics_line(each) + "\n" for each in whole(record.rounds)), encoding="utf-8")
     assert wrong(verify(tmp_path)) == ["round 2", "round 3"]
+
+
+def test_a_folder_without_its_files_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"no report\.json"):
+        verify(tmp_path)
+    run_folder(tmp_path / "run")
+    (tmp_path / "run" / "metrics.jsonl").unlink()
+    with pytest.raises(RunError, match=r"no metrics\.jsonl"):
+        verify(tmp_path / "run")

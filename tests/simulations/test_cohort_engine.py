@@ -16,6 +16,7 @@ from flwr.serverapp import Grid, ServerApp
 from torch import Tensor
 
 from client.app import SITE_KEY
+from client.arithmetic import Arithmetic
 from client.sample_store import SampleStore
 from server.judgement import Failure
 from server.strategy import FlowerTransport
@@ -66,7 +67,9 @@ def trainer(patch: pytest.MonkeyPatch, answers: Answers = honest) -> Trainer:
     """Puts a stand-in where the engine looks for client/cohort.py."""
     told = Trainer([], [])
 
-    def answer_cohort(asked: Sequence[Asked], *, store: SampleStore, memory_bytes: int) -> Iterator[object]:
+    def answer_cohort(
+        asked: Sequence[Asked], *, store: SampleStore, memory_bytes: int, arithmetic: Arithmetic
+    ) -> Iterator[object]:
         told.asked.append(list(asked))
         told.memory.append(memory_bytes)
         return answers(asked)

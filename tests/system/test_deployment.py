@@ -16,7 +16,7 @@ from typing import cast, get_args
 import pytest
 
 from client.site import read_site
-from server.checkpoint import METRICS_FILE
+from server.history import METRICS_FILE
 from server.records import RoundRecord, RunRecord
 from server.report.html import read_record
 from shared.privacy.accountant import Accountant

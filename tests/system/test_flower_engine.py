@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 
 from client.app import SIMULATED_SITES_VARIABLE
-from server.checkpoint import METRICS_FILE
+from server.history import METRICS_FILE
 from server.records import RoundRecord
 from simulations.engine.flower import SITES_FILE
 from tests.system.machine import left_processes_with, processes_with
