@@ -78,12 +78,12 @@ def same(packed: PackedSamples, samples: Samples) -> bool:
     )
 
 
-def open_rows() -> dict[Path, str]:
-    """Open descriptors of this process's segments -> the file behind each."""
+def open_rows(folder: Path) -> dict[Path, str]:
+    """Open descriptors of this process's segments in a folder -> the file behind each."""
     found = {}
     for path in Path("/proc/self/fd").iterdir():
         with suppress(FileNotFoundError):  # the descriptor of the listing itself
-            if ".rows" in (name := str(path.readlink())):
+            if ".rows" in (name := str(path.readlink())) and name.startswith(str(folder)):
                 found[path] = name
     return found
 
@@ -163,7 +163,7 @@ def test_a_modality_that_a_site_lacks_takes_no_room(tmp_path: Path) -> None:
 def test_a_thousand_sites_open_one_file(tmp_path: Path) -> None:
     with SampleStore(tmp_path / "rows") as store:
         kept = [store.put(number, site(number, Shape(3, 2, torch.float32, False, 2))) for number in range(1000)]
-        assert len(set(open_rows().values())) == 1
+        assert len(set(open_rows(tmp_path).values())) == 1
         assert len({id(each.pack) for each in kept}) == 1
 
 
@@ -171,9 +171,9 @@ def test_a_full_segment_is_open_only_as_a_map(tmp_path: Path) -> None:
     with SampleStore(tmp_path / "rows", segment_bytes=40 * 4) as store:
         kept = [store.put(number, site(number, Shape(3, 2, torch.float32, False, 2))) for number in range(20)]
         assert len({id(each.pack) for each in kept}) == 20
-        assert len(open_rows()) == 20 + 1
+        assert len(open_rows(tmp_path)) == 20 + 1
     del kept
-    assert not open_rows()
+    assert not open_rows(tmp_path)
 
 
 def test_threads_find_their_own_rows(tmp_path: Path) -> None:
@@ -205,7 +205,7 @@ def test_only_the_owner_may_enter_the_folder(tmp_path: Path) -> None:
         with SampleStore(tmp_path / "rows") as store:
             store.put("a", site(0, Shape(3, 2, torch.float32, False, 2)))
             assert stat.S_IMODE((tmp_path / "rows").stat().st_mode) == 0o700
-            assert {stat.S_IMODE(path.stat().st_mode) for path in open_rows()} == {0o600}
+            assert {stat.S_IMODE(path.stat().st_mode) for path in open_rows(tmp_path)} == {0o600}
     finally:
         os.umask(before)
 
@@ -216,7 +216,7 @@ def test_names_of_subjects_are_not_stored(tmp_path: Path) -> None:
         packed = store.put("a", samples)
         assert set(packed.subjects) == {"0", "1", "2"}
         assert packed.groups == {}
-        stored = next(iter(open_rows())).read_bytes()
+        stored = next(iter(open_rows(tmp_path))).read_bytes()
     assert samples.targets.numpy().tobytes() in stored
     assert b"person" not in stored
 
