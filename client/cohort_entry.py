@@ -89,10 +89,14 @@ class CohortSite:
 def opened_sites(asked: Sequence[Asked], answers: dict[int, Answer]) -> list[CohortSite]:
     """The sites whose owners permit the round; `answers` takes the refusals of the others, here and below."""
     sites = []
+    # the very weights and shapes that many sites share; kept no longer than the round, whose weights they are
+    checked: set[tuple[int, int]] = set()
     for place, each in enumerate(asked):
         try:
             opened = open_round(each.header, site=read_site(each.site_file))
-            check_weights(each.weights, shapes=opened.shapes)
+            if (pair := (id(each.weights), id(opened.shapes))) not in checked:
+                check_weights(each.weights, shapes=opened.shapes)
+                checked.add(pair)
         except Exception as error:  # noqa: BLE001  whatever it is, its text must not travel
             answers[place] = refuse(each.site_file, error)
         else:

@@ -19,7 +19,7 @@ from client.arithmetic import PLAIN, Arithmetic
 from client.cohort_draws import CohortDraws, Drawn
 from client.gradient.engine import only_trained
 from client.gradient.layers import Rows
-from client.gradient.stacked import Stacked, StackedClip, why_not_stacked
+from client.gradient.stacked import Stacked, StackedClip, gathered, why_not_stacked
 from client.noisy_optimizer import StackedNoisyOptimizer, inner_optimizer, protection_of
 from client.plan import PrivacyPlan
 from client.private_training import (
@@ -102,7 +102,7 @@ def train_cohort(
         learning_rate=learning_rate(training, round_number=round_number, rounds=rounds),
         modality_dropout=modality_dropout,
         arithmetic=arithmetic,
-        start=_weights(model, names).to(arithmetic.place),
+        start=gathered(dict(model.named_parameters()), names=names).to(arithmetic.place),
     )
     public = [public_numbers(training, plan=each.plan, nominal_size=each.nominal_size) for each in members]
     # those with many steps first, so that a piece ends together
@@ -309,12 +309,6 @@ def _check(members: Sequence[Member]) -> None:
         raise PrivacyError(f"members of {len(kinds)} kinds; allowed: one unit, clipping and number of records a unit")
     if any(member.plan is not None and member.plan.noise == "discrete" for member in members):
         raise PrivacyError("discrete noise in a cohort; allowed: sites with such noise one by one")
-
-
-def _weights(model: nn.Module, names: Sequence[str]) -> Tensor:
-    """The trained parameters one behind the other."""
-    parameters = dict(model.named_parameters())
-    return torch.cat([parameters[name].detach().reshape(-1) for name in names])
 
 
 def _pieces(

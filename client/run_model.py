@@ -80,7 +80,13 @@ def check_weights(weights: dict[str, Tensor], *, shapes: Shapes) -> None:
     Raises:
         WireError: unknown or missing names, another shape or type.
     """
-    _check_weights(Same(weights), Same(shapes))
+    came = {name: tuple(value.shape) for name, value in weights.items()}
+    if came != shapes:
+        differing = sorted(name for name in {*came, *shapes} if came.get(name) != shapes.get(name))
+        raise WireError(f"arrays {differing[:9]}: allowed: the {len(shapes)} parameters asked for, in their shapes")
+    kinds = {str(value.dtype) for value in weights.values()}
+    if kinds != {"torch.float32"}:
+        raise WireError(f"arrays of types {sorted(kinds)}; allowed: float32")
 
 
 @lru_cache(maxsize=64)
@@ -91,14 +97,3 @@ def _num_numbers(shapes: Same[Shapes]) -> int:
 @lru_cache(maxsize=1024)
 def _key_of(run: Same[RunConfig]) -> RunKey:
     return RunKey(run.it.digest, run.it)
-
-
-@lru_cache(maxsize=64)
-def _check_weights(weights: Same[dict[str, Tensor]], shapes: Same[Shapes]) -> None:
-    came = {name: tuple(value.shape) for name, value in weights.it.items()}
-    if came != shapes.it:
-        differing = sorted(name for name in {*came, *shapes.it} if came.get(name) != shapes.it.get(name))
-        raise WireError(f"arrays {differing[:9]}: allowed: the {len(shapes.it)} parameters asked for, in their shapes")
-    kinds = {str(value.dtype) for value in weights.it.values()}
-    if kinds != {"torch.float32"}:
-        raise WireError(f"arrays of types {sorted(kinds)}; allowed: float32")

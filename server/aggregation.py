@@ -10,6 +10,7 @@ updates and keep them to the end of the round.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -54,18 +55,22 @@ def aggregate(updates: Mapping[str, Weights], *, weights: Mapping[str, float], s
 
 
 class RunningRow:
-    """Updates of one form as a running float64 sum of rows; holds two rows however many were added."""
+    """Updates of one form as a running float64 sum of rows."""
 
     def __init__(self, like: Weights) -> None:
         """Starts at zero, for updates of these parameters in this order."""
         self._shapes = {name: value.shape for name, value in like.items()}
         self._sizes = [value.numel() for value in like.values()]
         self.total = torch.zeros(sum(self._sizes), dtype=torch.float64)
-        self._exact = torch.zeros_like(self.total)
 
     def exact(self, update: Weights) -> Float64[Tensor, "P"]:
         """An update as a row; the same memory at every call."""
         return self._exact.copy_(row_of_all(list(update.values())))
+
+    @cached_property
+    def _exact(self) -> Float64[Tensor, "P"]:
+        """A second row, where somebody asks for it."""
+        return torch.zeros_like(self.total)
 
     def parts(self, row: Float64[Tensor, "P"]) -> Weights:
         """Views of a row as the parameters that lie in it."""

@@ -7,7 +7,7 @@ relies on rows that do not look at each other (preflight), so that only layers w
 
 import math
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -109,10 +109,6 @@ class Stacked:
             return False
         parameters = dict(model.named_parameters())
         return all(parameters.get(name) is own for name, own in zip(self.names, self._parameters, strict=True))
-
-    def gathered(self, values: dict[str, Tensor]) -> Float[Tensor, "P"]:
-        """One value for each parameter, as one row."""
-        return torch.cat([values[name].reshape(-1) for name in self.names])
 
     def units_at_once(self, batch: Batch, *, microbatch_size: int, rows_per_unit: int) -> int:
         """How many units of the model's own weights to pass together, whatever the batch.
@@ -353,6 +349,11 @@ def why_not_stacked(model: nn.Module, *, names: Sequence[str]) -> str | None:
         if reason is not None:
             return f"{path or 'the model itself'}: {reason}"
     return None
+
+
+def gathered(values: Mapping[str, Tensor], *, names: Sequence[str]) -> Float[Tensor, "P"]:
+    """The named parameters one behind the other, as a row of `Stacked`."""
+    return torch.cat([values[name].detach().reshape(-1) for name in names])
 
 
 def _forward(values: Tensor, *, layer: WatchedLayer, switch: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from client.gradient.bookkeeping import BookkeepingEngine
 from client.gradient.engine import sample_losses
 from client.gradient.layers import KINDS, Rows
 from client.gradient.reference import ReferenceEngine
-from client.gradient.stacked import Stacked, StackedClip, why_not_stacked
+from client.gradient.stacked import Stacked, StackedClip, gathered, why_not_stacked
 from shared.batch import Batch
 from shared.errors import ModelError, PrivacyError
 from shared.privacy.mechanism import Clip
@@ -137,7 +137,7 @@ class Sites:
         self.rows = Rows(3, self.units, self.each)
 
     def _weights(self, site: int) -> Tensor:
-        start = self.stacked.gathered({name: value.detach() for name, value in self.model.named_parameters()})
+        start = gathered(dict(self.model.named_parameters()), names=self.stacked.names)
         return start + 0.3 * torch.randn(len(start), generator=torch.Generator().manual_seed(site)).double()
 
     def at(self, site: int) -> tuple[nn.Module, Batch]:
@@ -153,7 +153,7 @@ class Sites:
         found = ReferenceEngine().clipped_sum(
             model, batch, names=self.names, clip=Clip(self.norms[site], per_layer=per_layer), rows_per_unit=self.each
         )
-        return self.stacked.gathered(found.sums), found.unclipped
+        return gathered(found.sums, names=self.stacked.names), found.unclipped
 
     def clipped(self, *, per_layer: bool) -> tuple[Tensor, Tensor]:
         clip = StackedClip(torch.tensor(self.norms, dtype=torch.float64), per_layer)
