@@ -6,6 +6,7 @@ relies on gradient/stacked.py for gradients, noisy_optimizer.py for noise; engin
 """
 
 import copy
+import math
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -39,6 +40,8 @@ from shared.privacy.noise import RandomSource
 NUMBERS_AT_ONCE = 1 << 20
 """weights and activations of a piece of a cohort: few enough for the processor's cache, enough to hide what a call
 costs"""
+WORTH_A_THREAD = 1 << 18
+"""numbers of which a second thread takes its share"""
 CARD_TO_CACHE = 64
 """how many times as much a card is given at once: it has no cache to fit, and a call costs it more"""
 MOST_SITES_AT_ONCE = 64
@@ -107,9 +110,13 @@ def train_cohort(
     public = [public_numbers(training, plan=each.plan, nominal_size=each.nominal_size) for each in members]
     # those with many steps first, so that a piece ends together
     order = sorted(range(len(members)), key=lambda number: -public[number].steps)
-    threads = torch.get_num_threads()
-    larger = 1 if arithmetic.place.type == "cpu" else CARD_TO_CACHE
-    pieces = _pieces(order, num_weights=len(round_.start), members=members, public=public, larger=larger)
+    costs = [
+        _numbers(member.samples, public=each, num_weights=len(round_.start))
+        for member, each in zip(members, public, strict=True)
+    ]
+    # a card is kept busy by one thread
+    larger, workers = (1, torch.get_num_threads()) if arithmetic.place.type == "cpu" else (CARD_TO_CACHE, 1)
+    pieces = _pieces(order, costs=costs, larger=larger, workers=workers)
     results: dict[int, TrainedRound] = {}
 
     def train(piece: Sequence[int], stacked: Stacked) -> None:
@@ -118,9 +125,8 @@ def train_cohort(
             results.update(zip(piece, _Piece(round_, stacked, *chosen).trained(), strict=True))
 
     with only_trained(model, names), _one_thread_an_operation(), _in_training(model), arithmetic.in_force():
-        # a card is kept busy by one thread
-        workers = min(len(pieces), threads) if arithmetic.place.type == "cpu" else 1
-        copies = [Stacked(each, names=names) for each in _copies(model, number=workers, place=arithmetic.place)]
+        number = min(len(pieces), workers)
+        copies = [Stacked(each, names=names) for each in _copies(model, number=number, place=arithmetic.place)]
         _share_out(pieces, train, copies=copies)
     return [results[place] for place in range(len(members))]
 
@@ -130,8 +136,11 @@ def _share_out(
 ) -> None:
     """Trains the pieces, each thread with a copy of the model of its own."""
 
+    left = iter(pieces)
+
     def work(number: int) -> None:
-        for piece in pieces[number :: len(copies)]:
+        # whoever is done takes the next
+        for piece in left:
             train(piece, copies[number])
 
     if len(copies) == 1:
@@ -311,25 +320,31 @@ def _check(members: Sequence[Member]) -> None:
         raise PrivacyError("discrete noise in a cohort; allowed: sites with such noise one by one")
 
 
-def _pieces(
-    order: Sequence[int],
-    *,
-    num_weights: int,
-    members: Sequence[Member],
-    public: Sequence[PublicNumbers],
-    larger: int,
-) -> list[list[int]]:
-    """Members that are trained together, at most so many that their numbers fit; on a card so many times as many."""
+def _numbers(samples: Samples, *, public: PublicNumbers, num_weights: int) -> int:
+    """About how many weights and inputs a step of one site looks at."""
+    row = sum(value[0].numel() for value in samples.inputs.values() if len(value))
+    return num_weights + int(public.expected_batch_size * public.records_per_unit + 1) * row
+
+
+def _pieces(order: Sequence[int], *, costs: Sequence[int], larger: int, workers: int) -> list[list[int]]:
+    """Members that are trained together, at most so many that their numbers fit; on a card so many times as many.
+
+    Pieces cost about the same, and where there are several, each worker has as many.
+    """
+    most, total = larger * NUMBERS_AT_ONCE, sum(costs)
+    number = max(1, math.ceil(total / most))
+    if workers > 1 and total > WORTH_A_THREAD:
+        number = workers * math.ceil(number / workers)
     pieces: list[list[int]] = []
-    numbers = most = larger * NUMBERS_AT_ONCE
+    numbers = share = total / number
     for place in order:
-        row = sum(value[0].numel() for value in members[place].samples.inputs.values() if len(value))
-        cost = num_weights + int(public[place].expected_batch_size * public[place].records_per_unit + 1) * row
-        if not pieces or numbers + cost > most or len(pieces[-1]) == larger * MOST_SITES_AT_ONCE:
+        # half a member over its share is nearer than half a member under it
+        is_full = numbers + costs[place] / 2 > share or numbers + costs[place] > most
+        if not pieces or is_full or len(pieces[-1]) == larger * MOST_SITES_AT_ONCE:
             pieces.append([])
             numbers = 0
         pieces[-1].append(place)
-        numbers += cost
+        numbers += costs[place]
     return pieces
 
 

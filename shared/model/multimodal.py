@@ -38,9 +38,14 @@ class MultimodalModel(nn.Module):
             inputs: what the samples can have; a modality left out counts as absent in all of them.
             present: in the order of `RunConfig.modalities`.
         """
-        given = torch.tensor([name in inputs for name in self.modalities], device=present.device)
-        present = present & given
-        embeddings = [self._embedding(name, inputs, present[:, place]) for place, name in enumerate(self.modalities)]
+        if len(inputs) < len(self.modalities):
+            present = present & torch.tensor([name in inputs for name in self.modalities], device=present.device)
+        # asked of the numbers, which torch.func allows of no sample's
+        is_whole = not torch._C._are_functorch_transforms_active() and bool(present.all())
+        embeddings = [
+            self.encoders[name](inputs[name]) if is_whole else self._embedding(name, inputs, present[:, place])
+            for place, name in enumerate(self.modalities)
+        ]
         stacked = torch.stack(embeddings, dim=1)
         if self.fusion.level == "decision":
             outputs = self.fusion(apply_each(self.head, stacked), present)

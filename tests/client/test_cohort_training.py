@@ -189,6 +189,16 @@ def test_pieces_and_threads_change_nothing(
         torch.testing.assert_close(each, other, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(("members", "workers", "lengths"), [(100, 2, [25] * 4), (10, 1, [10]), (10, 2, [5, 5])])
+def test_workers_have_as_many_pieces_of_the_same_size(members: int, workers: int, lengths: list[int]) -> None:
+    costs = [cohort_training.NUMBERS_AT_ONCE // 30] * members
+
+    pieces = cohort_training._pieces(range(members), costs=costs, larger=1, workers=workers)
+
+    assert [len(piece) for piece in pieces] == lengths
+    assert [place for piece in pieces for place in piece] == list(range(members))
+
+
 def of_noise(
     noise_multipliers: Sequence[float], *, steps: Sequence[int], kind: NoiseKind = "float64", size: int = 4
 ) -> list[Member]:
