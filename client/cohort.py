@@ -253,7 +253,6 @@ def _release(left: Sequence[tuple[Path, Reservation]]) -> None:
     for path, reservations in by_ledger.items():
         try:
             with ledger_at(path).together() as opened:
-                for reservation in reservations:
-                    opened.release(reservation)
+                opened.release(*reservations)
         except MotetError as error:
             log.error("%s: %d rows stay reserved, which counts as spent: %s", path, len(reservations), error)

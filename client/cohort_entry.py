@@ -128,6 +128,9 @@ def _charged(ledger: Ledger, sites: list[CohortSite], answers: dict[int, Answer]
         private = each_of(private, _prepare, answers)
         sites = [site for site in sites if site.place not in answers]
     with ledger.together() as opened:
+        opened.look_up(
+            (site.opened.site.data_set, site.opened.header.run_id, site.opened.header.round_number) for site in sites
+        )
         # PRIVACY: a refusal writes nothing, and whatever else goes wrong undoes the rows of all.
         # test_a_refused_site_does_not_stop_the_others, test_a_crash_while_reserving_writes_nothing
         return each_of(sites, lambda site: _reserve(site, opened), answers, caught=MotetError)

@@ -90,6 +90,7 @@ class Ledger:
                 totals.refresh(connection)
                 opened = OpenLedger(self.path, connection, totals)
                 yield opened
+                opened.write_down()
             # PRIVACY: not before all of it is on the disk. test_what_is_reserved_together_is_paid_at_the_end
             opened.ending.is_on_disk = True
         except BaseException:

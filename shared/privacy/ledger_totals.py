@@ -8,9 +8,12 @@ Without them each round of a run would add up all rounds before it: 0.6 s for a 
 """
 
 import sqlite3
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
+from weakref import WeakValueDictionary
 
 from shared.config import Unit
 from shared.errors import LedgerError
@@ -18,18 +21,20 @@ from shared.privacy.accountant import MechanismUse, merged
 
 Kind = tuple[Unit, float, float]
 """what a row protects, its noise multiplier, its sample rate"""
-Steps = dict[Kind, int]
+Steps = Mapping[Kind, int]
+Before = tuple[tuple[Kind, int], ...]
+"""steps of each kind that other runs had reserved"""
 
 # PRIVACY: every row counts, whether or not its round ended, but for those of which it is certain that nothing left.
 # test_a_killed_round_stays_spent, test_a_void_row_does_not_count
 _NOT_VOID = "id NOT IN (SELECT reservation FROM endings WHERE state = 'void')"
 # The last column has no function around it: SQLite takes it from the row that min(id) names.
 _GROUPS = f"""
-SELECT run_id, unit, mechanism = 'counts', noise_multiplier, sample_rate, sum(steps), count(*), min(id), steps
-FROM reservations WHERE data_set = ? AND {_NOT_VOID} GROUP BY 1, 2, 3, 4, 5
+SELECT run_id, unit, mechanism = 'counts', noise_multiplier, sample_rate, sum(steps), count(*), steps, min(id)
+FROM reservations WHERE data_set = ? AND {_NOT_VOID} GROUP BY 1, 2, 3, 4, 5 ORDER BY 9
 """  # noqa: S608  nothing in it comes from outside
 _NEWER = """
-SELECT data_set, run_id, unit, mechanism = 'counts', noise_multiplier, sample_rate, steps, 1, id, steps
+SELECT data_set, run_id, unit, mechanism = 'counts', noise_multiplier, sample_rate, steps, 1, steps
 FROM reservations WHERE id > ? ORDER BY id
 """
 _BEFORE = f"""
@@ -77,52 +82,58 @@ class _Alike(NamedTuple):
     steps: int
     """of all of them"""
     num: int
-    first_id: int
     first_steps: int
     """of the first alone"""
 
 
-@dataclass
+@dataclass(frozen=True)
 class _OfRun:
     """What one run has reserved for one data set."""
 
-    rounds: Steps = field(default_factory=dict)
-    counts: Steps = field(default_factory=dict)
-    num_rounds: int = 0
-    first: tuple[int, FirstRound] | None = None
-    """with the number of its row"""
+    rounds: Steps
+    counts: Steps
+    num_rounds: int
+    first: FirstRound | None
 
 
-@dataclass
+_NOTHING = _OfRun({}, {}, 0, None)
+
+
+@dataclass(frozen=True, eq=False)
 class _Book:
-    """What all runs have reserved for one data set."""
+    """What all runs have reserved for a data set, of which nothing changes: data sets with the same share one.
 
-    runs: dict[str, _OfRun] = field(default_factory=dict)
-    total: Steps = field(default_factory=dict)
-    before: dict[str, Steps] = field(default_factory=dict)
-    """of runs that have begun: later rows do not change it"""
+    Ten thousand sites of a federation have been charged the same in each round.
+    """
+
+    runs: dict[str, _OfRun]
+    total: Steps
     uses: dict[Unit, tuple[MechanismUse, ...]] = field(default_factory=dict)
-    """the total as it was last asked for"""
-    histories: dict[tuple[str, Unit], History] = field(default_factory=dict)
-    """as they were last asked for"""
+    """the total as it was asked for"""
+    histories: dict[tuple[str, Unit, Before], History] = field(default_factory=dict)
+    """as they were asked for"""
+    _next: "WeakValueDictionary[_Alike, _Book]" = field(default_factory=WeakValueDictionary)
+    """what this one became, for as long as a data set has it"""
 
-    def add(self, rows: _Alike) -> None:
-        """Takes in rows that are alike."""
-        self.uses.clear()
-        self.histories.clear()
-        kind, run = (rows.unit, rows.noise, rows.rate), self.runs.setdefault(rows.run_id, _OfRun())
-        for part in (self.total, run.counts if rows.is_counts else run.rounds):
-            part[kind] = part.get(kind, 0) + rows.steps
+    def with_rows(self, rows: _Alike) -> "_Book":
+        """The book with rows that are alike, which come after all that are in it."""
+        after = self._next.get(rows)
+        if after is None:
+            after = self._next[rows] = self._added(rows)
+        return after
+
+    def _added(self, rows: _Alike) -> "_Book":
+        kind, run = (rows.unit, rows.noise, rows.rate), self.of_run(rows.run_id)
         if rows.is_counts:
-            return
-        run.num_rounds += rows.num
-        if run.first is None or rows.first_id < run.first[0]:
-            use = MechanismUse(rows.noise, rows.rate, rows.first_steps)
-            run.first = (rows.first_id, FirstRound(rows.unit, use))
+            now = _OfRun(run.rounds, _plus(run.counts, kind, rows.steps), run.num_rounds, run.first)
+        else:
+            first = run.first or FirstRound(rows.unit, MechanismUse(rows.noise, rows.rate, rows.first_steps))
+            now = _OfRun(_plus(run.rounds, kind, rows.steps), run.counts, run.num_rounds + rows.num, first)
+        return _Book({**self.runs, rows.run_id: now}, _plus(self.total, kind, rows.steps))
 
     def of_run(self, run_id: str) -> _OfRun:
         """What one run has reserved; nothing, where it is not known."""
-        return self.runs.get(run_id) or _OfRun()
+        return self.runs.get(run_id, _NOTHING)
 
     def others(self, run_id: str) -> Steps:
         """What all runs but one have reserved."""
@@ -131,19 +142,26 @@ class _Book:
         return {kind: steps for kind, steps in left.items() if steps}
 
 
+def _plus(sums: Steps, kind: Kind, steps: int) -> Steps:
+    return {**sums, kind: sums.get(kind, 0) + steps}
+
+
 class Totals:
     """Sums over the rows of each data set that was asked about; for one transaction at a time."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._nothing = _Book({}, {})
         self._books: dict[str, _Book] = {}
+        self._before: dict[str, dict[str, Before]] = {}
+        """by data set and run: what others had reserved when the run began, which later rows do not change"""
         self._last: tuple[object, ...] = _NO_ROW
         """the newest row taken in"""
         self._num_voids = 0
 
     def forget(self) -> None:
         """Drops all sums: the next question reads the file."""
-        self._books, self._last, self._num_voids = {}, _NO_ROW, 0
+        self._books, self._before, self._last, self._num_voids = {}, {}, _NO_ROW, 0
 
     def refresh(self, connection: sqlite3.Connection) -> None:
         """Takes in what was written since the transaction before; to be called when one begins."""
@@ -156,8 +174,7 @@ class Totals:
             self._num_voids = num_voids
         if self._books:
             for data_set, *columns in connection.execute(_NEWER, self._last[:1]):
-                if data_set in self._books:
-                    self._books[data_set].add(_Alike(*columns))
+                self._add(data_set, _Alike(*columns))
         self._last = connection.execute(f"{_LAST} ORDER BY id DESC LIMIT 1").fetchone() or _NO_ROW
 
     def note_row(
@@ -165,14 +182,14 @@ class Totals:
     ) -> None:
         """Takes in a row that this transaction has just written: its id, data set, run, round, attempt and time."""
         self._last = row
-        number, data_set, run_id, *_ = row
-        if data_set in self._books:
-            how = (unit, is_counts, use.noise_multiplier, use.sample_rate, use.steps)
-            self._books[data_set].add(_Alike(run_id, *how, 1, number, use.steps))
+        _, data_set, run_id, *_ = row
+        how = (unit, is_counts, use.noise_multiplier, use.sample_rate, use.steps)
+        self._add(data_set, _Alike(run_id, *how, 1, use.steps))
 
     def note_void(self, data_set: str) -> None:
         """A row of a data set became void in this transaction: its sums are read again when they are next needed."""
         self._books.pop(data_set, None)
+        self._before.pop(data_set, None)
         self._num_voids += 1
 
     def uses(self, connection: sqlite3.Connection, data_set: str, *, unit: Unit) -> tuple[MechanismUse, ...]:
@@ -192,20 +209,20 @@ class Totals:
     def history(self, connection: sqlite3.Connection, data_set: str, run_id: str, *, unit: Unit) -> History:
         """The data set as one run sees it; the same object until a row is added or made void."""
         book = self._book(connection, data_set)
-        known = book.histories.get((run_id, unit))
+        before = self._before_run(connection, book, data_set, run_id)
+        known = book.histories.get((run_id, unit, before))
         if known is not None:
             return known
-        mine, others = book.of_run(run_id), book.others(run_id)
-        before = _before(connection, book, data_set, run_id) if others else others
+        mine = book.of_run(run_id)
         history = History(
             num_rounds=mine.num_rounds,
-            first=mine.first[1] if mine.first else None,
+            first=mine.first,
             counts=self._uses(data_set, mine.counts, unit=unit),
-            others=self._uses(data_set, others, unit=unit),
-            before=self._uses(data_set, before, unit=unit),
+            others=self._uses(data_set, book.others(run_id), unit=unit),
+            before=self._uses(data_set, dict(before), unit=unit),
             total=self.uses(connection, data_set, unit=unit),
         )
-        book.histories[run_id, unit] = history
+        book.histories[run_id, unit, before] = history
         return history
 
     def _uses(self, data_set: str, *parts: Steps, unit: Unit) -> tuple[MechanismUse, ...]:
@@ -225,10 +242,30 @@ class Totals:
     def _book(self, connection: sqlite3.Connection, data_set: str) -> _Book:
         book = self._books.get(data_set)
         if book is None:
-            book = self._books[data_set] = _Book()
-            for columns in connection.execute(_GROUPS, (data_set,)):
-                book.add(_Alike(*columns))
+            book = self._nothing
+            for *columns, _ in connection.execute(_GROUPS, (data_set,)):
+                book = book.with_rows(_Alike(*columns))
+            self._books[data_set] = book
         return book
+
+    def _add(self, data_set: str, rows: _Alike) -> None:
+        book = self._books.get(data_set)
+        if book is not None:
+            self._books[data_set] = book.with_rows(rows)
+
+    def _before_run(self, connection: sqlite3.Connection, book: _Book, data_set: str, run_id: str) -> Before:
+        """Of the other runs' rows, those before a run's first one; all of them while it has none."""
+        if book.runs.keys() <= {run_id}:
+            return ()
+        known = self._before.get(data_set, {}).get(run_id)
+        if known is not None:
+            return known
+        (first,) = connection.execute(_FIRST, (data_set, run_id)).fetchone()
+        if first is None:
+            return _in_order(book.others(run_id))
+        found = connection.execute(_BEFORE, (data_set, run_id, first))
+        before = _in_order({(unit, noise, rate): steps for unit, noise, rate, steps in found})
+        return self._before.setdefault(data_set, {}).setdefault(run_id, before)
 
 
 def protects(use: MechanismUse, *, held: Unit, unit: Unit) -> MechanismUse:
@@ -254,14 +291,11 @@ def protects(use: MechanismUse, *, held: Unit, unit: Unit) -> MechanismUse:
     return MechanismUse(0.0, use.sample_rate, use.steps)
 
 
-def _before(connection: sqlite3.Connection, book: _Book, data_set: str, run_id: str) -> Steps:
-    """Of the other runs' rows, those before a run's first one; all of them while it has none."""
-    known = book.before.get(run_id)
-    if known is not None:
-        return known
-    (first,) = connection.execute(_FIRST, (data_set, run_id)).fetchone()
-    if first is None:
-        return book.others(run_id)
-    found = connection.execute(_BEFORE, (data_set, run_id, first))
-    book.before[run_id] = {(unit, noise, rate): steps for unit, noise, rate, steps in found}
-    return book.before[run_id]
+def _in_order(sums: Steps) -> Before:
+    return _one_object(tuple(sorted(sums.items())))
+
+
+@lru_cache(maxsize=1024)
+def _one_object(before: Before) -> Before:
+    """The same for all data sets that have the same."""
+    return before

@@ -6,10 +6,12 @@ relies on ledger_totals.py for what was spent before, accountant.py for what it 
 """
 
 import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from shared.config import Unit
 from shared.errors import BudgetError, LedgerError, PermissionRefused, PrivacyError
@@ -20,6 +22,24 @@ Mechanism = Literal["gaussian", "adaptive-gaussian", "counts", "none"]
 """a round's sums; the same with the count of adaptive clipping; noisy counts before round 1; a round without noise"""
 NO_PROTECTION = MechanismUse(noise_multiplier=0.0, sample_rate=1.0, steps=1)
 """how a round without privacy is written down: no noise, which costs infinity"""
+AT_ONCE = 500
+"""rows asked for by one statement: fewer than any SQLite takes"""
+Round = tuple[str, str, int]
+"""data set, run, number of the round"""
+Piece = TypeVar("Piece")
+_Row = tuple[int, str, str, str, float, float, int, str, int, int, str]
+Uses = tuple[MechanismUse, ...]
+_Cost = tuple[Uses, MechanismUse, float, Accountant]
+_INSERT = (
+    "INSERT INTO reservations (id, data_set, unit, mechanism, noise_multiplier, sample_rate, steps, run_id, "
+    "round, attempt, created_utc) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+)
+_LAST_ATTEMPTS = "SELECT data_set, max(attempt) FROM reservations WHERE run_id = ? AND round = ?"
+_STATES = "SELECT id, data_set, run_id, round, attempt, state FROM reservations LEFT JOIN endings ON reservation = id"
+_LAST_NUMBER = (
+    "SELECT max(coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'reservations'), 0), "
+    "coalesce((SELECT max(id) FROM reservations), 0))"
+)
 
 
 @dataclass
@@ -29,7 +49,7 @@ class Ending:
     is_on_disk: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Reservation:
     """A round that is paid for: its data may be touched, once."""
 
@@ -45,6 +65,8 @@ class Reservation:
 
 class Pending:
     """A reservation in a transaction that has not ended yet; nothing may be touched for it."""
+
+    __slots__ = ("_ending", "_reservation")
 
     def __init__(self, reservation: Reservation, ending: "Ending") -> None:
         self._reservation, self._ending = reservation, ending
@@ -67,6 +89,28 @@ class OpenLedger:
     def __init__(self, path: Path, connection: sqlite3.Connection, totals: Totals) -> None:
         self._path, self._connection, self._totals = path, connection, totals
         self.ending = Ending()
+        self._unwritten: list[_Row] = []
+        """granted, numbered and counted; written when rows are next read, at the latest when the transaction ends"""
+        self._unwritten_of: set[str] = set()
+        self._attempts: dict[Round, int | None] = {}
+        """the highest of rounds that are looked up, this transaction's own included"""
+        self._last_number: int | None = None
+        self._costs: dict[_Cost, float] = {}
+
+    def look_up(self, rounds: Iterable[Round]) -> None:
+        """Reads at once what `reserve` would otherwise read for each of these rounds; in a transaction that writes."""
+        by_round: dict[tuple[str, int], list[str]] = {}
+        for data_set, run_id, round_number in rounds:
+            by_round.setdefault((run_id, round_number), []).append(data_set)
+        self.write_down()
+        for (run_id, round_number), data_sets in by_round.items():
+            for some in _pieces(data_sets):
+                self._attempts.update(dict.fromkeys(((each, run_id, round_number) for each in some), None))
+                found = self._connection.execute(
+                    f"{_LAST_ATTEMPTS} AND data_set IN ({_marks(some)}) GROUP BY data_set",
+                    (run_id, round_number, *some),
+                )
+                self._attempts.update({(each, run_id, round_number): last for each, last in found})
 
     def reserve(
         self,
@@ -104,28 +148,35 @@ class OpenLedger:
             raise PrivacyError(f"a use of {use.steps} steps as {mechanism!r}; allowed: 1 or more, with a mechanism")
         # PRIVACY: the check and the row are one transaction, so that two processes cannot both take the last of a
         # budget. test_two_processes_cannot_both_take_the_last_of_a_budget
-        self._refuse_known(data_set, run_id, round_number, attempt)
+        self._refuse_known((data_set, run_id, round_number), attempt)
         # PRIVACY: everything ever released about the data set counts, not this run alone.
         # test_every_run_on_a_data_set_counts
         before = self.uses(data_set, unit=unit)
-        total = spent_epsilon([*before, asked], delta=delta, accountant=accountant)
+        total = self._cost(before, asked, delta, accountant)
         # PRIVACY: past the cap nothing is granted. test_a_request_past_the_cap_is_refused_and_writes_nothing
         if use is not None and not total <= cap_epsilon:
             raise BudgetError(
                 f"{self._path}: data set {data_set!r} would have spent epsilon {total:.4g} at delta {delta:g}; "
                 f"its owner allows {cap_epsilon:.4g} for a {unit}"
             )
-        number = self._insert(data_set, unit, kind, use=asked, which=(run_id, round_number, attempt))
+        number = self._note(data_set, unit, kind, use=asked, which=(run_id, round_number, attempt))
         granted = Reservation(number, data_set, run_id, round_number, attempt, asked, total)
         return Pending(granted, self.ending)
 
-    def release(self, reservation: Reservation) -> None:
-        """As `Ledger.release`."""
-        self._end(reservation, "released")
+    def write_down(self) -> None:
+        """Writes what was granted; the end of the transaction does, for whoever asks nothing in between."""
+        if self._unwritten:
+            self._connection.executemany(_INSERT, self._unwritten)
+            self._unwritten.clear()
+            self._unwritten_of.clear()
+
+    def release(self, *reservations: Reservation) -> None:
+        """As `Ledger.release`, for any number; of several that cannot all be released, which is an error, none is."""
+        self._end(reservations, "released")
 
     def void(self, reservation: Reservation) -> None:
         """As `Ledger.void`."""
-        self._end(reservation, "void")
+        self._end([reservation], "void")
         self._totals.note_void(reservation.data_set)
 
     def uses(self, data_set: str, *, unit: Unit) -> tuple[MechanismUse, ...]:
@@ -138,51 +189,81 @@ class OpenLedger:
 
     def history(self, data_set: str, run_id: str, *, unit: Unit) -> History:
         """As `Ledger.history`, with what this transaction has reserved."""
+        if data_set in self._unwritten_of:
+            self.write_down()
         return self._totals.history(self._connection, data_set, run_id, unit=unit)
 
-    def _refuse_known(self, data_set: str, run_id: str, round_number: int, attempt: int) -> None:
-        (last,) = self._connection.execute(
-            "SELECT max(attempt) FROM reservations WHERE data_set = ? AND run_id = ? AND round = ?",
-            (data_set, run_id, round_number),
-        ).fetchone()
+    def _refuse_known(self, which: Round, attempt: int) -> None:
+        if which not in self._attempts:
+            self.look_up([which])
+        last = self._attempts[which]
         # PRIVACY: an answered request would otherwise be run twice for one payment. test_a_round_is_reserved_once
         if last is not None and attempt <= last:
             raise PermissionRefused(
-                f"{self._path}: round {round_number} of run {run_id} was reserved before; "
+                f"{self._path}: round {which[2]} of run {which[1]} was reserved before; "
                 f"to run it again, and pay again, ask with attempt {last + 1} or higher"
             )
 
-    def _insert(
+    def _cost(
+        self, before: tuple[MechanismUse, ...], asked: MechanismUse, delta: float, accountant: Accountant
+    ) -> float:
+        """What everything comes to; worked out once for all data sets of the transaction that have spent the same."""
+        key = (before, asked, delta, accountant)
+        if key not in self._costs:
+            self._costs[key] = spent_epsilon([*before, asked], delta=delta, accountant=accountant)
+        return self._costs[key]
+
+    def _note(
         self, data_set: str, unit: Unit, mechanism: str, *, use: MechanismUse, which: tuple[str, int, int]
     ) -> int:
-        now = _now()
-        number = self._connection.execute(
-            "INSERT INTO reservations (data_set, unit, mechanism, noise_multiplier, sample_rate, steps, run_id, "
-            "round, attempt, created_utc) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (data_set, unit, mechanism, use.noise_multiplier, use.sample_rate, use.steps, *which, now),
-        ).lastrowid
-        if number is None:
-            raise LedgerError(f"{self._path}: the row was not written; nothing may be released")
+        """The number of a row that will be written."""
+        if self._last_number is None:
+            # nobody else writes until the transaction ends, and a number that was ever given is never given again
+            (self._last_number,) = self._connection.execute(_LAST_NUMBER).fetchone()
+        self._last_number = number = self._last_number + 1
+        run_id, round_number, attempt = which
+        self._attempts[data_set, run_id, round_number] = attempt
+        row = (number, data_set, unit, mechanism, use.noise_multiplier, use.sample_rate, use.steps, *which, self._now)
+        self._unwritten.append(row)
+        self._unwritten_of.add(data_set)
         is_counts = mechanism == "counts"
-        self._totals.note_row((number, data_set, *which, now), unit=unit, is_counts=is_counts, use=use)
+        self._totals.note_row((number, data_set, *which, self._now), unit=unit, is_counts=is_counts, use=use)
         return number
 
-    def _end(self, reservation: Reservation, state: Literal["released", "void"]) -> None:
-        which = (reservation.data_set, reservation.run_id, reservation.round_number, reservation.attempt)
-        row = self._connection.execute(
-            "SELECT data_set, run_id, round, attempt, state FROM reservations "
-            "LEFT JOIN endings ON reservation = id WHERE id = ?",
-            (reservation.id,),
-        ).fetchone()
-        # PRIVACY: a number from another ledger could refund a stranger's round.
-        # test_a_reservation_of_another_ledger_is_not_ended
-        if row is None or row[:4] != which:
-            raise LedgerError(f"{self._path}: no reservation {reservation.id} for {which}; it belongs elsewhere")
-        # PRIVACY: what has left stays spent. test_a_released_row_is_never_void
-        if row[4] is not None:
-            raise PermissionRefused(f"{self._path}: reservation {reservation.id} is {row[4]} already")
-        self._connection.execute("INSERT INTO endings VALUES (?, ?, ?)", (reservation.id, state, _now()))
+    def _end(self, reservations: Sequence[Reservation], state: Literal["released", "void"]) -> None:
+        self.write_down()
+        ended: set[int] = set()
+        for some in _pieces(reservations):
+            found = self._connection.execute(
+                f"{_STATES} WHERE id IN ({_marks(some)})",
+                [each.id for each in some],
+            )
+            rows = {number: row for number, *row in found}
+            for each in some:
+                which = [each.data_set, each.run_id, each.round_number, each.attempt]
+                row = rows.get(each.id)
+                # PRIVACY: a number from another ledger could refund a stranger's round.
+                # test_a_reservation_of_another_ledger_is_not_ended
+                if row is None or row[:4] != which:
+                    raise LedgerError(f"{self._path}: no reservation {each.id} for {which}; it belongs elsewhere")
+                # PRIVACY: what has left stays spent. test_a_released_row_is_never_void
+                before = state if each.id in ended else row[4]
+                if before is not None:
+                    raise PermissionRefused(f"{self._path}: reservation {each.id} is {before} already")
+                ended.add(each.id)
+        self._connection.executemany(
+            "INSERT INTO endings VALUES (?, ?, ?)", [(each.id, state, self._now) for each in reservations]
+        )
+
+    @cached_property
+    def _now(self) -> str:
+        """When all of it is done, to the second."""
+        return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
+def _pieces(values: Sequence[Piece]) -> Iterator[Sequence[Piece]]:
+    return (values[start : start + AT_ONCE] for start in range(0, len(values), AT_ONCE))
+
+
+def _marks(values: Sequence[object]) -> str:
+    return ",".join("?" * len(values))

@@ -73,13 +73,20 @@ def told_before_its_death(what: Callable[[Ledger, Callable[[str], None]], None],
 def kill_at(number: int) -> None:
     """From now on this process does not get past so many SQL statements, on whatever connection."""
 
+    def count() -> None:
+        nonlocal number
+        number -= 1
+        if number < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
     class Killing(sqlite3.Connection):
         def execute(self, said: str, *values: Any) -> sqlite3.Cursor:
-            nonlocal number
-            number -= 1
-            if number < 0:
-                os.kill(os.getpid(), signal.SIGKILL)
+            count()
             return super().execute(said, *values)
+
+        def executemany(self, said: str, *values: Any) -> sqlite3.Cursor:
+            count()
+            return super().executemany(said, *values)
 
     sqlite3.connect = functools.partial(sqlite3.connect, factory=Killing)  # type: ignore[assignment]
 

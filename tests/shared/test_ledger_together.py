@@ -1,10 +1,14 @@
 """Tests of many ledger entries in one transaction, and of the sums that are kept between transactions."""
 
+import dataclasses
+import functools
 import math
 import shutil
+import sqlite3
 import tempfile
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -202,3 +206,111 @@ def test_totals_follow_what_others_write(rows: list[tuple[int, str, MechanismUse
                     mine = opened.uses_of_run("photos", asked, unit="record")
                     assert merged([*mine, *history.others]) == opened.uses("photos", unit="record")
                 assert history == history_of_rows(ledger, asked, unit="record")
+
+
+def test_a_round_of_many_data_sets_takes_a_handful_of_statements(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many for sixty as for six; one after another it would be several for each."""
+    said: list[str] = []
+
+    class Counted(sqlite3.Connection):
+        def execute(self, sql: str, *values: Any) -> sqlite3.Cursor:
+            said.append(sql)
+            return super().execute(sql, *values)
+
+        def executemany(self, sql: str, *values: Any) -> sqlite3.Cursor:
+            said.append(sql)
+            return super().executemany(sql, *values)
+
+    ledger, names = Ledger(path), [f"set-{number}" for number in range(60)]
+    with ledger.together(write=False) as opened:
+        assert [opened.uses(name, unit="record") for name in names] == [()] * 60
+    monkeypatch.setattr(sqlite3, "connect", functools.partial(sqlite3.connect, factory=Counted))
+    counts = []
+    for number, some in enumerate((names[:6], names), start=1):
+        said.clear()
+        with ledger.together() as opened:
+            opened.look_up((name, "run", number) for name in some)
+            pending = [reserve(opened, name, round_number=number) for name in some]
+        with ledger.together() as opened:
+            opened.release(*(each.paid for each in pending))
+        counts.append(len(said))
+    assert counts[0] == counts[1] < 30
+    assert {row.state for name in names for row in Ledger(path).rows(name)} == {"released"}
+
+
+def test_what_is_looked_up_is_refused_as_what_is_not(path: Path) -> None:
+    """A round of before, one of this very transaction, and one with a higher attempt; numbers are those on the disk."""
+    ledger = Ledger(path)
+    reserve_alone(ledger, "photos")
+    with ledger.together() as opened:
+        opened.look_up([("photos", "run", 1), ("voices", "run", 1)])
+        with pytest.raises(PermissionRefused, match="attempt 1 or higher"):
+            reserve(opened, "photos")
+        voices = reserve(opened, "voices")
+        with pytest.raises(PermissionRefused, match="attempt 1 or higher"):
+            reserve(opened, "voices")
+        opened.look_up([("voices", "run", 1)])
+        with pytest.raises(PermissionRefused, match="attempt 1 or higher"):
+            reserve(opened, "voices")
+        again = opened.reserve(
+            data_set="photos", unit="record", use=USE, run_id="run", round_number=1, attempt=1, cap_epsilon=math.inf,
+            delta=DELTA, accountant="rdp",
+        )  # fmt: skip
+    for pending, attempts in ((voices, [0]), (again, [0, 1])):
+        rows = Ledger(path).rows(pending.paid.data_set)
+        assert [row.attempt for row in rows] == attempts
+        assert rows[-1].id == pending.paid.id
+
+
+def test_a_number_is_never_given_twice(path: Path) -> None:
+    """Not after a transaction that was undone, nor to two rows of one."""
+    ledger = Ledger(path)
+
+    def broken() -> None:
+        with ledger.together() as opened:
+            reserve(opened, "photos")
+            opened.write_down()
+            _ = 1 / 0
+
+    with pytest.raises(ZeroDivisionError):
+        broken()
+    with ledger.together() as opened:
+        pending = [reserve(opened, "photos", round_number=number) for number in (1, 2)]
+        # what reads the rows finds those of this transaction
+        assert opened.history("photos", "another", unit="record").before == (MechanismUse(2.0, 1.0, 2),)
+        pending.append(reserve(opened, "photos", round_number=3))
+    assert [row.id for row in Ledger(path).rows("photos")] == [each.paid.id for each in pending] == [1, 2, 3]
+
+
+def test_of_many_that_cannot_all_be_released_none_is(path: Path) -> None:
+    ledger = Ledger(path)
+    first, second = reserve_alone(ledger, "photos"), reserve_alone(ledger, "voices")
+    strangers = [
+        (PermissionRefused, "released already", second),
+        (LedgerError, "belongs elsewhere", dataclasses.replace(second, id=9)),
+        (LedgerError, "belongs elsewhere", dataclasses.replace(second, run_id="another")),
+    ]
+    for error, words, third in strangers:
+        with pytest.raises(error, match=words), ledger.together() as opened:
+            opened.release(first, second, third)
+        assert [Ledger(path).rows(name)[0].state for name in ("photos", "voices")] == ["reserved"] * 2
+    ledger.release(second)
+    with ledger.together() as opened, pytest.raises(PermissionRefused, match="released already"):
+        opened.release(first, second)
+    assert [Ledger(path).rows(name)[0].state for name in ("photos", "voices")] == ["reserved", "released"]
+
+
+def test_data_sets_that_were_charged_the_same_share_their_history(path: Path) -> None:
+    """And part when one of them is charged otherwise, or has a row given back."""
+    ledger, names = Ledger(path), ("photos", "voices", "words")
+    with ledger.together() as opened:
+        pending = [reserve(opened, name) for name in names]
+    for number, are_same in enumerate((True, False)):
+        with ledger.together(write=False) as opened:
+            one, *others = (opened.history(name, "run", unit="record") for name in names)
+            assert all((one is other) == are_same for other in others)
+        if not number:
+            ledger.void(pending[1].paid)
+            reserve_alone(ledger, "words", round_number=2)
+    with ledger.together(write=False) as opened:
+        assert [opened.history(name, "run", unit="record").num_rounds for name in names] == [1, 0, 2]
