@@ -57,8 +57,11 @@ def simulate(
         raise typer.BadParameter("give a SCENARIO to start, or --resume RUN to go on; one of them")
     cohort_only = {"--memory": memory, "--device": device, "--precision": precision}
     kind, most_memory = checked_engine(engine, cohort_only=cohort_only), memory_bytes(memory)
-    from client.arithmetic import Arithmetic
-    from simulations.simulate import run_simulation
+    from simulations.engine.held_memory import without_search
+
+    with without_search():
+        from client.arithmetic import Arithmetic
+        from simulations.simulate import run_simulation
 
     arithmetic = Arithmetic(device=device or "cpu", precision=precision or "float32")
     folder = resume

@@ -27,7 +27,6 @@ from server.plan import Central, Plan, make_plan, start_central
 from server.privacy_summary import summarise_central, summarise_privacy
 from server.progress import ProgressLine
 from server.records import RoundRecord, RunRecord, SiteStatistics
-from server.report import closing_table, write_report
 from server.rounds import chosen, load_weights, run_rounds, start_or_resume
 from server.settings import ServerSettings, count_start, read_preflight, read_settings
 from server.strategy import FlowerTransport
@@ -93,6 +92,10 @@ def main(grid: Grid, context: Context) -> None:
         began=began,
     )
     save_model(chosen(progress, run=run)[1], path=folder / "model.safetensors", run_digest=run.digest)
+    # only now: no round waits for what makes pages
+    from server.report.closing import closing_table
+    from server.report.html import write_report
+
     write_report(record, folder)
     Console().print(closing_table(record, folder=folder))
 

@@ -17,6 +17,7 @@ from server.settings import ServerSettings, read_preflight, read_settings, write
 from shared.config import RunConfig
 from shared.errors import ModelError, RunError
 from simulations.engine import EngineName
+from simulations.engine.held_memory import without_search
 from simulations.owners import settings_of_owners
 from simulations.scenario import Scenario, motet_home, read_card, state_home
 
@@ -109,12 +110,13 @@ def run_simulation(
     """
     settings = read_settings(folder)
     chosen = engine or settings.engine
-    _check_first(settings, engine=chosen, folder=folder)
-    sites = sorted((folder / SITES_FOLDER).glob("*.toml"))
     os.environ["MOTET_RUN_FOLDER"] = str(folder.resolve())
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-    from client.app import app as client_app
-    from server.app import app as server_app
+    with without_search():
+        from client.app import app as client_app
+        from server.app import app as server_app
+    _check_first(settings, engine=chosen, folder=folder)
+    sites = sorted((folder / SITES_FOLDER).glob("*.toml"))
 
     match chosen:
         case "flower":

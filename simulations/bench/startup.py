@@ -18,6 +18,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
+from simulations.engine.held_memory import without_search
+
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 PHASES = ("imports", "prepare", "preflight", "before_round_1", "round_1", "after", "whole")
@@ -82,9 +84,10 @@ def _child(folder: Path, *, scenario: str) -> None:
     """`motet simulate` with one round, timed from within."""
     clock = _Clock()
     # what the command imports on its way to the first round, at once, so that it is timed as such
-    for name in ("client.app", "client.preflight", "simulations.preflight"):
-        import_module(name)
-    motet, simulate, server = map(import_module, ("motet", "simulations.simulate", "server.app"))
+    with without_search():
+        for name in ("client.app", "client.preflight", "simulations.preflight"):
+            import_module(name)
+        motet, simulate, server = map(import_module, ("motet", "simulations.simulate", "server.app"))
     clock.mark("imports")
     steps = {"prepare_run": "prepare", "_check_first": "preflight"}
     for name, phase in steps.items():

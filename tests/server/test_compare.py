@@ -7,8 +7,8 @@ import pytest
 from rich.console import Console
 
 from server.compare import compare_runs, result_lines
-from server.report import closing_table, write_report
-from server.report.html import read_record
+from server.report.closing import closing_table
+from server.report.html import read_record, write_report
 from server.report.numbers import metric_text
 from shared.errors import RunError
 from tests.server.made_records import build_record

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from server.records import RunRecord
-from server.report import write_report
-from server.report.html import REGISTRY_FIELD, read_record, read_report
+from server.report.html import REGISTRY_FIELD, read_record, read_report, write_report
 from server.report.levels import levels
 from server.report.promise import bound_of
 from server.report.registry import UNKNOWN, RegistryEntry, registry_entry

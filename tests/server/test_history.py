@@ -7,8 +7,7 @@ import pytest
 
 from server.history import LastReplies, Used, metrics_line, read_rounds, site_histories, used_replies
 from server.records import RoundRecord, RunRecord, SiteRound
-from server.report import write_report
-from server.report.html import read_record
+from server.report.html import read_record, write_report
 from server.report.numbers import epsilon_text
 from shared.errors import RunError
 from shared.messages import PrivacyStatement, ReplyHeader

@@ -10,11 +10,10 @@ from typer.testing import CliRunner
 
 from motet import app
 from server.records import RunRecord
-from server.report import write_report
 from server.report.budget import left_text, site_table
 from server.report.curves import central_epsilon, privacy_charts
 from server.report.document import Figure, Heading, Items, Table, Words
-from server.report.html import render
+from server.report.html import render, write_report
 from server.report.left import field_rows
 from server.report.levels import levels
 from server.report.markdown import escaped, to_markdown

@@ -10,9 +10,9 @@ import pytest
 from rich.console import Console
 
 from server.records import RunRecord, SiteRound
-from server.report import closing_table, write_report
+from server.report.closing import closing_table
 from server.report.curves import epsilon_by_site
-from server.report.html import render
+from server.report.html import render, write_report
 from server.report.left import field_rows
 from server.report.numbers import (
     best_guess,

@@ -17,8 +17,8 @@ from server.history import LastReplies, metrics_line, used_replies
 from server.plan import Central, Plan
 from server.privacy_summary import summarise_central, summarise_privacy
 from server.records import RoundRecord, RunRecord, SiteRound
-from server.report import write_report
 from server.report.again import write_again
+from server.report.html import write_report
 from server.report.ledger_rows import NamedLedger
 from server.report.verify import Verification, verify
 from server.settings import ServerSettings, write_settings

@@ -8,9 +8,8 @@ import pytest
 from server.code_digest import code_digest
 from server.history import metrics_line, read_rounds
 from server.records import RunRecord
-from server.report import write_report
 from server.report.again import write_again
-from server.report.html import read_record, render
+from server.report.html import read_record, render, write_report
 from server.report.round_totals import round_totals
 from server.report.verify import verify
 from shared.errors import RunError
