@@ -20,16 +20,23 @@ from shared.messages import (
     PROTOCOL_VERSION,
     Hello,
     Refusal,
-    Shapes,
     StatisticsHeader,
     StatisticsReply,
     TrainReply,
     TrainRequest,
 )
 from shared.threads import threads_for
-from shared.wire import decode_hello, decode_reply, decode_statistics, encode_request, encode_statistics_request
+from shared.wire import (
+    decode_hello,
+    decode_statistics,
+    decode_train_message,
+    encode_request,
+    encode_statistics_request,
+)
 
 Said = TypeVar("Said", TrainReply | Refusal, StatisticsReply | Refusal)
+Sent = tuple[RecordDict, Callable[[Message], TrainReply | Refusal], int]
+"""records of a request, what reads an answer to it, and how many numbers an update has"""
 _POLL_S = 0.5
 _HELLO_TIMEOUT_S = 300.0
 """for nodes that are connected: on a busy machine their first process takes minutes to import all it needs"""
@@ -76,7 +83,10 @@ class FlowerTransport:
             site: Message(encode_statistics_request(header), self._nodes[site], MessageType.QUERY)
             for site, header in sorted(requests.items())
         }
-        decode = partial(decode_statistics, num_counts=num_counts)
+
+        def decode(reply: Message) -> StatisticsReply | Refusal:
+            return decode_statistics(reply.content, num_counts=num_counts)
+
         answers: dict[str, StatisticsAnswer] = dict.fromkeys(requests, Failure("late", "no-reply"))
         for site, reply in self._replies(messages, timeout_s=timeout_s):
             answers[site] = _answer(reply, decode=decode)
@@ -87,20 +97,19 @@ class FlowerTransport:
 
         Sites with the same object as their request are sent the same records, which are encoded once.
         """
-        encoded: dict[int, tuple[RecordDict, Shapes]] = {}
+        encoded: dict[int, Sent] = {}
         messages: dict[str, Message] = {}
         for site, request in sorted(requests.items()):
             if id(request) not in encoded:
-                expected = {name: tuple(value.shape) for name, value in request.weights.items()}
-                encoded[id(request)] = (encode_request(request), expected)
+                encoded[id(request)] = _sent(request)
             records, group = encoded[id(request)][0], str(request.header.round_number)
             messages[site] = Message(records, self._nodes[site], MessageType.TRAIN, group_id=group)
         silent = dict.fromkeys(messages)
         for site, reply in self._replies(messages, timeout_s=timeout_s):
             del silent[site]
-            shapes = encoded[id(requests[site])][1]
-            with threads_for(sum(map(prod, shapes.values()))):
-                answer = _answer(reply, decode=partial(decode_reply, shapes=shapes))
+            _, decode, num_numbers = encoded[id(requests[site])]
+            with threads_for(num_numbers):
+                answer = _answer(reply, decode=decode)
             del reply  # or its update would be held while the next one is made
             yield site, answer
             del answer
@@ -130,6 +139,11 @@ class FlowerTransport:
             del reply
 
 
+def _sent(request: TrainRequest) -> Sent:
+    shapes = {name: tuple(value.shape) for name, value in request.weights.items()}
+    return encode_request(request), partial(decode_train_message, shapes=shapes), sum(map(prod, shapes.values()))
+
+
 def _introduction(reply: Message) -> Hello | None:
     """Who answered; None for one that refuses, failed or speaks another version."""
     if not reply.has_content():
@@ -141,11 +155,11 @@ def _introduction(reply: Message) -> Hello | None:
     return hello if isinstance(hello, Hello) and hello.protocol_version == PROTOCOL_VERSION else None
 
 
-def _answer(reply: Message, *, decode: Callable[[RecordDict], Said]) -> Said | Failure:
+def _answer(reply: Message, *, decode: Callable[[Message], Said]) -> Said | Failure:
     if not reply.has_content():
         # Flower's own error text is not repeated: a site's exception may have put its data into it
         return Failure("failed", f"flower-{reply.error.code}")
     try:
-        return decode(reply.content)
+        return decode(reply)
     except WireError as error:
         return Failure("invalid", error.code)

@@ -8,6 +8,7 @@ A round's train messages are read once for all sites that share their content, a
 asks for the replies, so that no more of them are held than were trained together.
 """
 
+import itertools
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -75,9 +76,10 @@ class CohortGrid(LocalGrid):
 
     def replies(self, messages: Sequence[Message]) -> Iterator[Message]:
         """A reply to each message, in their order; a cohort is trained when the first reply of it is asked for."""
-        together = self._trained([message for message in messages if self._is_trained_here(message)])
-        for message in messages:
-            yield next(together) if self._is_trained_here(message) else self._deliver(message)
+        is_here = [self._is_trained_here(message) for message in messages]
+        together = self._trained(list(itertools.compress(messages, is_here)))
+        for message, is_trained in zip(messages, is_here, strict=True):
+            yield next(together) if is_trained else self._deliver(message)
 
     def _is_trained_here(self, message: Message) -> bool:
         return message.metadata.message_type == MessageType.TRAIN and self.site_of(message) is not None
@@ -87,7 +89,7 @@ class CohortGrid(LocalGrid):
         decoded = {name: _decoded(content) for name, content in requests.items()}
         asked = [(message, decoded[id(message.content)]) for message in messages]
         answers = self._answers(
-            [(request, Path(str(self.site_of(message)))) for message, request in asked if isinstance(request, tuple)]
+            [(request, self.site_of(message)) for message, request in asked if isinstance(request, tuple)]
         )
         for message, request in asked:
             if isinstance(request, Refusal):
@@ -99,6 +101,8 @@ class CohortGrid(LocalGrid):
         """The next answer as a reply; where there is none, because training broke down, what Flower says then."""
         try:
             answer = next(answers, None)
+            if isinstance(answer, TrainReply):
+                return self.answered(message, answer)
             if answer is not None:
                 return self.numbered(Message(encode_reply(answer), reply_to=message))
         except Exception:
@@ -106,10 +110,10 @@ class CohortGrid(LocalGrid):
             log.exception("training of a cohort failed; its remaining sites give no update")
         return self.failed(message)
 
-    def _answers(self, asked: Sequence[tuple[Request, Path]]) -> Iterator[Answer]:
+    def _answers(self, asked: Sequence[tuple[Request, Path | None]]) -> Iterator[Answer]:
         from client.cohort import Asked, answer_cohort  # training code: loaded when the first round needs it
 
-        sites = [Asked(header=header, weights=weights, site_file=path) for (header, weights), path in asked]
+        sites = [Asked(header=header, weights=weights, site_file=path) for (header, weights), path in asked if path]
         yield from answer_cohort(sites, store=self._store, memory_bytes=self._memory_bytes, arithmetic=self._arithmetic)
 
 

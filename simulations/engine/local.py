@@ -6,10 +6,11 @@ relies on names that Flower keeps to itself, all of them in this file: holds for
 """
 
 import itertools
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, Metadata, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.proto.node_pb2 import NodeInfo
@@ -18,7 +19,8 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from client.app import SITE_KEY
-from shared.wire import LocalArray
+from shared.messages import TrainReply
+from shared.wire import LocalArray, LocalReply
 
 FLOWER_VERSIONS = ("1.41",)
 """versions under which the private names above are known to behave as used here"""
@@ -43,10 +45,9 @@ class LocalGrid(Grid):
 
     def __init__(self, client_app: ClientApp, *, sites: Sequence[Path], run_id: int = 1) -> None:
         self._run, self._app = Run.create_empty(run_id=run_id), client_app
-        self._contexts = {
-            _FIRST_NODE_ID + number: Context(run_id, _FIRST_NODE_ID + number, {SITE_KEY: str(site)}, RecordDict(), {})
-            for number, site in enumerate(sites)
-        }
+        self._sites = dict(enumerate(sites, start=_FIRST_NODE_ID))
+        self._contexts: dict[int, Context] = {}
+        """of the sites whose app has noted something there; others get a new one with every message"""
         self._numbers = itertools.count(1)
         self._pending: dict[str, Message] = {}
         # Message() reads these class attributes and raises where they are not set
@@ -69,11 +70,11 @@ class LocalGrid(Grid):
 
     def get_node_ids(self) -> Iterable[int]:
         """All sites; they are always there."""
-        return list(self._contexts)
+        return list(self._sites)
 
     def get_nodes(self) -> Iterable[NodeInfo]:
         """All sites, as Flower describes nodes."""
-        return [NodeInfo(node_id=node) for node in self._contexts]
+        return [NodeInfo(node_id=node) for node in self._sites]
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Take messages; they are delivered when their replies are asked for."""
@@ -97,10 +98,28 @@ class LocalGrid(Grid):
         for message in messages:
             yield self._deliver(message)
 
-    def site_of(self, message: Message) -> str | None:
+    def site_of(self, message: Message) -> Path | None:
         """The site file of the node that a message goes to; None where there is no such node."""
-        context = self._contexts.get(message.metadata.dst_node_id)
-        return None if context is None else str(context.node_config[SITE_KEY])
+        return self._sites.get(message.metadata.dst_node_id)
+
+    def answered(self, message: Message, reply: TrainReply) -> Message:
+        """A reply that is read in this process, with an id of its own; its metadata is what Flower would write."""
+        asked, now = message.metadata, time.time()
+        metadata = Metadata(
+            run_id=asked.run_id,
+            message_id=self._reply_id(),
+            src_node_id=asked.dst_node_id,
+            dst_node_id=asked.src_node_id,
+            reply_to_message_id=asked.message_id,
+            group_id=asked.group_id,
+            created_at=now,
+            ttl=asked.created_at + asked.ttl - now,
+            message_type=asked.message_type,
+            src_task_id=asked.dst_task_id,
+            dst_task_id=asked.src_task_id,
+        )
+        metadata.delivered_at = ""
+        return LocalReply(reply, metadata=metadata)
 
     def failed(self, message: Message) -> Message:
         """The reply in place of a client app that raised; its words stay here."""
@@ -110,18 +129,27 @@ class LocalGrid(Grid):
 
     def numbered(self, reply: Message) -> Message:
         """A reply with an id of its own."""
-        reply.metadata.__dict__["_message_id"] = f"reply-{next(self._numbers)}"
+        reply.metadata.__dict__["_message_id"] = self._reply_id()
         return reply
 
+    def _reply_id(self) -> str:
+        return f"reply-{next(self._numbers)}"
+
     def _deliver(self, message: Message) -> Message:
-        context = self._contexts.get(message.metadata.dst_node_id)
-        if context is None:
+        site, node = self.site_of(message), message.metadata.dst_node_id
+        if site is None:
             return self.numbered(Message(Error(ErrorCode.NODE_UNAVAILABLE, "no such site"), reply_to=message))
+        context = self._contexts.get(node)
+        if context is None:
+            context = Context(self._run.run_id, node, {SITE_KEY: str(site)}, RecordDict(), {})
         try:
             # new shells around the same bytes: a site that writes into its message writes into nobody else's
             return self.numbered(self._app(_copied(message), context))
         except Exception:  # noqa: BLE001  as Flower's own workers do: an error reply, the round goes on
             return self.failed(message)
+        finally:
+            if context.state:
+                self._contexts[node] = context
 
 
 def _copied(message: Message) -> Message:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, Metadata, RecordDict
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.supercore.inflatable.inflatable_object import (
     UnexpectedObjectContentError,
@@ -33,12 +33,14 @@ from shared.wire import (
     ARRAYS,
     LARGEST_VALUE,
     LocalArray,
+    LocalReply,
     array_shapes,
     decode_arrays,
     decode_hello,
     decode_reply,
     decode_statistics,
     decode_statistics_header,
+    decode_train_message,
     encode_reply,
     encode_statistics_request,
     local_array_record,
@@ -158,6 +160,86 @@ def test_one_number_that_cannot_be_is_found_wherever_it_stands(place: int, value
     arrays = in_a_row(numbers) if is_row else {name: part.clone() for name, part in in_a_row(numbers).items()}
     with pytest.raises(WireError, match=f"'{'scale' if place == 6 else 'w'}' holds NaN, infinity or a size"):
         decode_reply(encode_reply(TrainReply(HEADER, arrays)), shapes=SHAPES)
+
+
+def local(said: TrainReply) -> LocalReply:
+    return LocalReply(said, metadata=Metadata(1, "reply-1", 7, 1, "message-1", "3", 0.0, 60.0, "train"))
+
+
+def test_an_update_that_stays_in_the_process_never_becomes_records() -> None:
+    sent = reply()
+    message = local(sent)
+    came = decode_train_message(message, shapes=SHAPES)
+    assert isinstance(came, TrainReply)
+    assert message.unread is sent
+    assert message.has_content()
+    assert came.header == sent.header
+    assert all(came.update[name] is value for name, value in sent.update.items())
+    assert not decode_train_message(local(with_gradient()), shapes=SHAPES).update["w"].requires_grad  # type: ignore[union-attr]
+
+
+def with_gradient() -> TrainReply:
+    return TrainReply(HEADER, {"w": torch.zeros(2, 3, requires_grad=True), "scale": torch.tensor(0.5)})
+
+
+@pytest.mark.parametrize(
+    ("header", "changed", "said"),
+    [
+        (HEADER, {"w": torch.zeros(3, 2)}, r"'w' is float32 \[3, 2\]; allowed: float32 \[2, 3\]"),
+        (HEADER, {"w": torch.zeros(2, 3, dtype=torch.float64)}, r"'w' is float64 \[2, 3\]"),
+        (HEADER, {"w": torch.full((2, 3), np.nan)}, "'w' holds NaN"),
+        (HEADER, {"scale": torch.tensor(-2e9)}, "'scale' holds NaN, infinity or a size"),
+        (HEADER, {"v": torch.zeros(1)}, r"unknown \['v'\]"),
+        (ReplyHeader.model_construct(**{**dict(HEADER), "nominal_size": 0}), {}, "nominal_size"),
+        (ReplyHeader.model_construct(**{**dict(HEADER), "unclipped_share": np.nan, "run_id": None}), {}, "run_id"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
+def test_an_update_that_never_became_records_is_checked_as_one_that_did(
+    header: ReplyHeader, changed: dict[str, torch.Tensor], said: str
+) -> None:
+    message = local(TrainReply(header, reply().update | changed))
+    with pytest.raises(WireError, match=said):
+        decode_train_message(message, shapes=SHAPES)
+    # and again, as records
+    assert message.content is message.content
+    assert message.unread is None
+    with pytest.raises(WireError, match=said):
+        decode_train_message(message, shapes=SHAPES)
+    if changed.keys() <= SHAPES.keys() and changed:
+        one_less = {name: value for name, value in reply().update.items() if name not in changed}
+        with pytest.raises(WireError, match="missing"):
+            decode_train_message(local(TrainReply(header, one_less)), shapes=SHAPES)
+
+
+def test_records_that_were_looked_at_are_what_a_local_reply_says() -> None:
+    """Who holds them may have written into them."""
+    message = local(reply())
+    message.content["log"] = ConfigRecord({"loss": 0.25})
+    with pytest.raises(WireError, match="log"):
+        decode_train_message(message, shapes=SHAPES)
+    message = local(reply())
+    message.content = encode_reply(Refusal("refused"))
+    assert decode_train_message(message, shapes=SHAPES) == Refusal("refused")
+
+
+def test_a_local_reply_is_a_plain_message_in_another_process_and_in_a_copy() -> None:
+    for came in (copy.deepcopy(local(reply())), pickle.loads(pickle.dumps(local(reply())))):
+        assert type(came) is Message
+        assert {type(array) for array in arrays_of(came.content).values()} == {Array}
+        decoded = decode_train_message(came, shapes=SHAPES)
+        assert isinstance(decoded, TrainReply)
+        assert torch.equal(decoded.update["w"], reply().update["w"])
+
+
+def test_headers_of_one_text_are_one_object_and_another_text_is_another() -> None:
+    other = TrainReply(HEADER.model_copy(update={"nominal_size": 41}), reply().update)
+    first, second, third = (decode_reply(encode_reply(said), shapes=SHAPES) for said in (reply(), reply(), other))
+    assert isinstance(first, TrainReply)
+    assert isinstance(second, TrainReply)
+    assert isinstance(third, TrainReply)
+    assert first.header is second.header
+    assert (first.header.nominal_size, third.header.nominal_size) == (40, 41)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from client.app import SITE_KEY
 from client.app import app as real_client_app
 from server.judgement import Failure
 from server.strategy import FlowerTransport
-from shared.messages import PROTOCOL_VERSION, Hello, Refusal, RequestHeader, TrainRequest
+from shared.messages import PROTOCOL_VERSION, Hello, Refusal, ReplyHeader, RequestHeader, TrainReply, TrainRequest
 from shared.wire import decode_hello, encode_reply
 from simulations.engine.local import FLOWER_VERSIONS, LocalGrid, run_locally
 from tests.shared.example_runs import example_run
@@ -104,6 +104,37 @@ def test_the_server_learns_of_a_failed_site_only_that_it_failed() -> None:
     assert isinstance(answers["b"], Failure)
     assert answers["b"].outcome == "failed"
     assert answers["b"].code.startswith("flower-")
+
+
+def test_a_reply_that_stays_in_the_process_has_the_metadata_that_flower_would_write() -> None:
+    grid = LocalGrid(client_app(), sites=SITES)
+    message = train_messages(grid, weights(1.0))[1]
+    grid.push_messages([message])
+    header = ReplyHeader(protocol_version=PROTOCOL_VERSION, run_id="r", round_number=1, nominal_size=9, privacy=None)
+    ours, flowers = grid.answered(message, TrainReply(header, {})), Message(RecordDict(), reply_to=message)
+    own = {name: vars(ours.metadata)[name] for name in ("_message_id", "_created_at", "_ttl")}
+    assert vars(flowers.metadata) | own == vars(ours.metadata)
+    assert ours.metadata.created_at == pytest.approx(flowers.metadata.created_at, abs=60)
+    assert ours.metadata.created_at + ours.metadata.ttl == pytest.approx(
+        message.metadata.created_at + message.metadata.ttl
+    )
+    assert not ours.has_error()
+
+
+def test_what_an_app_notes_of_a_site_is_there_at_its_next_message_and_nobody_elses() -> None:
+    app = ClientApp()
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        noted = context.state.setdefault("notes", ConfigRecord({"called": 0}))
+        noted["called"] = int(noted["called"]) + 1  # type: ignore[arg-type, assignment]
+        return Message(RecordDict({"notes": ConfigRecord(dict(noted))}), reply_to=message)  # type: ignore[arg-type]
+
+    grid = LocalGrid(app, sites=SITES)
+    first = train_messages(grid, weights(1.0))
+    for count in (1, 2):
+        replies = grid.send_and_receive(first if count == 1 else train_messages(grid, weights(1.0)))
+        assert [reply.content["notes"]["called"] for reply in replies] == [count] * 3
 
 
 def test_a_message_to_no_site_gets_an_error_reply() -> None:
