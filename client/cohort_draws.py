@@ -17,6 +17,7 @@ from client.private_training import PublicNumbers, keep_one
 from client.sample_store import PackedSamples
 from client.sampling import draw_coins
 from shared.batch import Batch, Samples
+from shared.model.dropout import KEYS
 from shared.privacy.noise import RandomSource
 
 
@@ -53,10 +54,11 @@ class CohortDraws:
         public: Sequence[PublicNumbers],
         sources: Sequence[RandomSource],
         modality_dropout: float,
+        draws_keys: bool,
     ) -> None:
         """Takes the sites, those with more steps first."""
         self._samples, self._public, self._sources = samples, public, sources
-        self._modality_dropout = modality_dropout
+        self._modality_dropout, self._draws_keys = modality_dropout, draws_keys
         self._records_per_unit = public[0].records_per_unit
         sizes = [len(each) for each in samples]
         self._starts = torch.tensor([0, *accumulate(sizes)])
@@ -67,7 +69,8 @@ class CohortDraws:
         self._shifts = None if first_rows is None else first_rows - self._starts[:-1]
         self._coins: Tensor | None = None
         """[S, N] bool: who enters each step, where nothing else is drawn in between"""
-        if public[0].unit == "record" and self._records_per_unit == 1 and not modality_dropout:
+        draws_more = bool(modality_dropout) or draws_keys
+        if public[0].unit == "record" and self._records_per_unit == 1 and not draws_more:
             self._coins = torch.zeros(public[0].steps, sum(sizes), dtype=torch.bool)
             for each, source, start, size in zip(public, sources, self._starts.tolist(), sizes, strict=False):
                 self._coins[: each.steps, start : start + size] = draw_coins(
@@ -88,6 +91,8 @@ class CohortDraws:
         batch = self._data.take(index.flatten())
         if self._modality_dropout:
             batch = self._with_hidden(batch, counts=counts * each, places=places)
+        if self._draws_keys:
+            batch = self._with_keys(batch, counts=counts * each, places=places)
         return Drawn(batch, real, counts)
 
     def _rows(self, number: int, *, active: int) -> tuple[Int[Tensor, "N"], Int[Tensor, "K"]]:
@@ -115,6 +120,13 @@ class CohortDraws:
         draws[places.flatten()] = torch.cat(numbers).view(-1, modalities)
         kept = keep_one(batch.present, draws=draws, chance=self._modality_dropout)
         return Batch(inputs=batch.inputs, present=kept, targets=batch.targets)
+
+    def _with_keys(self, batch: Batch, *, counts: Int[Tensor, "K"], places: Bool[Tensor, "K R"]) -> Batch:
+        """A key for each row of a site, from the site's own numbers; rows that pad need none."""
+        drawn = [source.integers(count) for source, count in zip(self._sources, counts.tolist(), strict=False)]
+        keys = torch.zeros(len(batch), dtype=torch.int64)
+        keys[places.flatten()] = torch.cat(drawn)
+        return Batch(inputs={**batch.inputs, KEYS: keys}, present=batch.present, targets=batch.targets)
 
 
 def _rows_of_all(samples: Sequence[Samples]) -> tuple[Batch, Int[Tensor, "K"] | None]:

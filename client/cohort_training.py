@@ -34,7 +34,8 @@ from client.private_training import (
 )
 from shared.batch import Samples
 from shared.config import TrainingSettings
-from shared.errors import PrivacyError
+from shared.errors import ModelError, PrivacyError
+from shared.model.dropout import draws_keys
 from shared.privacy.noise import RandomSource
 
 NUMBERS_AT_ONCE = 1 << 20
@@ -96,7 +97,8 @@ def train_cohort(
 
     Raises:
         PrivacyError: the members cannot share a pass.
-        ModelError: the model cannot be stacked (`why_apart`), or uses a weight from outside its layer.
+        ModelError: the model cannot be stacked (`why_apart`), uses a weight from outside its layer, or draws from
+            torch's generator, which sites trained side by side cannot share.
     """
     _check(members)
     round_ = _Round(
@@ -127,7 +129,10 @@ def train_cohort(
     with only_trained(model, names), _one_thread_an_operation(), _in_training(model), arithmetic.in_force():
         number = min(len(pieces), workers)
         copies = [Stacked(each, names=names) for each in _copies(model, number=number, place=arithmetic.place)]
+        before = torch.default_generator.get_state()
         _share_out(pieces, train, copies=copies)
+        if not torch.equal(before, torch.default_generator.get_state()):
+            raise ModelError("the model draws from torch's generator, which sites trained side by side cannot share")
     return [results[place] for place in range(len(members))]
 
 
@@ -178,13 +183,14 @@ class _Piece:
         self.denominators = torch.tensor([each.expected_batch_size for each in public], device=device)[:, None]
         self.excess = [0.0] * len(members)
         for member in members:
-            # train_round seeds torch's generator with the first number, for layers that draw: these draw nothing
+            # train_round seeds torch's generator with the first number; a model that draws from it is trained alone
             member.sampling.seed()
         self.draws = CohortDraws(
             [member.samples for member in members],
             public=public,
             sources=[member.sampling for member in members],
             modality_dropout=round_.modality_dropout,
+            draws_keys=draws_keys(stacked.model),
         )
 
     def trained(self) -> list[TrainedRound]:

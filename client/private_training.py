@@ -22,6 +22,7 @@ from client.plan import PrivacyPlan
 from client.sampling import draw_rows
 from shared.batch import Batch, Samples
 from shared.config import TrainingSettings, Unit
+from shared.model.dropout import draws_keys, with_keys
 from shared.privacy.mechanism import split_noise
 from shared.privacy.noise import RandomSource
 
@@ -69,6 +70,7 @@ def train_round(
     start = {name: parameter.detach().clone() for name, parameter in trained.items()}
     public = public_numbers(training, plan=plan, nominal_size=nominal_size)
     engine, clip, excess = _engine(model, training=training, plan=plan), clip_of(plan), 0.0
+    draws = draws_keys(model)
     with _as_given(model, trained, start), _own_randomness(sampling, next(iter(trained.values())).device):
         optimizer = NoisyOptimizer(
             inner_optimizer(
@@ -87,6 +89,8 @@ def train_round(
             batch = samples.take(public.draw(samples, source=sampling))
             if modality_dropout:
                 batch = hide_modalities(batch, chance=modality_dropout, source=sampling)
+            if draws:
+                batch = with_keys(batch, source=sampling)
             clipped = engine.clipped_sum(model, batch, names=names, clip=clip, rows_per_unit=public.records_per_unit)
             optimizer.zero_grad()
             optimizer.clipped_sums = [clipped.sums[name] for name in names]

@@ -131,6 +131,7 @@ class ModelSettings(Settings):
     modality_dropout: float = Field(
         default=0.0, ge=0, lt=1, description="chance that training hides a present modality"
     )
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="chance that training drops a number of an embedding")
 
 
 class TrainingSettings(Settings):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from shared.config import RunConfig
 from shared.model import fusion as _fusion  # noqa: F401  # enters the fusions in their registry
+from shared.model.dropout import KEYS, SampleDropout
 from shared.model.encoders import build_encoder
 from shared.model.heads import Task, task_of
 from shared.model.parameters import PerModality, apply_each, check_per_sample
@@ -25,20 +26,24 @@ from shared.model.seeding import seeded
 class MultimodalModel(nn.Module):
     """Encoders, fusion and head of one run; absent modalities have no influence and get no gradient, exactly."""
 
-    def __init__(self, *, encoders: PerModality, fusion: Fusion, head: nn.Module, width: int, task: Task) -> None:
+    def __init__(
+        self, *, encoders: PerModality, fusion: Fusion, head: nn.Module, width: int, task: Task, dropout: float = 0.0
+    ) -> None:
         super().__init__()
         self.modalities = tuple(encoders)
         self.width, self.task = width, task
         self.encoders, self.fusion, self.head = encoders, fusion, head
+        self.dropout = SampleDropout(dropout)
 
     def forward(self, inputs: Mapping[str, Tensor], present: Bool[Tensor, "B M"]) -> Float[Tensor, "B K"]:
         """Logits [B, K] of a single-label task, ratings [B, 1] in the unit of the data for a rating task.
 
         Args:
-            inputs: what the samples can have; a modality left out counts as absent in all of them.
+            inputs: what the samples can have; a modality left out counts as absent in all of them. With dropout, a
+                key for each sample.
             present: in the order of `RunConfig.modalities`.
         """
-        if len(inputs) < len(self.modalities):
+        if not all(name in inputs for name in self.modalities):
             present = present & torch.tensor([name in inputs for name in self.modalities], device=present.device)
         # asked of the numbers, which torch.func allows of no sample's
         is_whole = not torch._C._are_functorch_transforms_active() and bool(present.all())
@@ -46,7 +51,7 @@ class MultimodalModel(nn.Module):
             self.encoders[name](inputs[name]) if is_whole else self._embedding(name, inputs, present[:, place])
             for place, name in enumerate(self.modalities)
         ]
-        stacked = torch.stack(embeddings, dim=1)
+        stacked = self.dropout(torch.stack(embeddings, dim=1), inputs.get(KEYS))
         if self.fusion.level == "decision":
             outputs = self.fusion(apply_each(self.head, stacked), present)
         else:
@@ -81,7 +86,8 @@ def build_model(run: RunConfig) -> MultimodalModel:
     with seeded(run.seed, part="fusion"):
         fused = fusion_registry.build(run.model.fusion, place=place)
     head = _build_head(run, num_outputs=task.num_outputs, each=fused.level == "decision")
-    model = MultimodalModel(encoders=encoders, fusion=fused, head=head, width=width, task=task)
+    dropout = run.model.dropout
+    model = MultimodalModel(encoders=encoders, fusion=fused, head=head, width=width, task=task, dropout=dropout)
     check_per_sample(model)
     return model
 

@@ -22,7 +22,7 @@ _REFUSED: tuple[tuple[type[nn.Module], str, str], ...] = (
     (nn.RNNBase, "hides its steps from per-sample gradients", "shared.model.encoders.audio.LinearLstm"),
     (nn.RNNCellBase, "hides its steps from per-sample gradients", "shared.model.encoders.audio.LinearLstm"),
     (nn.MultiheadAttention, "hides its steps from per-sample gradients", "shared.model.attention.TransformerBlock"),
-    (_DropoutNd, "draws from a generator that all samples share", "model.modality_dropout, or weight decay"),
+    (_DropoutNd, "draws from a generator that all samples share", "model.dropout or model.modality_dropout"),
 )
 
 

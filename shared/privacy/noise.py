@@ -110,6 +110,10 @@ class RandomSource:
         _check(std)
         return torch.from_numpy(discrete_gaussian(math.prod(shape), std=std, words=self._words)).reshape(shape)
 
+    def integers(self, num: int) -> Int64[Tensor, "N"]:
+        """Whole numbers of 64 bits, each as likely as any other."""
+        return torch.from_numpy(self._words(num).view(np.int64))
+
     def seed(self) -> int:
         """A seed for a generator of somebody else's, such as torch's for dropout; never for noise that protects."""
         return int(self._words(1)[0]) >> 2

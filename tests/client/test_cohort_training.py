@@ -63,13 +63,17 @@ class Case:
     clipping: Clipping
     noise: NoiseKind
     dropout: float
+    """of modalities"""
+    drops: float
+    """of an embedding's numbers"""
     by_epochs: bool
     training: dict[str, object]
 
     @property
     def run(self) -> RunConfig:
         encoders = {kind_of(name): small(name) for name in self.encoders}
-        return example_run(encoders, fusion=self.fusion, head=self.head, rating=self.is_rating)
+        run = example_run(encoders, fusion=self.fusion, head=self.head, rating=self.is_rating)
+        return run.model_copy(update={"model": run.model.model_copy(update={"dropout": self.drops})})
 
     def plan(self, site: int) -> PrivacyPlan | None:
         if not self.is_private:
@@ -102,6 +106,7 @@ CASES = st.builds(
     clipping=st.sampled_from(CLIPPINGS),
     noise=st.sampled_from(["float64", "float32"]),
     dropout=st.sampled_from([0.0, 0.4]),
+    drops=st.sampled_from([0.0, 0.3]),
     by_epochs=st.booleans(),
     training=st.fixed_dictionaries(
         {
@@ -167,6 +172,18 @@ def test_in_float32_every_encoder_is_trained_as_alone_to_rounding(encoder: str, 
         first, second = one_vector(found, how["names"]), one_vector(wanted, how["names"])
         assert float((first - second).norm()) <= 1e-5 * float(second.norm())
         assert found.unclipped_share == wanted.unclipped_share
+
+
+class Forgetful(Chain):
+    """Drops numbers by torch's own generator."""
+
+    def forward(self, inputs: dict[str, Tensor], present: Tensor) -> Tensor:
+        return nn.functional.dropout(super().forward(inputs, present), 0.5, self.training)
+
+
+def test_a_model_that_draws_from_torchs_generator_is_left_to_training_alone() -> None:
+    with pytest.raises(ModelError, match="torch's generator"):
+        together(Forgetful(nn.Linear(4, 3)), small_cohort(3))
 
 
 @pytest.mark.parametrize("numbers_at_once", [1, 200, 1 << 19])

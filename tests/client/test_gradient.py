@@ -32,10 +32,12 @@ from shared.config import (
     TrainingSettings,
 )
 from shared.errors import ModelError, PrivacyError
+from shared.model.dropout import with_keys
 from shared.model.encoders import preprocessor
 from shared.model.multimodal import build_model
 from shared.model.registry import encoder_registry, fusion_registry
 from shared.privacy.mechanism import GRIDS_PER_NORM, Clip
+from shared.privacy.noise import reproducible_source
 from tests.client.toy import NAMES, WIDTH, Planted, Toy, planted_samples, toy_samples
 
 ENGINES: dict[str, GradientEngine] = {
@@ -320,7 +322,8 @@ def registry_batch(run: RunConfig, *, size: int) -> Batch:
     present = torch.rand(size, len(run.modalities), generator=generator) < 0.6
     present[:, 0] |= ~present.any(dim=1)
     classes = torch.randint(3, (size,), generator=generator)
-    return Batch(inputs=inputs, present=present, targets=classes.double() if run.data.task == "rating" else classes)
+    batch = Batch(inputs=inputs, present=present, targets=classes.double() if run.data.task == "rating" else classes)
+    return with_keys(batch, source=reproducible_source(4, purpose="dropout")) if run.model.dropout else batch
 
 
 def assert_engines_agree(run: RunConfig, *, clip: Clip, rows_per_unit: int) -> None:
@@ -350,6 +353,13 @@ BUILT_IN = [(kind, name) for kind in KINDS for name in encoder_registry.names(ta
 @pytest.mark.parametrize(("kind", "name"), BUILT_IN)
 def test_engines_agree_on_every_encoder(kind: Kind, name: str, clip: Clip, rows_per_unit: int) -> None:
     run = registry_run([(kind, name), ("features", "linear")], fusion="concat")
+    assert_engines_agree(run, clip=clip, rows_per_unit=rows_per_unit)
+
+
+@pytest.mark.parametrize(("clip", "rows_per_unit"), WAYS)
+def test_engines_agree_on_what_dropout_leaves(clip: Clip, rows_per_unit: int) -> None:
+    run = registry_run([("text", "transformer"), ("features", "linear")], fusion="concat")
+    run = run.model_copy(update={"model": run.model.model_copy(update={"dropout": 0.4})})
     assert_engines_agree(run, clip=clip, rows_per_unit=rows_per_unit)
 
 
