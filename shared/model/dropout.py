@@ -70,4 +70,5 @@ def _drawn(keys: Int[Tensor, "B"], *, num: int) -> Int[Tensor, "B N"]:
     for shift, factor in _MIXERS:
         # a shift of signed numbers brings ones in from above
         mixed = (mixed ^ ((mixed >> shift) & (2 ** (64 - shift) - 1))) * factor
-    return (mixed >> (64 - _BITS)) & (2**_BITS - 1)
+    numbers: Tensor = (mixed >> (64 - _BITS)) & (2**_BITS - 1)
+    return numbers
