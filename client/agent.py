@@ -6,6 +6,7 @@ relies on permission.py for what the owner allows, and on charge.py for the cost
 """
 
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -14,9 +15,17 @@ from pathlib import Path
 from torch import Tensor
 
 from client.bounded import Bounded, bounded
-from client.charge import as_counts, charge_for_counts, charge_for_round, plan_counts, plan_round, statement
+from client.charge import (
+    as_counts,
+    charge_for_counts,
+    charge_for_round,
+    plan_counts,
+    plan_round,
+    reply_header,
+    statement,
+)
 from client.passed import note_of
-from client.permission import Permitted, clip_norm_of_round, permit, site_clip_norm_of_round
+from client.permission import Cards, Permitted, clip_norm_of_round, permit, site_clip_norm_of_round
 from client.plan import PrivacyPlan
 from client.private_training import TrainedRound, train_round
 from client.run_model import RunKey, key_of, model_with, num_parameters, trained_shapes
@@ -32,7 +41,6 @@ from shared.messages import (
     PROTOCOL_VERSION,
     Hello,
     Refusal,
-    ReplyHeader,
     RequestHeader,
     Shapes,
     StatisticsHeader,
@@ -48,7 +56,7 @@ ReadWeights = Callable[[Shapes], dict[str, Tensor]]
 log = logging.getLogger("motet.site")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class OpenRound:
     """A round that a site's owner permits, before anything is planned, paid for or read."""
 
@@ -111,13 +119,16 @@ def answer_train(header: RequestHeader, read_weights: ReadWeights, *, site_file:
         return refuse(site_file, error)
 
 
-def open_round(header: RequestHeader, *, site: SiteConfig) -> OpenRound:
+def open_round(header: RequestHeader, *, site: SiteConfig, cards: Cards | None = None) -> OpenRound:
     """What of a request needs neither its weights nor the owner's ledger.
+
+    Args:
+        cards: as `permit`.
 
     Raises:
         MotetError: the request is not what a server may ask, or the owner does not permit it.
     """
-    permitted = _permitted(header, site=site)
+    permitted = _permitted(header, site=site, cards=cards)
     key = key_of(permitted.run)
     clip_norm, site_clip_norm = clip_norm_of_round(header), site_clip_norm_of_round(header)
     if (size := num_parameters(key)) > site.max_parameters:
@@ -193,16 +204,14 @@ def close_round(
     said = None
     if plan is not None and history is not None:
         said = statement(plan, site=opened.site, reservation=reservation, history=history)
-    reply = ReplyHeader(
-        protocol_version=PROTOCOL_VERSION,
-        run_id=opened.header.run_id,
-        round_number=opened.header.round_number,
+    header = reply_header(
+        opened.header,
         nominal_size=nominal_size(opened, plan=plan),
-        privacy=said,
+        said=said,
         unclipped_share=leaving.unclipped_share,
-        is_within_clip=leaving.is_within,
+        is_within=leaving.is_within,
     )
-    return TrainReply(header=reply, update=leaving.update)
+    return TrainReply(header=header, update=leaving.update)
 
 
 def sources_of(opened: OpenRound, *, plan: PrivacyPlan | None) -> tuple[RandomSource, RandomSource]:
@@ -259,12 +268,12 @@ def _train(header: RequestHeader, read_weights: ReadWeights, site: SiteConfig) -
     return reply
 
 
-def _permitted(header: RequestHeader | StatisticsHeader, *, site: SiteConfig) -> Permitted:
+def _permitted(header: RequestHeader | StatisticsHeader, *, site: SiteConfig, cards: Cards | None = None) -> Permitted:
     if header.protocol_version != PROTOCOL_VERSION:
         raise WireError(
             f"protocol_version is {header.protocol_version}; allowed: {PROTOCOL_VERSION}; install the same Motet"
         )
-    permitted = permit(header.run, site=site)
+    permitted = permit(header.run, site=site, cards=cards)
     for part in site.parts:
         _load_part(part)
     return permitted
@@ -324,7 +333,7 @@ def _load_part(path: Path) -> None:
     load_extensions(path)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class WantedSamples:
     """All that decides which samples a site trains on; a key."""
 
@@ -343,7 +352,7 @@ def wanted_samples(permitted: Permitted, *, site: SiteConfig) -> WantedSamples:
     Raises:
         ManifestError: there is no manifest.
     """
-    manifest = _find_manifest(site.data).stat()
+    manifest = os.stat(f"{site.data}{os.sep}{_manifest_name(site.data)}")  # noqa: PTH116  half the time
     return WantedSamples(
         key_of(permitted.run),
         site.data,
@@ -369,7 +378,7 @@ def read_samples(wanted: WantedSamples) -> Samples:
     )
 
 
-_find_manifest = Unchanged(find_manifest)
+_manifest_name = Unchanged(lambda folder: find_manifest(folder).name)
 
 
 @lru_cache(maxsize=1024)

@@ -11,9 +11,10 @@ from typing import Literal, TypedDict
 
 from client.plan import PrivacyPlan, counts_use, make_plan
 from client.site import OwnerPrivacy, SiteConfig
+from client.unchanged import Same
 from shared.config import PrivacySettings, StatisticsSettings, TrainingSettings
 from shared.errors import BudgetError, PermissionRefused
-from shared.messages import PrivacyStatement, RequestHeader, StatisticsHeader
+from shared.messages import PROTOCOL_VERSION, PrivacyStatement, ReplyHeader, RequestHeader, StatisticsHeader
 from shared.privacy.accountant import Accountant, MechanismUse, spent_epsilon
 from shared.privacy.ledger import Mechanism, Reservation
 from shared.privacy.ledger_totals import History
@@ -113,12 +114,20 @@ def statement(plan: PrivacyPlan, *, site: SiteConfig, reservation: Reservation, 
     # PRIVACY: the cap and what was spent before are told by the owner's leave only. The total always is, being the
     # guarantee; who knows what this run costs can work out from it about how much was spent before.
     # test_the_budget_is_told_by_the_owners_leave
-    before = None
-    if site.privacy.tell_budget:
-        before = spent_epsilon(history.before, delta=plan.delta, accountant=plan.accountant)
+    return _statement(plan, Same(site.privacy), reservation.epsilon_spent, history.before)
+
+
+# Ten thousand sites of one run say a handful of different things.
+@lru_cache(maxsize=1024)
+def _statement(
+    plan: PrivacyPlan, owners: Same[OwnerPrivacy], epsilon_spent: float, before: tuple[MechanismUse, ...]
+) -> PrivacyStatement:
+    privacy, epsilon_before = owners.it, None
+    if privacy.tell_budget:
+        epsilon_before = spent_epsilon(before, delta=plan.delta, accountant=plan.accountant)
     return PrivacyStatement(
-        unit=site.privacy.unit,
-        epsilon=reservation.epsilon_spent,
+        unit=privacy.unit,
+        epsilon=epsilon_spent,
         delta=plan.delta,
         clipping=plan.clipping,
         clip_norm=plan.clip_norm,
@@ -127,9 +136,42 @@ def statement(plan: PrivacyPlan, *, site: SiteConfig, reservation: Reservation, 
         steps_per_round=plan.steps_per_round,
         accountant=plan.accountant,
         noise=plan.noise,
-        reproducible_noise=site.privacy.reproducible_noise,
-        cap_epsilon=site.privacy.epsilon if site.privacy.tell_budget else None,
-        epsilon_before=before,
+        reproducible_noise=privacy.reproducible_noise,
+        cap_epsilon=privacy.epsilon if privacy.tell_budget else None,
+        epsilon_before=epsilon_before,
+    )
+
+
+def reply_header(
+    header: RequestHeader,
+    *,
+    nominal_size: int,
+    said: PrivacyStatement | None,
+    unclipped_share: float | None,
+    is_within: bool | None,
+) -> ReplyHeader:
+    """All that leaves beside the update; one object for all sites of a round that say the same."""
+    told = None if said is None else Same(said)
+    return _reply_header(header.run_id, header.round_number, nominal_size, told, unclipped_share, is_within)
+
+
+@lru_cache(maxsize=256)
+def _reply_header(
+    run_id: str,
+    round_number: int,
+    nominal_size: int,
+    said: Same[PrivacyStatement] | None,
+    unclipped_share: float | None,
+    is_within: bool | None,
+) -> ReplyHeader:
+    return ReplyHeader(
+        protocol_version=PROTOCOL_VERSION,
+        run_id=run_id,
+        round_number=round_number,
+        nominal_size=nominal_size,
+        privacy=None if said is None else said.it,
+        unclipped_share=unclipped_share,
+        is_within_clip=is_within,
     )
 
 

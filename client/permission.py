@@ -13,7 +13,7 @@ from typing import Literal
 
 from client.site import SiteConfig
 from client.unchanged import Same, Unchanged
-from shared.card import card_places, read_card
+from shared.card import CARD_NAME, PARENTS_SEARCHED, read_card
 from shared.config import DataCard, RunConfig
 from shared.errors import ConfigError, PermissionRefused, WireError
 from shared.messages import RequestHeader
@@ -31,14 +31,43 @@ class Permitted:
     """what the site protects by its own noise; None: nothing, which the owner has permitted"""
 
 
-def permit(run: RunConfig, *, site: SiteConfig) -> Permitted:
+class Cards:
+    """The cards of owners' folders at one moment: a folder that lies above many of them is looked into once."""
+
+    def __init__(self) -> None:
+        self._above: dict[tuple[str, int], DataCard | None] = {}
+
+    def card_of(self, data: Path) -> DataCard | None:
+        """As `shared.card.find_card` of a folder whose path is resolved.
+
+        Raises:
+            ConfigError: there is a card, and it is not readable or not allowed.
+        """
+        return self._at(str(data), num_above=PARENTS_SEARCHED)
+
+    def _at(self, folder: str, *, num_above: int) -> DataCard | None:
+        place = f"{folder}{os.sep}{CARD_NAME}"
+        if os.path.isfile(place):  # noqa: PTH113  quicker
+            return _read_card(place)
+        if not num_above:
+            return None
+        above = (os.path.dirname(folder), num_above - 1)  # noqa: PTH120  as above
+        if above not in self._above:
+            self._above[above] = self._at(above[0], num_above=above[1])
+        return self._above[above]
+
+
+def permit(run: RunConfig, *, site: SiteConfig, cards: Cards | None = None) -> Permitted:
     """The run as this site carries it out.
+
+    Args:
+        cards: of the sites that are asked at the same moment.
 
     Raises:
         PermissionRefused: the owner's settings do not permit it.
         ConfigError: the owner's own dataset.toml is missing or not allowed.
     """
-    mine = _with_owners_schema(run, site=site)
+    mine = _with_owners_schema(run, site=site, cards=cards or Cards())
     return Permitted(run=mine, modalities=_modalities(mine, site=site), unit=_unit(mine, site=site))
 
 
@@ -100,13 +129,13 @@ def _unit(run: RunConfig, *, site: SiteConfig) -> Literal["record", "subject"] |
     return owners.unit
 
 
-def _with_owners_schema(run: RunConfig, *, site: SiteConfig) -> RunConfig:
+def _with_owners_schema(run: RunConfig, *, site: SiteConfig, cards: Cards) -> RunConfig:
     """The run with what the owner's own dataset.toml says records look like; the run must say the same.
 
     Were the server's word taken, each record that breaks it would show in a refusal: a list of labels, or a range of
     ratings, made narrower from round to round would ask the records one exact question after the other.
     """
-    card = _card(site.data)
+    card = cards.card_of(site.data)
     if card is None:
         raise ConfigError(
             f"{site.data}: no dataset.toml in it or above it; what records look like is the owner's to say"
@@ -129,12 +158,7 @@ def _with_schema(run: Same[RunConfig], card: Same[DataCard]) -> RunConfig | None
     return run.it.model_copy(update={"data": card.it.content})
 
 
-def _card(data: Path) -> DataCard | None:
-    return next((_read_card(place) for place in _places(data) if os.path.isfile(place)), None)  # noqa: PTH113  quicker
-
-
 _read_card = Unchanged(read_card)
-_places = lru_cache(maxsize=65536)(card_places)
 
 
 def _modalities(run: RunConfig, *, site: SiteConfig) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from shared.media import SUFFIXES, array_shape
 from shared.table import Record, read_table
 
 CARD_NAME = "dataset.toml"
-_PARENTS_SEARCHED = 3
+PARENTS_SEARCHED = 3
 _FILE_COLUMN = "_file_name"
 _TEXT_NAMES = ("text", "sentence", "transcript", "caption", "utterance")
 _MAX_GROUP_VALUES = 50
@@ -36,7 +36,7 @@ def find_card(folder: Path) -> DataCard | None:
 def card_places(folder: Path) -> tuple[Path, ...]:
     """Where the card of a folder may lie; the first one that is there counts."""
     folder = folder.resolve()
-    return tuple(place / CARD_NAME for place in (folder, *folder.parents[:_PARENTS_SEARCHED]))
+    return tuple(place / CARD_NAME for place in (folder, *folder.parents[:PARENTS_SEARCHED]))
 
 
 def read_card(path: Path) -> DataCard:

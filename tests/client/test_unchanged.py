@@ -40,7 +40,7 @@ def test_settings_that_were_just_written_are_read_again(tmp_path: Path, monkeypa
     path = tmp_path / "file"
     path.write_text("yes", encoding="utf-8")
     stamp = path.stat()
-    monkeypatch.setattr(Path, "stat", lambda *_, **__: stamp)
+    monkeypatch.setattr("client.unchanged.os.stat", lambda *_, **__: stamp)
     kept = Unchanged(lambda path: path.read_text(encoding="utf-8"))
     for word in ("yes", "no!"):
         path.write_text(word, encoding="utf-8")
