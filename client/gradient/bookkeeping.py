@@ -42,9 +42,8 @@ class BookkeepingEngine:
         if clip.grid is not None:
             raise PrivacyError("clip.grid is set; allowed with the reference engine, which computes each row apart")
         stacked = self._stacked_of(model, names=names)
-        weights = [model.get_parameter(name) for name in names]
-        total = weights[0].new_zeros(1, stacked.num_weights, requires_grad=False)
         unclipped, units = 0.0, num_units(batch, rows_per_unit=rows_per_unit)
+        total = stacked.zeros()
         bound = StackedClip(torch.tensor([clip.norm], dtype=torch.float64, device=total.device), clip.per_layer)
         size = (
             stacked.units_at_once(batch, microbatch_size=self.microbatch_size, rows_per_unit=rows_per_unit)
@@ -64,7 +63,7 @@ class BookkeepingEngine:
             unclipped += float(found.unclipped)
             if start:
                 total += found.sums
-        return ClippedSum(sums={name: value[0] for name, value in stacked.views(total).items()}, unclipped=unclipped)
+        return ClippedSum(sums=stacked.of_site(total), unclipped=unclipped)
 
     def _stacked_of(self, model: nn.Module, *, names: Sequence[str]) -> Stacked:
         """The one of the last batch, where it is of the same model."""

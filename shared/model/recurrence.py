@@ -6,6 +6,7 @@ relies on encoders/audio.py calling its recurrent Linear once on all states of t
           every engine finds the Linear's as that of any layer with T positions
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +14,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 SITE_WEIGHTS = "site_weights"
-"""where a Linear has the weights [K, 4H, H] of K sites while their rows stand in one batch, a Kth for each"""
+"""where a Linear has what gives the weights [K, 4H, H] of K sites while their rows stand in one batch, a Kth for each;
+who takes them has to call the Linear afterwards (encoders/audio.py does)"""
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,8 @@ class Course:
 
 def site_weights(recurrent: nn.Linear) -> Float[Tensor, "K G H"]:
     """Weights of every site whose rows stand in the batch; of one, where nobody said otherwise."""
-    found = recurrent.__dict__.get(SITE_WEIGHTS)
-    return recurrent.weight.detach()[None] if found is None else found
+    taken: Callable[[], Tensor] | None = recurrent.__dict__.get(SITE_WEIGHTS)
+    return recurrent.weight.detach()[None] if taken is None else taken()
 
 
 @torch.no_grad()

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from shared.privacy.mechanism import PIECE, sample_norms
 
+MOST_PARTS = 64
+"""equal parts that many numbers are normed in; where there are none, sample_norms takes what it finds"""
 Weights = Mapping[str, Tensor]
 """the layer's own name of a parameter ("weight", "bias") -> [K, *shape]"""
 
@@ -43,8 +45,17 @@ class WatchedLayer(ABC):
         """whether units are told apart; where only plain sums are asked for, they need not be"""
         self.passed = 0
         """numbers that went in and came out, of all rows together"""
-        self.are_shared = all(each.stride(0) == 0 or len(each) == 1 for each in weights.values())
+        self.narrow: torch.dtype | None = None
+        """what the inputs are rounded to first; None where they stay"""
+        self.is_taken = False
+        """whether the weights were handed out, to be used beside the layer's own calls"""
+        self.are_shared = rows.sites == 1 or all(each.stride(0) == 0 for each in weights.values())
         """whether all sites have the same weights, as they do at a round's first step: computed as for one site"""
+
+    @property
+    def is_unnoted(self) -> bool:
+        """Whether weights were handed out, and no call of the layer followed that says what became of them."""
+        return self.is_taken and not self.passed
 
     def enter(self, values: Tensor) -> Tensor:
         """What of the layer has no weights and comes first; autograd follows it by itself."""
@@ -127,10 +138,10 @@ class FormedLayer(WatchedLayer):
 
     def square_norms(self) -> Float[Tensor, "K U"]:
         """As promised by WatchedLayer."""
-        total = no_norms(self.rows, like=next(iter(self.weights.values())))
-        for gradients in self._formed.values():
-            total += squares_of(gradients)
-        return total
+        squares = [squares_of(gradients) for gradients in self._formed.values()]
+        if not squares:
+            return no_norms(self.rows, like=next(iter(self.weights.values())))
+        return torch.stack(squares).sum(dim=0) if len(squares) > 1 else squares[0]
 
     def sum_into(
         self, into: Weights, *, factors: Float[Tensor, "K U"] | None = None, finite: Bool[Tensor, "K U"] | None = None
@@ -138,15 +149,14 @@ class FormedLayer(WatchedLayer):
         """As promised by WatchedLayer."""
         for name in self.trained:
             if name in self._formed:
-                found = weighted(self._formed[name], factors=factors, finite=finite)
-                into[name].copy_(self._shaped(name, found, like=into[name]))
+                self._write(name, self._formed[name], into=into[name], factors=factors, finite=finite)
             else:
                 into[name].zero_()
 
-    def _shaped(self, name: str, sums: Float[Tensor, "K n"], *, like: Tensor) -> Tensor:
+    def _write(self, name: str, formed: Tensor, *, into: Tensor, factors: Tensor | None, finite: Tensor | None) -> None:
         """Sums as the parameter has them, where a layer forms them in another order."""
         del name
-        return sums.view_as(like)
+        write_weighted(formed, into=into, factors=factors, finite=finite)
 
 
 def _widened(values: Tensor) -> Tensor:
@@ -159,17 +169,34 @@ def no_norms(rows: Rows, *, like: Tensor) -> Float[Tensor, "K U"]:
 
 
 def squares_of(gradients: Float[Tensor, "K U n"]) -> Float[Tensor, "K U"]:
-    """Squared L2 norm of each unit's numbers, float64; see sample_norms for why not in one piece."""
-    if gradients.shape[2] > PIECE:
+    """Squared L2 norm of each unit's numbers, float64, in memory of its own; see sample_norms for why in pieces."""
+    length = gradients.shape[2]
+    # PRIVACY: float32 is short over many numbers. test_norms_of_millions_of_numbers_are_not_cut_short
+    parts = -(-length // PIECE)
+    while parts <= MOST_PARTS and length % max(1, parts):
+        parts += 1
+    if parts > MOST_PARTS:
         return sample_norms({"": gradients.flatten(0, 1)}).square().view(gradients.shape[:2])
-    norms: Tensor = torch.linalg.vector_norm(gradients, dim=2)
-    return norms.double().square()
+    if parts <= 1:
+        norms: Tensor = torch.linalg.vector_norm(gradients, dim=2)
+        return norms.double().square_()
+    pieces: Tensor = torch.linalg.vector_norm(gradients.reshape(*gradients.shape[:2], parts, -1), dim=3)
+    return pieces.double().square_().sum(dim=2)
 
 
 def weighted(gradients: Tensor, *, factors: Tensor | None, finite: Tensor | None) -> Float[Tensor, "K n"]:
     """Gradients [K, U, n] times their factors, summed over U."""
+    into = torch.empty(len(gradients), gradients.shape[2], dtype=gradients.dtype, device=gradients.device)
+    write_weighted(gradients, into=into, factors=factors, finite=finite)
+    return into
+
+
+def write_weighted(gradients: Tensor, *, into: Tensor, factors: Tensor | None, finite: Tensor | None) -> None:
+    """Writes gradients [K, U, n] times their factors, summed over U, to [K, *shape] of n numbers a site."""
     if finite is not None:
         gradients = gradients.masked_fill(~finite[:, :, None], 0.0)
+    flat = into.view(len(gradients), -1)
     if factors is None:
-        return gradients.sum(dim=1)
-    return torch.bmm(factors[:, None].to(gradients.dtype), gradients)[:, 0]
+        torch.sum(gradients, dim=1, out=flat)
+    else:
+        torch.bmm(factors.unsqueeze(1).to(gradients.dtype), gradients, out=flat.unsqueeze(1))

@@ -15,10 +15,9 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
 from torch import Tensor, nn
 
-from client.gradient.layers.base import FormedLayer, Rows, Weights
+from client.gradient.layers.base import FormedLayer, Rows, Weights, weighted
 
 STRETCH_OF_CHANNELS = 8
 """channels from which on patches are copied channel by channel, not place by place"""
@@ -33,10 +32,15 @@ class ConvolutionLayer(FormedLayer):
         super().__init__(module, weights=weights, trained=trained, rows=rows)
         # with one channel torch cannot tell where the channels lie, and takes its slow way
         self.are_shared &= rows.sites == 1 or self.module.in_channels > 1
+        self._came_first = False
+        """whether the rows came with their channels first, as they come out of a norm layer"""
 
     def entered(self, values: Tensor) -> Tensor:
-        """Rows as they are where units are told apart; else side by side, which the backward pass needs again."""
-        return values if self.keeps_units or self.are_shared else self._side_by_side(values)
+        """Rows with their channels last, or side by side, as the backward pass needs them again."""
+        self._came_first = values.ndim == 4 and not values.is_contiguous(memory_format=torch.channels_last)
+        if self.are_shared:
+            return _channels_last(values)
+        return values if self.keeps_units else self._side_by_side(values)
 
     def forward(self, values: Tensor) -> Tensor:
         """Outputs [N, O, *places]."""
@@ -44,7 +48,6 @@ class ConvolutionLayer(FormedLayer):
         convolve = F.conv1d if isinstance(self.module, nn.Conv1d) else F.conv2d
         if self.are_shared:
             bias, sites = None if bias is None else bias[0], 1
-            values = _channels_last(values)
         else:
             bias, sites = None if bias is None else bias.flatten(), self.rows.sites
             values = self._side_by_side(values) if self.keeps_units else values
@@ -78,7 +81,10 @@ class ConvolutionLayer(FormedLayer):
         layout = torch.channels_last if values.ndim == 4 else torch.contiguous_format
         inputs = torch.empty(shape, dtype=values.dtype, device=values.device, memory_format=layout)
         (found,) = self._backward(inputs, spread, which=(True, False, False), sites=sites)
-        return found if self.are_shared else self._apart(found, channels=self.module.in_channels)
+        if not self.are_shared:
+            return self._apart(found, channels=self.module.in_channels)
+        # where channels lie first in one and last in the other, a ReLU before takes twenty times as long
+        return found.contiguous() if self._came_first else found
 
     def note(self, values: Tensor, gradient: Tensor) -> None:
         """Every unit's gradient, from the patches that each output looked at."""
@@ -111,12 +117,14 @@ class ConvolutionLayer(FormedLayer):
         wide = isinstance(module, nn.Conv2d) and module.groups == 1 and module.in_channels >= STRETCH_OF_CHANNELS
         return wide and self.keeps_units
 
-    def _shaped(self, name: str, sums: Float[Tensor, "K n"], *, like: Tensor) -> Tensor:
+    def _write(self, name: str, formed: Tensor, *, into: Tensor, factors: Tensor | None, finite: Tensor | None) -> None:
         """The sums alone change their order: every unit's would take longer than the product that formed them."""
         if name != "weight" or not self._by_stretches():
-            return sums.view_as(like)
+            super()._write(name, formed, into=into, factors=factors, finite=finite)
+            return
+        sums = weighted(formed, factors=factors, finite=finite)
         last = sums.view(len(sums), self.module.out_channels, *self.module.kernel_size, -1)
-        return last.permute(0, 1, 4, 2, 3)
+        into.copy_(last.permute(0, 1, 4, 2, 3))
 
     def _side_by_side(self, values: Tensor) -> Tensor:
         """[K*R, C, *places] as [R, K*C, *places]."""

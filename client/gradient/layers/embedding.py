@@ -10,10 +10,10 @@ added up first, so that the cost is that of the tokens and not of their square.
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from client.gradient.layers.base import Rows, WatchedLayer, Weights, no_norms
+from client.gradient.layers.base import Rows, WatchedLayer, Weights, no_norms, squares_of, weighted
 
 
 class EmbeddingLayer(WatchedLayer):
@@ -25,7 +25,8 @@ class EmbeddingLayer(WatchedLayer):
         super().__init__(module, weights=weights, trained=trained, rows=rows)
         self._calls: list[tuple[Tensor, Tensor]] = []
         self._by_token: tuple[Tensor, Tensor] | None = None
-        """(unit * V + token) of each token a unit has, and the gradient of its row, [T, D]"""
+        """of each unit the tokens it has, [K, U, S], and the gradients of their rows, [K, U, S, D]; zeros where some
+        come several times and fewer than S are left"""
 
     def forward(self, values: Tensor) -> Tensor:
         """Rows of the tables [..., D]."""
@@ -48,40 +49,65 @@ class EmbeddingLayer(WatchedLayer):
 
     def square_norms(self) -> Float[Tensor, "K U"]:
         """As promised by WatchedLayer."""
-        total = no_norms(self.rows, like=self.weights["weight"])
         if not self._calls:
-            return total
-        keys, rows = self._rows_by_token()
-        squares = torch.linalg.vector_norm(rows, dim=1).double().square()
-        units = total.view(-1).index_add(0, keys // self.weights["weight"].shape[1], squares)
-        return units.view_as(total)
+            return no_norms(self.rows, like=self.weights["weight"])
+        return squares_of(self._rows_by_token()[1].flatten(2))
 
     def sum_into(
         self, into: Weights, *, factors: Float[Tensor, "K U"] | None = None, finite: Bool[Tensor, "K U"] | None = None
     ) -> None:
         """As promised by WatchedLayer."""
+        table = into["weight"]
         if not self._calls:
-            into["weight"].zero_()
+            table.zero_()
             return
-        keys, rows = self._rows_by_token()
-        num_tokens = self.weights["weight"].shape[1]
-        unit = keys // num_tokens
-        if finite is not None:
-            rows = rows.masked_fill(~finite.reshape(-1)[unit][:, None], 0.0)
-        if factors is not None:
-            rows = rows * factors.reshape(-1)[unit][:, None].to(rows.dtype)
-        place = unit // self.rows.units * num_tokens + keys % num_tokens
-        total = rows.new_zeros(self.rows.sites * num_tokens, rows.shape[1]).index_add_(0, place, rows)
-        into["weight"].copy_(total.view_as(into["weight"]))
+        tokens, rows = self._rows_by_token()
+        if tokens.stride(1) == 0:
+            # all units have the same tokens, as of places: their rows meet before the table does
+            summed = weighted(rows.flatten(2), factors=factors, finite=finite)
+            tokens, rows = tokens[:, 0], summed.view(self.rows.sites, -1, table.shape[2])
+        else:
+            if finite is not None:
+                rows = rows.masked_fill(~finite[:, :, None, None], 0.0)
+            if factors is not None:
+                rows = rows * factors[:, :, None, None].to(rows.dtype)
+            tokens, rows = tokens.flatten(1), rows.flatten(1, 2)
+        if self.rows.sites == 1:
+            table[0].zero_().index_add_(0, tokens[0], rows[0])
+            return
+        first = torch.arange(self.rows.sites, device=tokens.device)[:, None] * table.shape[1]
+        total = rows.new_zeros(self.rows.sites * table.shape[1], table.shape[2])
+        total.index_add_(0, (first + tokens).flatten(), rows.flatten(0, 1))
+        table.copy_(total.view_as(table))
 
     def _rows_by_token(self) -> tuple[Tensor, Tensor]:
         if self._by_token is None:
-            tokens = torch.cat([values for values, _ in self._calls], dim=1)
-            gradients = torch.cat([gradient for _, gradient in self._calls], dim=1).flatten(0, 1)
-            first = torch.arange(len(tokens), device=tokens.device)[:, None] * self.weights["weight"].shape[1]
-            keys, place = torch.unique(first + tokens, return_inverse=True)
-            self._by_token = (
-                keys,
-                gradients.new_zeros(len(keys), gradients.shape[1]).index_add_(0, place.flatten(), gradients),
-            )
+            calls = zip(*self._calls, strict=True)
+            tokens, gradients = (torch.cat(each, dim=1) if len(each) > 1 else each[0] for each in calls)
+            # tokens that were spread over the units, as numbers of places are, are looked at once
+            found, rows = _added_up(tokens[:1] if tokens.stride(0) == 0 else tokens, gradients)
+            shape = (self.rows.sites, self.rows.units, tokens.shape[1])
+            self._by_token = (found.expand(*tokens.shape).view(shape), rows.view(*shape, rows.shape[2]))
         return self._by_token
+
+
+def _added_up(tokens: Int[Tensor, "_ S"], gradients: Float[Tensor, "N S D"]) -> tuple[Tensor, Tensor]:
+    """Each token of a unit once with the sum of its gradients; in places that are left over token 0 and zeros.
+
+    Args:
+        tokens: of each unit, or of all units alike.
+    """
+    num_units, length = gradients.shape[:2]
+    if length < 2:
+        return tokens, gradients
+    ordered, order = tokens.sort(dim=1)
+    nth = torch.zeros_like(ordered)
+    torch.cumsum(ordered[:, 1:] != ordered[:, :-1], dim=1, out=nth[:, 1:])
+    if bool((nth[:, -1] == length - 1).all()):
+        return tokens, gradients
+    place = torch.empty_like(order).scatter_(1, order, nth)
+    found = torch.zeros_like(ordered).scatter_(1, place, tokens)
+    first = torch.arange(0, num_units * length, length, device=tokens.device)[:, None]
+    rows = gradients.new_zeros(num_units * length, gradients.shape[2])
+    rows.index_add_(0, (first + place).flatten(), gradients.flatten(0, 1))
+    return found, rows.view_as(gradients)

@@ -5,6 +5,7 @@ out       normalised, scaled and shifted rows, norms and sums
 relies on base.py; autograd follows the normalisation itself, which has no weights
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -20,15 +21,18 @@ class NormLayer(FormedLayer):
         """The normalised values."""
         if isinstance(self.module, nn.LayerNorm):
             return F.layer_norm(values, self.module.normalized_shape, None, None, self.module.eps)
+        if self.rows.sites == 1:
+            # three to ten times as fast as with channels last, forwards and backwards
+            values = values.contiguous()
         return F.group_norm(values, self.module.num_groups, None, None, self.module.eps)
 
     def forward(self, values: Tensor) -> Tensor:
         """Scaled and shifted."""
         by_site = self._by_site(values)
-        scaled = by_site * self._spread("weight", by_site)
-        if "bias" in self.weights:
-            scaled += self._spread("bias", by_site)
-        return scaled.reshape(values.shape)
+        weight = self._spread("weight", by_site)
+        if "bias" not in self.weights:
+            return (by_site * weight).reshape(values.shape)
+        return torch.addcmul(self._spread("bias", by_site), by_site, weight).reshape(values.shape)
 
     def input_gradient(self, values: Tensor, gradient: Tensor) -> Tensor:
         """Gradient of the normalised values."""
