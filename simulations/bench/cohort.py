@@ -7,14 +7,17 @@ relies on equal work: Motet draws Poisson batches of the expected size, the othe
 
 import argparse
 import os
+import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from client.plan import PrivacyPlan
 from client.private_training import train_round
+from client.sample_store import SampleStore
 from shared.batch import Samples
 from shared.config import TrainingSettings
 from shared.model.multimodal import MultimodalModel
@@ -23,6 +26,7 @@ from simulations.bench.alternate import Job, alternate, tell_all
 from simulations.bench.models import RECIPES, model_of, random_samples
 from simulations.bench.step import NOISE_MULTIPLIER, plain_step
 from simulations.bench.step_opacus import CLIP_NORM, LEARNING_RATE, Step, hooks
+from simulations.engine.held_memory import keep_freed_memory
 
 SITES, ROWS, STEPS = 32, 64, 2
 TORCH, OPACUS, ONE_BY_ONE = "torch loop, no privacy", "Opacus hooks loop", "Motet one by one"
@@ -30,8 +34,8 @@ COHORT, ONE_THREAD = "Motet cohort", "Motet cohort, one thread"
 CONTENDERS = (TORCH, OPACUS, ONE_BY_ONE, ONE_THREAD, COHORT)
 
 
-def preparing(model: str, *, batch: int) -> dict[str, Callable[[], Job]]:
-    """Contender -> what makes its job of one round at all sites."""
+def preparing(model: str, *, batch: int, folder: Path) -> dict[str, Callable[[], Job]]:
+    """Contender -> what makes its job of one round at all sites; the cohort reads rows as a run does, from a store."""
     sites = [random_samples(model, rows=ROWS, seed=site) for site in range(SITES)]
     private = partial(hooks, noise=NOISE_MULTIPLIER)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -40,8 +44,8 @@ def preparing(model: str, *, batch: int) -> dict[str, Callable[[], Job]]:
         TORCH: lambda: _on(1, _loop_job(plain_step, model, sites, batch=batch)),
         OPACUS: lambda: _on(1, _loop_job(private, model, sites, batch=batch)),
         ONE_BY_ONE: lambda: _on(1, _one_by_one_job(model, sites, batch=batch)),
-        ONE_THREAD: lambda: _on(1, _cohort_job(model, sites, batch=batch)),
-        COHORT: lambda: _on(cores, _cohort_job(model, sites, batch=batch)),
+        ONE_THREAD: lambda: _on(1, _cohort_job(model, sites, batch=batch, folder=folder)),
+        COHORT: lambda: _on(cores, _cohort_job(model, sites, batch=batch, folder=folder)),
     }
 
 
@@ -124,7 +128,7 @@ def _one_by_one_job(model: str, sites: Sequence[Samples], *, batch: int) -> Job:
     ]
 
 
-def _cohort_job(model: str, sites: Sequence[Samples], *, batch: int) -> Job:
+def _cohort_job(model: str, sites: Sequence[Samples], *, batch: int, folder: Path) -> Job:
     from client.cohort_training import Member, train_cohort, why_apart
 
     made, training, plan = model_of(model), training_of(batch), plan_of(batch)
@@ -132,9 +136,10 @@ def _cohort_job(model: str, sites: Sequence[Samples], *, batch: int) -> Job:
     apart = why_apart(made, names=names, training=training, plan=plan)
     if apart is not None:
         raise ValueError(apart)
+    store = SampleStore(Path(tempfile.mkdtemp(dir=folder)))
     members = [
-        Member(samples=site, plan=plan, nominal_size=ROWS, noise=secret_source(), sampling=secret_source())
-        for site in sites
+        Member(store.put(number, site), plan, nominal_size=ROWS, noise=secret_source(), sampling=secret_source())
+        for number, site in enumerate(sites)
     ]
     return lambda: train_cohort(
         made, members, names=names, training=training, round_number=1, rounds=1, modality_dropout=0.0
@@ -156,8 +161,11 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--budget-s", type=float, default=10.0)
     options = parser.parse_args()
-    made = preparing(options.model, batch=options.batch)
-    tell_all(alternate(made, budget_s=options.budget_s, least=3))
+    # as a run does, which lasts long enough to earn it
+    keep_freed_memory()
+    with tempfile.TemporaryDirectory() as folder:
+        made = preparing(options.model, batch=options.batch, folder=Path(folder))
+        tell_all(alternate(made, budget_s=options.budget_s, least=3))
 
 
 if __name__ == "__main__":
