@@ -11,15 +11,13 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from shared.errors import BudgetError, PrivacyError
-
-if TYPE_CHECKING:
-    from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
+from shared.privacy.loss import epsilon_of, step_loss
 
 Accountant = Literal["rdp", "prv", "pld"]
 Curve = npt.NDArray[np.float64]
@@ -86,8 +84,8 @@ def spent_epsilon(uses: Sequence[MechanismUse], *, delta: float, accountant: Acc
 
     Source: rdp: Mironov et al. 2019, arXiv:1908.10530, section 3.3, converted by Balle et al. 2020, arXiv:1905.09982,
     theorem 21. prv: Gopi et al. 2021, arXiv:2106.02848, the upper bound. pld: Doroshenko et al. 2022,
-    arXiv:2207.04380, the pessimistic estimate, the worse of adding and removing. Ours differs: above epsilon 100
-    every accountant answers with the Renyi bound, which is valid and cheap there.
+    arXiv:2207.04380, the pessimistic estimate, put together in loss.py, the worse of adding and removing. Ours
+    differs: above epsilon 100 every accountant answers with the Renyi bound, which is valid and cheap there.
     """
     if not 0 < delta < 1:
         raise PrivacyError(f"delta is {delta}; allowed: above 0, below 1")
@@ -265,13 +263,10 @@ def _pld_epsilon(uses: tuple[MechanismUse, ...], delta: float, interval: float) 
     if not parts:
         with np.errstate(divide="ignore"):  # a difference of two equal logarithms is minus infinity, as it should be
             return float(get_epsilon_gaussian(precision**-0.5, delta))
-    losses = [_composed_loss(use, interval) for use in parts]
+    losses = [(step_loss(use.noise_multiplier, use.sample_rate, interval), use.steps) for use in parts]
     if precision:
-        losses.append(_step_loss(precision**-0.5, 1.0, interval))
-    total = losses[0]
-    for loss in losses[1:]:
-        total = total.compose(loss)
-    return float(total.get_epsilon_for_delta(delta))
+        losses.append((step_loss(precision**-0.5, 1.0, interval), 1))
+    return epsilon_of(losses, delta=delta)
 
 
 def _interval(uses: Sequence[MechanismUse], roughly: float) -> float:
@@ -290,17 +285,3 @@ def _interval(uses: Sequence[MechanismUse], roughly: float) -> float:
     by_steps = math.sqrt(2e-4 * min(roughly, 2 * total) / sum(use.steps for use in sampled))
     width = max(min(1e-3, max(min(spreads) / 10, by_steps)), roughly / 1e5, 1e-6)
     return float(2.0 ** math.floor(math.log2(width)))
-
-
-@functools.lru_cache(maxsize=64)
-def _step_loss(noise_multiplier: float, sample_rate: float, interval: float) -> "PrivacyLossDistribution":
-    from dp_accounting.pld import privacy_loss_distribution
-
-    return privacy_loss_distribution.from_gaussian_mechanism(
-        noise_multiplier, value_discretization_interval=interval, sampling_prob=sample_rate, pessimistic_estimate=True
-    )
-
-
-@functools.lru_cache(maxsize=64)
-def _composed_loss(use: MechanismUse, interval: float) -> "PrivacyLossDistribution":
-    return _step_loss(use.noise_multiplier, use.sample_rate, interval).self_compose(use.steps)
