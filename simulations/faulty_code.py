@@ -379,9 +379,9 @@ def _engine(kind: Callable[[], object]) -> Iterator[None]:
     """Whatever engine is asked for a run's model, or for one around it, this one is given; no cohort goes round it."""
     original = gradient.choose_engine
 
-    def chosen(name: EngineName, model: nn.Module, *, microbatch_size: int = 64) -> object:
+    def chosen(name: EngineName, model: nn.Module, *, microbatch_size: int = 64, always: bool = False) -> object:
         if not any(isinstance(part, MultimodalModel) for part in model.modules()):
-            return original(name, model, microbatch_size=microbatch_size)
+            return original(name, model, microbatch_size=microbatch_size, always=always)
         return kind()
 
     def one_by_one(*_: object, **__: object) -> str:

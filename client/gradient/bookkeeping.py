@@ -21,13 +21,14 @@ from shared.privacy.mechanism import Clip, ClippedSum
 class BookkeepingEngine:
     """One forward and one backward pass for as many rows as a bound on memory allows.
 
-    A row's gradient is formed only where it is needed; `microbatch_size` counts for models that need some.
+    A row's gradient is formed only where it is needed; `microbatch_size` counts for models that need some, and with
+    `always` for those that need none.
 
     Source: Bu et al. 2023, arXiv:2210.00038.
     """
 
-    def __init__(self, *, microbatch_size: int = 64) -> None:
-        self.microbatch_size = microbatch_size
+    def __init__(self, *, microbatch_size: int = 64, always: bool = False) -> None:
+        self.microbatch_size, self.always = microbatch_size, always
         self._stacked: Stacked | None = None
 
     def clipped_sum(
@@ -50,6 +51,8 @@ class BookkeepingEngine:
             if units
             else 1
         )
+        if self.always:
+            size = min(size, max(1, self.microbatch_size // rows_per_unit))
         for start in range(0, units, size):
             stop = min(units, start + size)
             found = stacked.clipped_sums(

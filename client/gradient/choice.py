@@ -23,13 +23,16 @@ EngineName = Literal["auto", "reference", "hooks", "functional", "bookkeeping"]
 log = logging.getLogger("motet.site")
 
 
-def choose_engine(name: EngineName, model: nn.Module, *, microbatch_size: int = 64) -> GradientEngine:
+def choose_engine(
+    name: EngineName, model: nn.Module, *, microbatch_size: int = 64, always: bool = False
+) -> GradientEngine:
     """The named engine; "auto" is "bookkeeping" where the model's layers allow it, else "functional".
 
     Opacus' own recurrent layers, which neither carries as fast, get "hooks".
 
     Args:
         microbatch_size: most rows whose gradients are held at once; fewer of a large model.
+        always: whether models of which no gradient is held are passed so many rows at a time as well.
     """
     if name == "reference":
         return ReferenceEngine()
@@ -39,7 +42,7 @@ def choose_engine(name: EngineName, model: nn.Module, *, microbatch_size: int = 
         return HooksEngine(microbatch_size=microbatch_size)
     if name == "functional":
         return FunctionalEngine(microbatch_size=microbatch_size)
-    bookkeeping = BookkeepingEngine(microbatch_size=microbatch_size)
+    bookkeeping = BookkeepingEngine(microbatch_size=microbatch_size, always=always)
     return bookkeeping if name == "bookkeeping" else AutoEngine(bookkeeping, microbatch_size=microbatch_size)
 
 

@@ -167,7 +167,9 @@ def rehearse(run: RunConfig) -> Iterator[Rehearsal]:
             names=names,
             samples=load_samples(folder / "data", run=plain, cache=folder / "cache"),
             # fewer units at once than a batch has, so that what is carried from piece to piece is looked at too
-            engine=choose_engine(training.gradient_engine, model, microbatch_size=min(training.microbatch_size, 2)),
+            engine=choose_engine(
+                training.gradient_engine, model, microbatch_size=min(training.microbatch_size, 2), always=True
+            ),
             folder=folder,
         )
 

@@ -317,3 +317,27 @@ def test_each_pass_holds_as_many_rows_as_the_model_says_whatever_was_drawn(
     size = 6 if forms or rows_per_unit > 1 else 30
     assert held == [size] * (75 // size) + [75 % size]
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("rows_per_unit", [1, 3])
+def test_where_it_is_asked_for_no_pass_has_more_than_a_microbatch(
+    rows_per_unit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As preflight asks, of a model too that forms no gradients: else nothing there went from piece to piece."""
+    held: list[int] = []
+    original = stacked.Stacked._passed
+
+    def noted(self: stacked.Stacked, weights: Tensor | None, batch: Batch, *, rows: Rows, **rest: object) -> object:
+        held.append(rows.units)
+        return original(self, weights, batch, rows=rows, **rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(stacked.Stacked, "_passed", noted)
+    model, batch = Chain(nn.Linear(3, 2)), batch_of(torch.linspace(-1, 1, 45).reshape(15, 3))
+    engine = choose_engine("auto", model, microbatch_size=2, always=True)
+    wanted, found = (
+        summed(each, model, batch, clip=Clip(0.1), rows_per_unit=rows_per_unit)[0]
+        for each in (ReferenceEngine(), engine)
+    )
+
+    assert held == ([2] * 7 + [1] if rows_per_unit == 1 else [1] * 5)
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import cast
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from client.gradient import choose_engine
 from client.gradient.bookkeeping import BookkeepingEngine
 from client.gradient.engine import sample_losses
 from client.gradient.layers import KINDS, Rows
@@ -14,6 +16,7 @@ from client.gradient.reference import ReferenceEngine
 from client.gradient.stacked import Stacked, StackedClip, gathered, why_not_stacked
 from shared.batch import Batch
 from shared.errors import ModelError, PrivacyError
+from shared.model.recurrence import MeanState, run_through, site_weights
 from shared.privacy.mechanism import Clip
 from tests.client.layered import Chain, Twice, batch_of, names_of
 
@@ -26,6 +29,18 @@ def rows(*shape: int) -> Tensor:
 
 def tokens(*shape: int) -> Tensor:
     return torch.randint(0, 5, (NUM, *shape), generator=torch.Generator().manual_seed(6))
+
+
+class Places(nn.Module):
+    """The numbers of the places, the same for every row and spread over them without a copy; some come twice."""
+
+    def __init__(self, numbers: tuple[int, ...]) -> None:
+        super().__init__()
+        self.table, self.numbers = nn.Embedding(5, 3), torch.tensor(numbers)
+
+    def forward(self, values: Tensor) -> Tensor:
+        vectors: Tensor = self.table(self.numbers.expand(len(values), -1))
+        return (vectors * values[..., None]).tanh()
 
 
 CASES: dict[str, tuple[Callable[[], tuple[nn.Module, ...]], Tensor]] = {
@@ -68,6 +83,8 @@ CASES: dict[str, tuple[Callable[[], tuple[nn.Module, ...]], Tensor]] = {
     "embedding with padding": (lambda: (nn.Embedding(5, 3, padding_idx=0), nn.Tanh()), tokens(6)),
     "embedding of one token": (lambda: (nn.Embedding(5, 3), nn.Linear(3, 2)), tokens()),
     "embedding of a plane": (lambda: (nn.Embedding(5, 3), nn.Tanh()), tokens(2, 3)),
+    "embedding of places": (lambda: (Places((0, 1, 2, 3)), nn.Linear(3, 2)), rows(4)),
+    "embedding of places that come twice": (lambda: (Places((4, 1, 4, 0, 1)), nn.Linear(3, 2)), rows(5)),
     "layer norm": (lambda: (nn.Linear(4, 5), nn.LayerNorm(5), nn.Linear(5, 2)), rows(4)),
     "layer norm on positions": (lambda: (nn.LayerNorm(4), nn.Linear(4, 3)), rows(5, 4)),
     "layer norm over two dimensions": (lambda: (nn.Linear(4, 4), nn.LayerNorm((5, 4))), rows(5, 4)),
@@ -76,6 +93,10 @@ CASES: dict[str, tuple[Callable[[], tuple[nn.Module, ...]], Tensor]] = {
     "layer norm changed in place": (lambda: (nn.LayerNorm(4), nn.ReLU(inplace=True)), rows(5, 4)),
     "group norm": (lambda: (nn.Conv1d(2, 4, 2), nn.GroupNorm(2, 4), nn.Tanh(), nn.Conv1d(4, 1, 1)), rows(2, 6)),
     "group norm on a plane": (lambda: (nn.GroupNorm(2, 4),), rows(4, 3, 2)),
+    "conv2d between group norms": (
+        lambda: (nn.Conv2d(1, 8, 3), nn.GroupNorm(2, 8), nn.ReLU(), nn.Conv2d(8, 4, 2), nn.GroupNorm(2, 4)),
+        rows(1, 5, 6),
+    ),
     "group norm without places": (lambda: (nn.Linear(4, 6), nn.GroupNorm(3, 6), nn.Linear(6, 2)), rows(4)),
 }
 EVERY = pytest.mark.parametrize("case", CASES)
@@ -307,6 +328,50 @@ def test_a_layer_with_hooks_is_not_followed() -> None:
     assert "has hooks" in (why_not_stacked(model, names=names_of(model)) or "")
     handle.remove()
     assert why_not_stacked(model, names=names_of(model)) is None
+
+
+class CalledByName(Chain):
+    """Hands a layer its input under its name."""
+
+    def forward(self, inputs: dict[str, Tensor], present: Tensor) -> Tensor:
+        outputs: Tensor = self.layers[0](input=inputs["x"])
+        return outputs
+
+
+def test_a_layer_called_by_name_is_refused_and_left_to_others_by_auto() -> None:
+    model, batch = CalledByName(nn.Linear(4, 2)).double(), batch_of(rows(4))
+    names, clip = names_of(model), Clip(0.1)
+    with pytest.raises(ModelError, match=r"called with 0 values and \['input'\]"):
+        BookkeepingEngine().clipped_sum(model, batch, names=names, clip=clip)
+
+    wanted, found = (
+        engine.clipped_sum(model, batch, names=names, clip=clip).sums
+        for engine in (ReferenceEngine(), choose_engine("auto", model))
+    )
+    for name in names:
+        assert_alike(found[name], wanted[name])
+
+
+class Recurrent(Chain):
+    """Takes the weights of a Linear to compute with apart; whether the Linear is called as well can be chosen."""
+
+    notes = True
+
+    def forward(self, inputs: dict[str, Tensor], present: Tensor) -> Tensor:
+        driven = self.layers[0](inputs["x"])
+        recurrent = cast("nn.Linear", self.layers[1])
+        course = run_through(driven, weights=site_weights(recurrent))
+        again = recurrent(course.before) if self.notes else torch.zeros_like(driven)
+        mean: Tensor = MeanState.apply(driven, again, course)  # type: ignore[no-untyped-call]
+        return mean
+
+
+def test_site_weights_whose_use_nobody_notes_are_refused() -> None:
+    model, batch = Recurrent(nn.Linear(4, 8), nn.Linear(2, 8, bias=False)).double(), batch_of(rows(3, 4))
+    BookkeepingEngine().clipped_sum(model, batch, names=names_of(model), clip=Clip(0.1))
+    model.notes = False
+    with pytest.raises(ModelError, match=r"parameters \['layers.1'\] are used from outside their layer"):
+        BookkeepingEngine().clipped_sum(model, batch, names=names_of(model), clip=Clip(0.1))
 
 
 def test_every_kind_of_layer_is_tried_here() -> None:
