@@ -27,8 +27,14 @@ Weights = dict[str, Tensor]
 class Average(Protocol):
     """The updates of one round, taken one after the other."""
 
-    def add(self, update: Weights, *, weight: float) -> None:
-        """Takes one site's update; `weight` is how much it counts in a mean, above 0."""
+    def add(self, update: Weights, *, weight: float, row: Tensor | None = None) -> None:
+        """Takes one site's update.
+
+        Args:
+            update: by parameter.
+            weight: how much it counts in a mean, above 0.
+            row: all of the update one behind the other, where who calls has it.
+        """
 
     def result(self) -> Weights:
         """One update, each parameter from the sites that trained it; a parameter nobody trained is not in it."""
@@ -63,9 +69,9 @@ class RunningRow:
         self._sizes = [value.numel() for value in like.values()]
         self.total = torch.zeros(sum(self._sizes), dtype=torch.float64)
 
-    def exact(self, update: Weights) -> Float64[Tensor, "P"]:
+    def exact(self, update: Weights, *, row: Tensor | None = None) -> Float64[Tensor, "P"]:
         """An update as a row; the same memory at every call."""
-        return self._exact.copy_(row_of_all(list(update.values())))
+        return self._exact.copy_(row_of_all(list(update.values())) if row is None else row)
 
     @cached_property
     def _exact(self) -> Float64[Tensor, "P"]:
@@ -89,15 +95,14 @@ class RunningMean:
         self._weights: dict[tuple[str, ...], float] = {}
         self._dtypes: dict[str, torch.dtype] = {}
 
-    def add(self, update: Weights, *, weight: float) -> None:
+    def add(self, update: Weights, *, weight: float, row: Tensor | None = None) -> None:
         """Adds an update to the sum of those with the same parameters."""
         names = tuple(update)
         if names not in self._rows:
             self._rows[names], self._weights[names] = RunningRow(update), 0.0
             self._dtypes |= {name: value.dtype for name, value in update.items()}
-        row = self._rows[names]
         # torch turns float32 into float64 on the way
-        row.total.add_(row_of_all(list(update.values())), alpha=weight)
+        self._rows[names].total.add_(row_of_all(list(update.values())) if row is None else row, alpha=weight)
         self._weights[names] += weight
 
     def result(self) -> Weights:
@@ -120,7 +125,7 @@ class RobustAverage:
         self._settings = settings
         self._updates: list[Weights] = []
 
-    def add(self, update: Weights, *, weight: float) -> None:  # noqa: ARG002  as a mean, which has a use for it
+    def add(self, update: Weights, *, weight: float, row: Tensor | None = None) -> None:  # noqa: ARG002  as a mean
         """Keeps an update."""
         self._updates.append(update)
 

@@ -246,22 +246,26 @@ class ProtectedSum:
         self._plan, self._clip_norm = plan, clip_norm
         self._rows: dict[tuple[str, ...], RunningRow] = {}
 
-    def add(self, update: Weights) -> None:
+    def add(self, update: Weights, *, row: Tensor | None = None) -> None:
         """Clips a site's whole update and adds it; what the site does not send counts as zeros.
 
         One whose norm is not finite, or 1e30 clip norms long, adds exactly zero.
+
+        Args:
+            update: by parameter.
+            row: all of it one behind the other, where who calls has it.
         """
         names = tuple(update)
         if names not in self._rows:
             self._rows[names] = RunningRow(update)
-        row = self._rows[names]
-        exact = row.exact(update)
+        sums = self._rows[names]
+        exact = sums.exact(update, row=row)
         # PRIVACY: clipped again here, where a site's word counts for nothing.
         # test_one_site_moves_the_sum_by_at_most_the_clip_norm
         if self._plan.privacy.clipping != "per-layer":
-            self._add_clipped([exact], to=[row.total], norm=self._clip_norm)
+            self._add_clipped([exact], to=[sums.total], norm=self._clip_norm)
             return
-        layers, parts, totals = layers_of(names), row.parts(exact), row.parts(row.total)
+        layers, parts, totals = layers_of(names), sums.parts(exact), sums.parts(sums.total)
         for members in layers.values():
             # PRIVACY: L layers of this norm have the clip norm together. test_each_layer_has_its_share_of_the_norm
             share = self._clip_norm / math.sqrt(len(layers))

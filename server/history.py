@@ -39,6 +39,8 @@ class LastReplies:
     def __init__(self, rounds: Sequence[RoundRecord] = ()) -> None:
         """As after these rounds, shortened or not."""
         self._headers: dict[str, tuple[object, ...]] = {}
+        self._seen: tuple[ReplyHeader | None, tuple[object, ...]] = (None, ())
+        """the last header, and what is constant in it: replies that say the same have one object as their header"""
         self._fields: dict[str, tuple[str, ...]] = {}
         for each in rounds:
             self.shortened(each)
@@ -56,7 +58,7 @@ class LastReplies:
             self._fields[site] = fields
         share = entry.unclipped_share
         if header is not None:
-            constant, share = _constant(header), header.unclipped_share
+            constant, share = self._constant(header), header.unclipped_share
             if self._headers.get(site) == constant:
                 header = None
             else:
@@ -64,6 +66,11 @@ class LastReplies:
         if header is entry.header and fields is entry.fields:
             return entry
         return replace(entry, header=header, fields=fields, unclipped_share=share)
+
+    def _constant(self, header: ReplyHeader) -> tuple[object, ...]:
+        if header is not self._seen[0]:
+            self._seen = (header, _constant(header))
+        return self._seen[1]
 
 
 def used_replies(rounds: Sequence[RoundRecord]) -> Iterator[Used]:

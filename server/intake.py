@@ -8,18 +8,21 @@ Memory does not grow with the number of sites, but for those lines, and for the 
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 
 from server.aggregation import Weights, start_average
 from server.central import ProtectedSum, noisy_unclipped_share
 from server.checkpoint import Progress
-from server.judgement import Reply, judge
+from server.judgement import Failure, Reply, judge
 from server.plan import Central, Plan
 from server.records import Outcome, SiteRound
 from shared.config import RunConfig
 from shared.messages import Refusal, ReplyHeader, TrainReply, TrainRequest, reply_fields
 from shared.privacy.mechanism import next_clip_norm
 from shared.threads import threads_for
+
+_FLOAT32_BYTES = 4
 
 
 class Intake:
@@ -30,6 +33,7 @@ class Intake:
         self._progress, self._run, self._central = progress, run, central
         self._counts = {site: sum(reply.counts) for site, reply in (progress.statistics or {}).items()}
         self._lines: dict[str, SiteRound] = {}
+        self._read: _Read | None = None
         self._used, self._is_reproducible = 0, False
         self._shares, self._within = list[float](), list[bool]()
         self._average = start_average(run.federation)
@@ -43,19 +47,39 @@ class Intake:
         # test_a_site_is_in_the_sum_once_however_often_it_answers
         if site in self._lines:
             return
-        judged = judge(reply, request=request)
-        if not isinstance(judged, TrainReply):
-            outcome: Outcome = "refused" if isinstance(judged, Refusal) else judged.outcome
-            self._lines[site] = SiteRound(site=site, outcome=outcome, code=judged.code)
+        if isinstance(reply, Failure):
+            self._lines[site] = SiteRound(site=site, outcome=reply.outcome, code=reply.code)
             return
-        self._lines[site] = _line(site, judged)
-        self._count(judged.header)
-        with threads_for(sum(value.numel() for value in judged.update.values())):
+        if isinstance(reply, Refusal):
+            self._lines[site] = SiteRound(site=site, outcome="refused", code=reply.code)
+            return
+        read = self._reading(reply, request=request)
+        if read.fault is not None:
+            self._lines[site] = SiteRound(site=site, outcome=read.fault.outcome, code=read.fault.code)
+            return
+        num_bytes = sum(value.nbytes for value in reply.update.values()) if reply.row is None else reply.row.nbytes
+        self._lines[site] = SiteRound(
+            site=site,
+            outcome="used",
+            epsilon=read.recorded.privacy.epsilon if read.recorded.privacy else None,
+            update_bytes=num_bytes,
+            fields=read.fields,
+            header=read.recorded,
+        )
+        self._count(reply.header)
+        with threads_for(num_bytes // _FLOAT32_BYTES):
             if self._protected is not None:
-                self._protected.add(judged.update)
+                self._protected.add(reply.update, row=reply.row)
             else:
-                weight = weight_of(site, judged.header, counts=self._counts, run=self._run)
-                self._average.add(judged.update, weight=weight)
+                weight = weight_of(site, reply.header, counts=self._counts, run=self._run)
+                self._average.add(reply.update, weight=weight, row=reply.row)
+
+    def _reading(self, reply: TrainReply, *, request: TrainRequest) -> "_Read":
+        """What follows from header, names and request alone: worked out once for neighbours that have the same ones."""
+        read = self._read
+        if read is None or not read.is_of(reply, request=request):
+            self._read = read = _read(reply, request=request)
+        return read
 
     def settle(self) -> Weights | None:
         """The round's average update, None where there is none; the next clip norms stand in `progress`."""
@@ -112,20 +136,33 @@ def weight_of(site: str, header: ReplyHeader, *, counts: Mapping[str, float], ru
     return max(1.0, counts.get(site, float(header.nominal_size)))
 
 
-def _line(site: str, reply: TrainReply) -> SiteRound:
-    header = reply.header
+@dataclass(frozen=True)
+class _Read:
+    """What a header says, beside the request that it answers: these very objects, which cannot be changed."""
+
+    header: ReplyHeader
+    request: TrainRequest
+    fault: Failure | None
+    """why no reply with it is used"""
+    recorded: ReplyHeader
+    """what of it is written down"""
+    names: tuple[str, ...]
+    """of the update"""
+    fields: tuple[str, ...]
+
+    def is_of(self, reply: TrainReply, *, request: TrainRequest) -> bool:
+        """Whether it holds for this reply too."""
+        return self.header is reply.header and self.request is request and self.names == tuple(reply.update)
+
+
+def _read(reply: TrainReply, *, request: TrainRequest) -> _Read:
+    header, judged = reply.header, judge(reply, request=request)
+    fault, recorded = judged if isinstance(judged, Failure) else None, header
     if header.is_within_clip is not None:
         # PRIVACY: exact, and for the server alone; its name among the fields says that it came.
         # test_records_do_not_hold_the_bit_of_a_site
-        header = header.model_copy(update={"is_within_clip": None})
-    return SiteRound(
-        site=site,
-        outcome="used",
-        epsilon=header.privacy.epsilon if header.privacy else None,
-        update_bytes=sum(value.nbytes for value in reply.update.values()),
-        fields=reply_fields(reply),
-        header=header,
-    )
+        recorded = header.model_copy(update={"is_within_clip": None})
+    return _Read(header, request, fault, recorded, tuple(reply.update), reply_fields(reply))
 
 
 @lru_cache(maxsize=2**17)

@@ -2,18 +2,20 @@
 
 in        a round that the server plans; an update that a site protected
 out       requests and replies (training, noisy counts), Hello, Refusal; wire.py turns them into Flower's records
-relies on config.py for the run's settings
+relies on config.py for the run's settings, on row.py for how an update lies in memory
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Literal
 
+from jaxtyping import Shaped
 from pydantic import Field
 from torch import Tensor
 
 from shared.config import Clipping, NoiseKind, RunConfig, Settings
+from shared.row import view_of_all
 
 PROTOCOL_VERSION = 2
 
@@ -118,6 +120,11 @@ class TrainReply:
 
     header: ReplyHeader
     update: dict[str, Tensor]
+
+    @cached_property
+    def row(self) -> Shaped[Tensor, "P"] | None:
+        """The update as one flat view, looked for once; None where its tensors do not lie one behind the other."""
+        return view_of_all(list(self.update.values()))
 
 
 @dataclass(frozen=True)

@@ -20,14 +20,17 @@ def view_of_all(tensors: Sequence[Tensor]) -> Shaped[Tensor, "P"] | None:
         return None
     first = tensors[0]
     dtype, size, start, address = first.dtype, first.element_size(), first.storage_offset(), first.data_ptr()
-    count = 0
+    place = start
     for tensor in tensors:
         # both the place in its memory and the address: two tensors that agree in the two share that memory
-        is_next = tensor.storage_offset() == start + count and tensor.data_ptr() == address + count * size
-        if not (is_next and tensor.dtype == dtype and tensor.is_contiguous()):
+        if tensor.data_ptr() != address or tensor.storage_offset() != place or tensor.dtype != dtype:
             return None
-        count += tensor.numel()
-    return first.as_strided((count,), (1,), start)
+        if not tensor.is_contiguous():
+            return None
+        count = tensor.numel()
+        place += count
+        address += count * size
+    return first.as_strided((place - start,), (1,), start)
 
 
 def row_of_all(tensors: Sequence[Tensor]) -> Shaped[Tensor, "P"]:

@@ -188,9 +188,10 @@ def decode_reply(records: RecordDict, *, shapes: Shapes) -> TrainReply | Refusal
     Raises:
         WireError: a header or an array is not of the agreed form, or a number in it is not finite.
     """
-    return _refusal(records) or TrainReply(
-        header=_header(ReplyHeader, records), update=decode_arrays(records, shapes=shapes)
-    )
+    refusal = _refusal(records)
+    if refusal is not None:
+        return refusal
+    return _of_small_numbers(TrainReply(header=_header(ReplyHeader, records), update=_arrays(records, shapes=shapes)))
 
 
 def decode_train_message(message: Message, *, shapes: Shapes) -> TrainReply | Refusal:
@@ -209,8 +210,7 @@ def decode_train_message(message: Message, *, shapes: Shapes) -> TrainReply | Re
     for name, values in reply.update.items():
         _refuse_other_form(values, name=name, shape=shapes[name])
     update = {name: values.detach() if values.requires_grad else values for name, values in reply.update.items()}
-    _refuse_large(update)
-    return TrainReply(header=header, update=update)
+    return _of_small_numbers(TrainReply(header=header, update=update))
 
 
 def decode_statistics(records: RecordDict, *, num_counts: int) -> StatisticsReply | Refusal:
@@ -242,13 +242,18 @@ def decode_arrays(records: RecordDict, *, shapes: Shapes) -> dict[str, Tensor]:
     Raises:
         WireError: unknown or missing names, another shape or type, more bytes than the shape needs, NaN or infinity.
     """
+    tensors = _arrays(records, shapes=shapes)
+    _refuse_large(tensors, row=view_of_all(list(tensors.values())))
+    return tensors
+
+
+def _arrays(records: RecordDict, *, shapes: Shapes) -> dict[str, Tensor]:
+    """As `decode_arrays`, before the numbers themselves are looked at."""
     arrays = records.get(ARRAYS)
     if not isinstance(arrays, ArrayRecord) or records.keys() != {HEADER, ARRAYS}:
         raise WireError(f"message holds records {sorted(records)[:9]}; allowed: {[ARRAYS, HEADER]}")
     _refuse_other_names(arrays, shapes=shapes)
-    tensors = {name: _tensor(array, name=name, shape=shapes[name]) for name, array in arrays.items()}
-    _refuse_large(tensors)
-    return tensors
+    return {name: _tensor(array, name=name, shape=shapes[name]) for name, array in arrays.items()}
 
 
 def local_array_record(arrays: Mapping[str, Tensor]) -> ArrayRecord:
@@ -345,9 +350,13 @@ def _refuse_other_form(tensor: Tensor, *, name: str, shape: tuple[int, ...]) -> 
         raise WireError(f"array {name[:200]!r} is {came}; allowed: float32 {list(shape)}")
 
 
-def _refuse_large(tensors: Mapping[str, Tensor]) -> None:
-    """Every number of an update or a model is finite and of a size that can be."""
-    row = view_of_all(list(tensors.values()))
+def _of_small_numbers(reply: TrainReply) -> TrainReply:
+    _refuse_large(reply.update, row=reply.row)
+    return reply
+
+
+def _refuse_large(tensors: Mapping[str, Tensor], *, row: Tensor | None) -> None:
+    """Every number of an update or a model is finite and of a size that can be; `row` is all of them, or None."""
     if row is not None and _is_small(row):
         return
     for name, values in tensors.items():
