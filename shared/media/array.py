@@ -160,8 +160,11 @@ def _is_nan_or_infinite(cell: str) -> bool:
 
 
 def _as_finite_float32(values: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:
-    with np.errstate(over="ignore"):
+    if values.dtype == np.float32:
         numbers = np.ascontiguousarray(values, dtype=np.float32)
+    else:
+        with np.errstate(over="ignore"):
+            numbers = np.ascontiguousarray(values, dtype=np.float32)
     if not np.isfinite(numbers).all():
         first = tuple(int(index) for index in np.argwhere(~np.isfinite(numbers))[0])
         came = f"{values[first]} at {list(first)}"

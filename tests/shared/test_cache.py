@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from shared.cache import STALE_AFTER_S, FolderCache
@@ -50,6 +51,20 @@ def test_values_come_back_bit_for_bit(tmp_path: Path, folder: Path, dtype: torch
     assert stored.values.dtype == dtype
     assert torch.equal(stored.values, values)
     assert stored.positions == dict(zip(digests("a", "b", "c"), range(3), strict=True))
+
+
+def test_what_is_stored_is_a_safetensors_file_as_others_read_it(tmp_path: Path, folder: Path) -> None:
+    with safe_open(filled(tmp_path, folder), framework="pt") as file:
+        assert file.metadata()["key"] == "k"
+        assert torch.equal(file.get_tensor("values"), torch.arange(12.0).reshape(3, 4))
+        assert file.get_tensor("digests").numpy().tobytes() == b"".join(digests("a", "b", "c"))
+
+
+def test_values_of_a_type_without_a_name_are_not_stored_and_those_before_go(tmp_path: Path, folder: Path) -> None:
+    path = filled(tmp_path, folder)
+    cache = opened(tmp_path, folder)
+    cache.store("image", key="k", digests=digests("a"), values=torch.zeros(1, dtype=torch.complex64), withdrawn=True)
+    assert not path.exists()
 
 
 def test_another_key_modality_or_folder_finds_nothing(tmp_path: Path, folder: Path) -> None:
@@ -120,11 +135,11 @@ def test_only_the_owner_may_enter(tmp_path: Path, folder: Path) -> None:
 def test_nothing_half_written_is_left_or_read(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = filled(tmp_path, folder)
 
-    def fail(self: Path, target: Path) -> Path:
+    def fail(path: str, target: Path) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "replace", fail)
+        patch.setattr(os, "replace", fail)
         with pytest.raises(ConfigError, match="No space left on device"):
             filled(tmp_path, folder, values=torch.zeros(3, 4))
     stored = opened(tmp_path, folder).stored("image", key="k")

@@ -22,10 +22,10 @@ VECTOR = np.array([1.0, 3.0, -200.0], np.float32)
 )
 def test_the_vector_is_scaled_squashed_and_clipped_as_asked(options: FeaturesOptions, expected: list[float]) -> None:
     door = FeaturesPreprocessor(options, width=3)
-    values = door.read(VECTOR)
+    values = torch.stack([door.read(VECTOR), door.read(2 * VECTOR)])
 
-    torch.testing.assert_close(values, torch.tensor(expected))
-    assert torch.equal(door.finish(values[None]), values[None])
+    assert torch.equal(values[0], torch.from_numpy(VECTOR))
+    torch.testing.assert_close(door.finish(values)[0], torch.tensor(expected))
 
 
 def test_constants_that_do_not_fit_are_refused() -> None:
