@@ -72,6 +72,10 @@ class OpenRound:
     site_clip_norm: float | None
     """unit site: largest norm of the whole update"""
 
+    def at(self, site: SiteConfig) -> "OpenRound":
+        """The same round at another site of equal terms."""
+        return OpenRound(self.header, site, self.permitted, self.key, self.shapes, self.clip_norm, self.site_clip_norm)
+
     @property
     def names(self) -> tuple[str, ...]:
         """Parameters that are trained, in the model's order."""

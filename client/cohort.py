@@ -10,7 +10,8 @@ a site that is refused, has faulty data or breaks in training costs the others n
 
 import logging
 import os
-from collections.abc import Generator, Hashable, Iterator, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Generator, Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -62,18 +63,22 @@ def answer_cohort(
         arithmetic: of sites that are trained together; one that is trained by itself is so on the processor.
     """
     answers: dict[int, Answer] = {}
-    sites = reserved_sites(opened_sites(asked, answers), answers)
-    apart, paid = _apart(sites), {site.place: (site.opened.site.ledger, site.reservation) for site in sites}
+    sites = deque(reserved_sites(opened_sites(asked, answers), answers))
+    apart = _apart(sites)
+    paid: dict[int, tuple[Path, Reservation]] = {}
+    """of the answers that are there and have not left"""
     left: list[tuple[Path, Reservation]] = []
     place = 0
     try:
         for chunk in _chunks(_loaded(sites, answers, store=store), memory_bytes=memory_bytes):
             _answer(chunk, answers, apart=apart, arithmetic=arithmetic)
+            paid.update({site.place: (site.opened.site.ledger, site.reservation) for site in chunk})
+            chunk.clear()
             store.relieve()
             while place in answers:
-                answer = answers.pop(place)
-                if isinstance(answer, TrainReply):
-                    left.append(paid[place])
+                answer, payment = answers.pop(place), paid.pop(place, None)
+                if isinstance(answer, TrainReply) and payment is not None:
+                    left.append(payment)
                 place += 1
                 if place == len(asked):
                     _release(left)
@@ -83,22 +88,25 @@ def answer_cohort(
         _release(left)
 
 
-def _apart(sites: Sequence[CohortSite]) -> dict[Hashable, str]:
-    """Groups whose sites are trained one by one, and why; a run's reasons are told once."""
+def _apart(sites: Iterable[CohortSite]) -> dict[int, str]:
+    """Numbers the groups of sites; those whose sites are trained one by one, and why: a run's reasons are told once."""
     from client.cohort_training import why_apart
 
-    members: dict[Hashable, list[CohortSite]] = {}
+    numbers: dict[Hashable, int] = {}
+    firsts, sizes = list[CohortSite](), Counter[int]()
     for site in sites:
-        members.setdefault(site.group, []).append(site)
+        site.group = numbers.setdefault(site.kind, len(numbers))
+        sizes[site.group] += 1
+        if site.group == len(firsts):
+            firsts.append(site)
     reasons = {}
-    for group, (first, *rest) in members.items():
+    for number, first in enumerate(firsts):
         opened = first.opened
         model, training = built_model(opened.key), opened.permitted.run.training
         why = why_apart(model, names=opened.names, training=training, plan=first.plan)
-        if why is None:
-            continue
-        reasons[group] = why
-        _tell(opened.header.run_id, 1 + len(rest), why)
+        if why is not None:
+            reasons[number] = why
+            _tell(opened.header.run_id, sizes[number], why)
     return reasons
 
 
@@ -111,10 +119,10 @@ def _tell(run_id: str, num_sites: int, why: str) -> None:
 _told: set[tuple[str, str]] = set()
 
 
-def _loaded(sites: Sequence[CohortSite], answers: dict[int, Answer], *, store: SampleStore) -> Iterator[CohortSite]:
-    """Each paid site, in order, with its samples; a site that has none has its refusal."""
-    for start in range(0, len(sites), LOADED_AT_ONCE):
-        some = sites[start : start + LOADED_AT_ONCE]
+def _loaded(sites: deque[CohortSite], answers: dict[int, Answer], *, store: SampleStore) -> Iterator[CohortSite]:
+    """Each paid site, in order, with its samples; a site that has none has its refusal. Sites leave the queue."""
+    while sites:
+        some = [sites.popleft() for _ in range(min(LOADED_AT_ONCE, len(sites)))]
         keys, found = dict[int, WantedSamples](), dict[int, Samples | Exception]()
         for site in some:
             try:
@@ -180,14 +188,14 @@ def _chunks(sites: Iterator[CohortSite], *, memory_bytes: int) -> Iterator[list[
 
 
 def _answer(
-    chunk: Sequence[CohortSite], answers: dict[int, Answer], *, apart: Mapping[Hashable, str], arithmetic: Arithmetic
+    chunk: Sequence[CohortSite], answers: dict[int, Answer], *, apart: Mapping[int, str], arithmetic: Arithmetic
 ) -> None:
     """Trains a chunk, those that can share a pass together, and notes what leaves of each."""
-    groups: dict[Hashable, list[CohortSite]] = {}
+    groups: dict[int, list[CohortSite]] = {}
     for site in chunk:
         groups.setdefault(site.group, []).append(site)
-    for name, sites in groups.items():
-        if name in apart or len(sites) == 1:
+    for number, sites in groups.items():
+        if number in apart or len(sites) == 1:
             each_of(sites, partial(_answer_alone, answers=answers), answers)
         else:
             _answer_together(sites, answers, arithmetic=arithmetic)

@@ -14,9 +14,11 @@ from torch import Tensor
 
 from client.agent import OpenRound, ledger_at, open_round, plan_of, refuse, try_out
 from client.charge import charge_for_round
+from client.permission import Cards
 from client.plan import PrivacyPlan
 from client.run_model import check_weights, num_numbers
 from client.site import read_site
+from client.unchanged import Same
 from shared.batch import Samples
 from shared.errors import MotetError
 from shared.messages import Refusal, RequestHeader, TrainReply
@@ -33,7 +35,7 @@ Answer = TrainReply | Refusal
 log = logging.getLogger("motet.site")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Asked:
     """A round asked of one site; sites that were sent the same share header and weights, the very objects."""
 
@@ -43,7 +45,7 @@ class Asked:
     """the owner's settings, named by the owner's machine and not by the request"""
 
 
-@dataclass
+@dataclass(slots=True)
 class CohortSite:
     """One site on its way through a round."""
 
@@ -53,6 +55,8 @@ class CohortSite:
     history: History | None = None
     plan: PrivacyPlan | None = None
     pending: Pending | None = None
+    group: int = -1
+    """number of the sites that can be trained in one pass with it"""
     samples: Samples | None = None
     """while it is its turn"""
 
@@ -68,7 +72,7 @@ class CohortSite:
         return self.pending.paid
 
     @property
-    def group(self) -> Hashable:
+    def kind(self) -> Hashable:
         """What sites must have in common to be trained in one pass."""
         plan, opened = self.plan, self.opened
         kind = None if plan is None else (plan.unit, plan.clipping, plan.records_per_unit, plan.noise)
@@ -82,18 +86,23 @@ class CohortSite:
         numbers = num_numbers(self.opened.shapes) * (
             3 + _OPTIMIZER_STATES[self.opened.permitted.run.training.optimizer]
         )
-        rows = self.samples.inputs.values() if self.samples else ()
-        return 4 * numbers + sum(values.nbytes for values in rows)
+        return 4 * numbers + (self.samples.input_bytes if self.samples is not None else 0)
 
 
 def opened_sites(asked: Sequence[Asked], answers: dict[int, Answer]) -> list[CohortSite]:
     """The sites whose owners permit the round; `answers` takes the refusals of the others, here and below."""
-    sites = []
+    sites, cards, alike = [], Cards(), dict[Hashable, OpenRound]()
     # the very weights and shapes that many sites share; kept no longer than the round, whose weights they are
     checked: set[tuple[int, int]] = set()
     for place, each in enumerate(asked):
         try:
-            opened = open_round(each.header, site=read_site(each.site_file))
+            site = read_site(each.site_file)
+            # PRIVACY: one owner's leave stands for another's only where both say the same, about the very same request.
+            # test_one_owners_leave_is_nobody_elses, test_what_is_permitted_rests_on_the_terms_alone
+            same = (id(each.header), Same(cards.card_of(site.data)), site.terms)
+            known = alike.get(same)
+            opened = known.at(site) if known is not None else open_round(each.header, site=site, cards=cards)
+            alike.setdefault(same, opened)
             if (pair := (id(each.weights), id(opened.shapes))) not in checked:
                 check_weights(each.weights, shapes=opened.shapes)
                 checked.add(pair)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from types import TracebackType
 
@@ -33,9 +33,8 @@ _PRESENT, _TARGETS, _SUBJECTS = "\0present", "\0targets", "\0subjects"
 """columns beside those of the modalities, none of which has such a name"""
 
 
-@dataclass(frozen=True)
 class PackedSamples(Samples):
-    """One site's samples as views of a mapped segment that other sites' rows share.
+    """One site's samples as views of a mapped segment that other sites' rows share, each made when it is asked for.
 
     `subjects` are numbers in the order in which they first appear, enough for `rows_of_subjects`; `groups` is empty,
     because training asks for neither names nor groups.
@@ -45,6 +44,55 @@ class PackedSamples(Samples):
     """all rows of the segment, those not yet given to a site included; the same object for all sites in it"""
     first_row: int
     """row r of the site is row first_row + r of `pack`"""
+
+    def __init__(self, segment: "_Segment", *, first_row: int, num_rows: int) -> None:
+        # past the fields of the frozen class above, which are the views below
+        vars(self).update(pack=segment.pack, first_row=first_row, _segment=segment, _num_rows=num_rows)
+
+    def __len__(self) -> int:
+        return self._num_rows
+
+    @cached_property
+    def inputs(self) -> dict[str, Tensor]:
+        """Modality -> [N, ...]."""
+        return {name: values[self._rows] for name, values in self.pack.inputs.items()}
+
+    @cached_property
+    def present(self) -> Tensor:
+        """[N, M]."""
+        return self.pack.present[self._rows]
+
+    @cached_property
+    def targets(self) -> Tensor:
+        """[N]."""
+        return self.pack.targets[self._rows]
+
+    @cached_property
+    def subjects(self) -> tuple[str, ...]:
+        """The number of each row's subject, as a name."""
+        return _names(self._segment.subjects[self._rows].numpy().tobytes())
+
+    @property
+    def groups(self) -> dict[str, tuple[str, ...]]:
+        """None."""
+        return {}
+
+    @property
+    def numbers_a_row(self) -> int:
+        """As of any samples."""
+        return self._segment.numbers_a_row if self._num_rows else 0
+
+    @property
+    def input_bytes(self) -> int:
+        """As of any samples."""
+        return self._segment.input_bytes_a_row * self._num_rows
+
+    @property
+    def _rows(self) -> slice:
+        return slice(self.first_row, self.first_row + self._num_rows)
+
+    _segment: "_Segment"
+    _num_rows: int
 
 
 @dataclass(frozen=True)
@@ -77,12 +125,16 @@ class _Segment:
     used: int = 0
     pack: Batch = field(init=False)
     subjects: Tensor = field(init=False)
+    numbers_a_row: int = field(init=False)
+    input_bytes_a_row: int = field(init=False)
 
     def __post_init__(self) -> None:
         columns = {name: self._mapped(name, column) for name, column in self.form}
         self.subjects = columns.pop(_SUBJECTS)
         present, targets = columns.pop(_PRESENT), columns.pop(_TARGETS)
         self.pack = Batch(inputs=columns, present=present, targets=targets)
+        self.numbers_a_row = self.pack.numbers_a_row
+        self.input_bytes_a_row = self.pack.input_bytes // self.capacity
 
     def append(self, rows: dict[str, Tensor], *, num_rows: int) -> int:
         """Writes one site's rows behind the last ones; where they begin."""
@@ -151,7 +203,7 @@ class SampleStore:
             if place is None:
                 return None
             segment = self._segments[place[0]]
-        return _packed(segment, first=place[1], num_rows=place[2])
+        return PackedSamples(segment, first_row=place[1], num_rows=place[2])
 
     def put(self, key: Hashable, samples: Samples) -> PackedSamples:
         """The same samples, stored; in place of those under the key, if there were any.
@@ -171,7 +223,7 @@ class SampleStore:
             except OSError as error:
                 raise _unusable(self._folder, error) from None
             self._places[key] = (number, first, len(samples))
-        return _packed(segment, first=first, num_rows=len(samples))
+        return PackedSamples(segment, first_row=first, num_rows=len(samples))
 
     def relieve(self) -> None:
         """Gives back the memory of all rows read so far; the next look at one reads it from the file again."""
@@ -226,19 +278,6 @@ def _loaded(loader: Callable[[], Samples]) -> Samples | Exception:
         return loader()
     except Exception as error:  # noqa: BLE001  one site's fault is its own answer, and the others go on
         return error
-
-
-def _packed(segment: _Segment, *, first: int, num_rows: int) -> PackedSamples:
-    pack, rows = segment.pack, slice(first, first + num_rows)
-    return PackedSamples(
-        inputs={name: values[rows] for name, values in pack.inputs.items()},
-        present=pack.present[rows],
-        targets=pack.targets[rows],
-        subjects=_names(segment.subjects[rows].numpy().tobytes()),
-        groups={},
-        pack=pack,
-        first_row=first,
-    )
 
 
 @lru_cache(maxsize=1024)

@@ -8,6 +8,7 @@ relies on nothing that arrives over the network
 import os
 from collections.abc import Hashable
 from functools import lru_cache
+from operator import itemgetter
 from pathlib import Path
 from typing import Literal
 
@@ -80,6 +81,12 @@ class SiteConfig(Settings):
             )
         return self
 
+    @property
+    def terms(self) -> tuple[Hashable, ...]:
+        """All that decides, beside its folder's card, what runs are permitted; equal for owners who permit the same."""
+        terms: tuple[Hashable, ...] = _terms(vars(self))
+        return terms
+
     def nominal_units(self, unit: Unit) -> int:
         """The public number of what a mechanism samples and protects here."""
         return self.nominal_subjects if unit == "subject" and self.nominal_subjects is not None else self.nominal_size
@@ -118,4 +125,7 @@ def _one_object(value: Hashable) -> Hashable:
 _OWN = ("name", "data", "data_set", "nominal_size", "nominal_subjects", "max_parameters")
 """numbers, and what hardly two sites have the same"""
 _FIELDS = set(SiteConfig.model_fields)
+_terms = itemgetter(
+    *sorted(_FIELDS - {"name", "data", "data_set", "nominal_size", "nominal_subjects", "ledger", "cache"})
+)
 _read_unless_known = Unchanged(_read)

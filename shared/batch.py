@@ -27,6 +27,16 @@ class Batch:
     def __len__(self) -> int:
         return len(self.targets)
 
+    @property
+    def numbers_a_row(self) -> int:
+        """How many numbers the inputs of one sample are; 0 where there is none."""
+        return sum(values[0].numel() for values in self.inputs.values() if len(values))
+
+    @property
+    def input_bytes(self) -> int:
+        """What the inputs take in memory, those that are blank included."""
+        return sum(values.nbytes for values in self.inputs.values())
+
     def take(self, rows: Int[Tensor, "B"]) -> "Batch":
         """The named rows, in the order given; no rows give a batch of size 0."""
         return Batch(
