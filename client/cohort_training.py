@@ -38,7 +38,7 @@ from shared.errors import ModelError, PrivacyError
 from shared.model.dropout import draws_keys
 from shared.privacy.noise import RandomSource
 
-NUMBERS_AT_ONCE = 1 << 20
+NUMBERS_AT_ONCE = 1 << 21
 """weights and activations of a piece of a cohort: few enough for the processor's cache, enough to hide what a call
 costs"""
 WORTH_A_THREAD = 1 << 18
@@ -328,7 +328,7 @@ def _check(members: Sequence[Member]) -> None:
 
 def _numbers(samples: Samples, *, public: PublicNumbers, num_weights: int) -> int:
     """About how many weights and inputs a step of one site looks at."""
-    row = sum(value[0].numel() for value in samples.inputs.values() if len(value))
+    row = samples.numbers_a_row
     return num_weights + int(public.expected_batch_size * public.records_per_unit + 1) * row
 
 
