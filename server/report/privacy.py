@@ -97,7 +97,28 @@ def privacy_json(record: RunRecord, *, document: Document) -> str:
         "deployment_registry": entry.model_dump(mode="json", exclude_none=True) if entry else None,
         "document": _words_of(document),
     }
-    return json.dumps(held, indent=2, ensure_ascii=False) + "\n"
+    return _laid_out(held) + "\n"
+
+
+def _laid_out(value: object, *, margin: str = "") -> str:
+    """JSON to look at: a level a line further in, but a list or table of plain values on one line.
+
+    A line for each number would make half a million of the curves of a thousand sites.
+    """
+    inner = margin + "  "
+    match value:
+        case dict() if any(isinstance(each, dict | list | tuple) for each in value.values()):
+            lines = [
+                f"{json.dumps(name, ensure_ascii=False)}: {_laid_out(value[name], margin=inner)}" for name in value
+            ]
+            opening, closing = "{", "}"
+        case list() | tuple() if any(isinstance(each, dict | list | tuple) for each in value):
+            lines = [_laid_out(each, margin=inner) for each in value]
+            opening, closing = "[", "]"
+        case _:
+            return json.dumps(value, ensure_ascii=False)
+    between = f",\n{inner}"
+    return f"{opening}\n{inner}{between.join(lines)}\n{margin}{closing}"
 
 
 def _words_of(document: Document) -> dict[str, object]:

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from motet import app
@@ -18,7 +20,7 @@ from server.report.left import field_rows
 from server.report.levels import levels
 from server.report.markdown import escaped, to_markdown
 from server.report.page import render_page
-from server.report.privacy import NAMES, privacy_document, privacy_json, write_privacy
+from server.report.privacy import NAMES, _laid_out, privacy_document, privacy_json, write_privacy
 from server.report.privacy_words import read_privacy_words
 from server.report.promise import plain_guarantee
 from server.report.words import read_words
@@ -93,6 +95,22 @@ def test_every_statement_stands_on_the_page_in_markdown_and_in_json(kind: str) -
         assert flat(text) in page, text
         assert escaped(text) in markdown, text
         assert json.dumps(text, ensure_ascii=False)[1:-1] in held, text
+
+
+PLAIN = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5)
+
+
+@given(st.recursive(PLAIN, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner)))
+@settings(max_examples=60, deadline=None)
+def test_laid_out_json_says_what_plain_json_says(value: object) -> None:
+    assert json.loads(_laid_out(value)) == json.loads(json.dumps(value))
+
+
+def test_a_curve_of_many_rounds_is_one_line_of_json() -> None:
+    record = build_record(rounds=8)
+    text = privacy_json(record, document=privacy_document(record))
+    for site, curve in json.loads(text)["epsilon_by_round"]["sites"].items():
+        assert f"{json.dumps(site)}: {json.dumps(curve)}" in text
 
 
 @pytest.mark.parametrize("kind", KINDS)
