@@ -319,6 +319,21 @@ def test_each_pass_holds_as_many_rows_as_the_model_says_whatever_was_drawn(
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
 
 
+def test_an_exchanged_layer_or_weight_is_seen_by_an_engine_that_knew_the_one_before() -> None:
+    model, batch, engine = Chain(nn.Linear(3, 2), nn.Linear(2, 2)), batch_of(torch.ones(2, 3)), BookkeepingEngine()
+
+    def new_layer() -> None:
+        model.layers[0] = nn.Linear(3, 2)
+
+    def new_weight() -> None:
+        model.layers[1].weight = nn.Parameter(torch.ones(2, 2))
+
+    for exchange in (lambda: None, new_layer, new_weight):
+        exchange()
+        wanted, found = (summed(each, model, batch, clip=Clip(0.1))[0] for each in (ReferenceEngine(), engine))
+        torch.testing.assert_close(found, wanted)
+
+
 @pytest.mark.parametrize("rows_per_unit", [1, 3])
 def test_where_it_is_asked_for_no_pass_has_more_than_a_microbatch(
     rows_per_unit: int, monkeypatch: pytest.MonkeyPatch
