@@ -73,7 +73,10 @@ def make_plan(sites: list[Hello], *, run: RunConfig, model: MultimodalModel) -> 
             f"{len(able)} of {len(sites)} sites have any of {list(run.modalities)} and a nominal size that can be; "
             f"federation.min_sites asks for {run.federation.min_sites}"
         )
-    names = {site.site: trainable_names(model, [m for m in run.modalities if m in site.modalities]) for site in able}
+    shared = {site.site: tuple(name for name in run.modalities if name in site.modalities) for site in able}
+    # one object for all sites with the same modalities: the model is gone through once for them, not ten thousand times
+    of_modalities = {some: trainable_names(model, some) for some in dict.fromkeys(shared.values())}
+    names = {site: of_modalities[some] for site, some in shared.items()}
     if run.federation.site_sample_rate is not None:
         plan = Plan(tuple(able), rounds=None, planned=dict.fromkeys(names, run.federation.rounds), names=names)
         if run.local_privacy is not None:
