@@ -223,11 +223,11 @@ class OpenLedger:
         self._last_number = number = self._last_number + 1
         run_id, round_number, attempt = which
         self._attempts[data_set, run_id, round_number] = attempt
-        row = (number, data_set, unit, mechanism, use.noise_multiplier, use.sample_rate, use.steps, *which, self._now)
+        row = (number, data_set, unit, mechanism, use.noise_multiplier, use.sample_rate, use.steps, *which, self._time)
         self._unwritten.append(row)
         self._unwritten_of.add(data_set)
         is_counts = mechanism == "counts"
-        self._totals.note_row((number, data_set, *which, self._now), unit=unit, is_counts=is_counts, use=use)
+        self._totals.note_row((number, data_set, *which, self._time), unit=unit, is_counts=is_counts, use=use)
         return number
 
     def _end(self, reservations: Sequence[Reservation], state: Literal["released", "void"]) -> None:
@@ -252,13 +252,13 @@ class OpenLedger:
                     raise PermissionRefused(f"{self._path}: reservation {each.id} is {before} already")
                 ended.add(each.id)
         self._connection.executemany(
-            "INSERT INTO endings VALUES (?, ?, ?)", [(each.id, state, self._now) for each in reservations]
+            "INSERT INTO endings VALUES (?, ?, ?)", [(each.id, state, self._time) for each in reservations]
         )
 
     @cached_property
-    def _now(self) -> str:
-        """When all of it is done, to the second."""
-        return datetime.now(UTC).isoformat(timespec="seconds")
+    def _time(self) -> str:
+        """When all of it is done."""
+        return _now()
 
 
 def _pieces(values: Sequence[Piece]) -> Iterator[Sequence[Piece]]:
@@ -267,3 +267,8 @@ def _pieces(values: Sequence[Piece]) -> Iterator[Sequence[Piece]]:
 
 def _marks(values: Sequence[object]) -> str:
     return ",".join("?" * len(values))
+
+
+def _now() -> str:
+    """To the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
