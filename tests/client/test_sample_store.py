@@ -73,6 +73,8 @@ def same(packed: PackedSamples, samples: Samples) -> bool:
         and packed.inputs.keys() == samples.inputs.keys() == packed.pack.inputs.keys()
         and all(torch.equal(each.present, samples.present) for each in (packed, gathered))
         and all(torch.equal(each.targets, samples.targets) for each in (packed, gathered))
+        and len(packed) == len(samples)
+        and (packed.numbers_a_row, packed.input_bytes) == (samples.numbers_a_row, samples.input_bytes)
         and len(packed.rows_of_subjects) == len(samples.rows_of_subjects)
         and all(map(torch.equal, packed.rows_of_subjects, samples.rows_of_subjects))
     )
