@@ -322,13 +322,16 @@ def test_each_pass_holds_as_many_rows_as_the_model_says_whatever_was_drawn(
 def test_an_exchanged_layer_or_weight_is_seen_by_an_engine_that_knew_the_one_before() -> None:
     model, batch, engine = Chain(nn.Linear(3, 2), nn.Linear(2, 2)), batch_of(torch.ones(2, 3)), BookkeepingEngine()
 
+    def nothing() -> None:
+        pass
+
     def new_layer() -> None:
         model.layers[0] = nn.Linear(3, 2)
 
     def new_weight() -> None:
         model.layers[1].weight = nn.Parameter(torch.ones(2, 2))
 
-    for exchange in (lambda: None, new_layer, new_weight):
+    for exchange in (nothing, new_layer, new_weight):
         exchange()
         wanted, found = (summed(each, model, batch, clip=Clip(0.1))[0] for each in (ReferenceEngine(), engine))
         torch.testing.assert_close(found, wanted)
