@@ -129,10 +129,8 @@ def train_cohort(
     with only_trained(model, names), _one_thread_an_operation(), _in_training(model), arithmetic.in_force():
         number = min(len(pieces), workers)
         copies = [Stacked(each, names=names) for each in _copies(model, number=number, place=arithmetic.place)]
-        before = torch.default_generator.get_state()
-        _share_out(pieces, train, copies=copies)
-        if not torch.equal(before, torch.default_generator.get_state()):
-            raise ModelError("the model draws from torch's generator, which sites trained side by side cannot share")
+        with _without_draws():
+            _share_out(pieces, train, copies=copies)
     return [results[place] for place in range(len(members))]
 
 
@@ -380,6 +378,15 @@ def _in_training(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+@contextmanager
+def _without_draws() -> Iterator[None]:
+    """Refuses a model that moves torch's generator: which site got which numbers would be the threads' affair."""
+    before = torch.default_generator.get_state()
+    yield
+    if not torch.equal(before, torch.default_generator.get_state()):
+        raise ModelError("the model draws from torch's generator, which sites trained side by side cannot share")
 
 
 @contextmanager

@@ -70,7 +70,7 @@ def train_round(
     start = {name: parameter.detach().clone() for name, parameter in trained.items()}
     public = public_numbers(training, plan=plan, nominal_size=nominal_size)
     engine, clip, excess = _engine(model, training=training, plan=plan), clip_of(plan), 0.0
-    draws = draws_keys(model)
+    keyed = draws_keys(model)
     with _as_given(model, trained, start), _own_randomness(sampling, next(iter(trained.values())).device):
         optimizer = NoisyOptimizer(
             inner_optimizer(
@@ -86,11 +86,7 @@ def train_round(
             optimizer.attach_step_hook(_pull(trained, start, mu=training.proximal_mu))
         # PRIVACY: as many steps as were charged, whatever was drawn. test_empty_batches_are_noised_and_counted
         for _ in range(public.steps):
-            batch = samples.take(public.draw(samples, source=sampling))
-            if modality_dropout:
-                batch = hide_modalities(batch, chance=modality_dropout, source=sampling)
-            if draws:
-                batch = with_keys(batch, source=sampling)
+            batch = _drawn(samples, public=public, hidden=modality_dropout, keyed=keyed, source=sampling)
             clipped = engine.clipped_sum(model, batch, names=names, clip=clip, rows_per_unit=public.records_per_unit)
             optimizer.zero_grad()
             optimizer.clipped_sums = [clipped.sums[name] for name in names]
@@ -100,6 +96,14 @@ def train_round(
                 excess += noisy_excess(clipped.unclipped, units=units, plan=plan, noise=noise)
         update = {name: parameter.detach() - start[name] for name, parameter in trained.items()}
     return TrainedRound(update, unclipped_share=unclipped_share(excess, public=public, plan=plan))
+
+
+def _drawn(samples: Samples, *, public: "PublicNumbers", hidden: float, keyed: bool, source: RandomSource) -> Batch:
+    """The batch of one step: who enters it, which modalities they hide, and what goes into their dropout."""
+    batch = samples.take(public.draw(samples, source=source))
+    if hidden:
+        batch = hide_modalities(batch, chance=hidden, source=source)
+    return with_keys(batch, source=source) if keyed else batch
 
 
 def learning_rate(training: TrainingSettings, *, round_number: int, rounds: int) -> float:
