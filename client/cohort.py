@@ -2,45 +2,40 @@
 
 in        the requests of one round, decoded, and the path of each owner's settings
 out       one answer for each, in order: a protected update or a refusal; of a few sites at a time
-relies on cohort_entry.py for who takes part, cohort_training.py for what many do in one pass, agent.py for the rest
+relies on cohort_entry.py for who takes part, cohort_loading.py for data, cohort_training.py for what many do in one
+          pass, agent.py for the rest
 
 For simulations, where one process stands for all owners. Nothing passes from one site to another but the time it takes:
 a site that is refused, has faulty data or breaks in training costs the others nothing.
 """
 
 import logging
-import os
 from collections import Counter, deque
 from collections.abc import Generator, Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 from client.agent import (
-    WantedSamples,
     bounded_updates,
     close_round,
     ledger_at,
     nominal_size,
-    read_samples,
-    refuse,
     sources_of,
     train_alone,
-    wanted_samples,
 )
 from client.arithmetic import PLAIN, Arithmetic
 from client.bounded import Bounded
 from client.cohort_entry import Answer, Asked, CohortSite, each_of, opened_sites, refuse_all, reserved_sites
+from client.cohort_loading import loaded_sites
 from client.run_model import built_model, model_with
-from client.sample_store import SampleStore, load_many
+from client.sample_store import SampleStore
 from shared.batch import Samples
-from shared.errors import ManifestError, ModelError, MotetError
-from shared.messages import Refusal, TrainReply
+from shared.errors import ModelError, MotetError
+from shared.messages import TrainReply
 from shared.privacy.ledger import Reservation
 
 __all__ = ["Asked", "answer_cohort"]
 
-LOADED_AT_ONCE = 32
-"""sites whose data is read side by side, and held in memory until it is in the store"""
 ENOUGH_SITES, ENOUGH_BYTES = 64, 2**28
 """trained together, also where more would fit: some pieces for each thread; a pass of more is no faster by site, and
 its updates are all held until the last of them was read"""
@@ -70,7 +65,7 @@ def answer_cohort(
     left: list[tuple[Path, Reservation]] = []
     place = 0
     try:
-        for chunk in _chunks(_loaded(sites, answers, store=store), memory_bytes=memory_bytes):
+        for chunk in _chunks(loaded_sites(sites, answers, store=store), memory_bytes=memory_bytes):
             _answer(chunk, answers, apart=apart, arithmetic=arithmetic)
             paid.update({site.place: (site.opened.site.ledger, site.reservation) for site in chunk})
             chunk.clear()
@@ -117,56 +112,6 @@ def _tell(run_id: str, num_sites: int, why: str) -> None:
 
 
 _told: set[tuple[str, str]] = set()
-
-
-def _loaded(sites: deque[CohortSite], answers: dict[int, Answer], *, store: SampleStore) -> Iterator[CohortSite]:
-    """Each paid site, in order, with its samples; a site that has none has its refusal. Sites leave the queue."""
-    while sites:
-        some = [sites.popleft() for _ in range(min(LOADED_AT_ONCE, len(sites)))]
-        keys, found = dict[int, WantedSamples](), dict[int, Samples | Exception]()
-        for site in some:
-            try:
-                keys[site.place] = wanted_samples(site.opened.permitted, site=site.opened.site)
-                known = store.get(keys[site.place])
-            except Exception as error:  # noqa: BLE001  one site's fault is its own answer
-                found[site.place] = error
-            else:
-                if known is not None:
-                    found[site.place] = known
-        missing = [site for site in some if site.place not in found]
-        # PRIVACY: only of sites whose cost is on the disk. test_every_cost_of_a_cohort_is_on_disk_before_data_is_read
-        readers = [partial(_read, site.reservation, keys[site.place]) for site in missing]
-        for site, read in zip(missing, load_many(readers, workers=os.cpu_count() or 1), strict=True):
-            found[site.place] = read if isinstance(read, Exception) else _kept(store, keys[site.place], read)
-        for site in some:
-            samples = found[site.place]
-            if isinstance(samples, Exception):
-                answers[site.place] = _unreadable(site, samples)
-            else:
-                site.samples = samples
-                yield site
-
-
-def _kept(store: SampleStore, wanted: WantedSamples, samples: Samples) -> Samples | Exception:
-    try:
-        return store.put(wanted, samples)
-    except Exception as error:  # noqa: BLE001  a full disk is the site's own answer
-        return error
-
-
-def _read(_paid: Reservation, wanted: WantedSamples) -> Samples:
-    return read_samples(wanted)
-
-
-def _unreadable(site: CohortSite, error: Exception) -> Refusal:
-    """The refusal of a site whose data cannot be had; its round is given back where its owner's own check says so."""
-    if isinstance(error, ManifestError):
-        try:
-            # PRIVACY: before any mechanism ran, and for nothing else. test_only_faulty_data_of_a_cohort_is_given_back
-            ledger_at(site.opened.site.ledger).void(site.reservation)
-        except MotetError as failure:
-            error = failure
-    return refuse(site.asked.site_file, error)
 
 
 def _chunks(sites: Iterator[CohortSite], *, memory_bytes: int) -> Iterator[list[CohortSite]]:

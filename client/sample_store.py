@@ -10,8 +10,7 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Callable, Hashable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Hashable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -259,25 +258,6 @@ class SampleStore:
         if num_rows <= room:
             self._open[form] = len(self._segments) - 1
         return len(self._segments) - 1
-
-
-def load_many(loaders: Sequence[Callable[[], Samples]], *, workers: int) -> list[Samples | Exception]:
-    """What each loader gave or raised, in their order, with `workers` threads at work; never raises itself.
-
-    Reading files, decoding media and hashing let other threads run, so a round's next sites can be loaded while the
-    ones before them train. The caller sees to it that each is paid for before it is in the list.
-    """
-    if workers <= 1 or len(loaders) <= 1:
-        return [_loaded(loader) for loader in loaders]
-    with ThreadPoolExecutor(workers, thread_name_prefix="motet-load") as pool:
-        return list(pool.map(_loaded, loaders))
-
-
-def _loaded(loader: Callable[[], Samples]) -> Samples | Exception:
-    try:
-        return loader()
-    except Exception as error:  # noqa: BLE001  one site's fault is its own answer, and the others go on
-        return error
 
 
 @lru_cache(maxsize=1024)

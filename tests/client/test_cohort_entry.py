@@ -147,7 +147,7 @@ def test_a_round_looks_at_each_of_a_sites_files_once(
 def test_nothing_is_held_of_a_site_whose_answer_has_left(
     tmp_path: Path, store: SampleStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("client.cohort.LOADED_AT_ONCE", 1)
+    monkeypatch.setattr("client.cohort_loading.LOADED_AT_ONCE", 1)
     asked, held = asked_of(add_sites(tmp_path, 6), NO_NOISE), []
     for _ in answer_cohort(asked, store=store, memory_bytes=1):
         gc.collect()

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from client.sample_store import STALE_AFTER_S, PackedSamples, SampleStore, load_many
+from client.sample_store import STALE_AFTER_S, PackedSamples, SampleStore
 from shared.batch import Samples
 from shared.errors import ConfigError
 
@@ -319,32 +318,3 @@ for start, stop in ((0, 200), (200, 2000)):
     (_, few), (touched, many) = (tuple(map(float, line.split())) for line in child.stdout.splitlines())
     assert touched - many > 25
     assert abs(many - few) < 6
-
-
-def test_each_loader_has_its_answer_in_its_place() -> None:
-    def loader(number: int) -> Callable[[], Samples]:
-        def load() -> Samples:
-            time.sleep(0.001 * (5 - number % 5))
-            if number % 3 == 0:
-                raise ConfigError(str(number))
-            return site(number, Shape(number, 1, torch.float32, False, 1))
-
-        return load
-
-    for workers in (1, 3):
-        answers = load_many([loader(number) for number in range(10)], workers=workers)
-        assert [str(each) if isinstance(each, Exception) else len(each) for each in answers] == [
-            str(number) if number % 3 == 0 else number for number in range(10)
-        ]
-        assert load_many([], workers=workers) == []
-
-
-def test_loaders_work_side_by_side() -> None:
-    """Each waits for the other: one after another they would never end."""
-    meeting = threading.Barrier(2, timeout=30)
-
-    def load() -> Samples:
-        meeting.wait()
-        return site(0, Shape(2, 1, torch.float32, False, 1))
-
-    assert [type(each) for each in load_many([load, load], workers=2)] == [Samples, Samples]
