@@ -133,17 +133,18 @@ class Stacked:
             ModelError: a trained parameter is used from outside its layer.
         """
         layers = self._passed(weights, batch, rows=rows, shares=real, keeps_units=True)
-        squares = torch.stack([layer.square_norms() for layer in layers])
-        norms = squares.sum(dim=0).sqrt_()
-        # a sum of lengths is finite where each is; what overflows it is told apart unit by unit
-        broken = None if math.isfinite(float(norms.sum())) else norms.isfinite()
-        factors, within = _factors(squares, norms=norms, clip=clip)
-        # PRIVACY: a unit that pads the batch has no part in the sum. test_padding_contributes_exactly_nothing
-        factors = (factors * real).to(self._parameters[0].dtype)
         if into is None:
             into = self._room(cast("Tensor", weights))
-        for layer, own, of_units in zip(layers, self._by_layer(into), factors.expand(len(layers), -1, -1), strict=True):
-            layer.sum_into(own, factors=of_units, finite=broken)
+        with self._in_full():
+            squares = torch.stack([layer.square_norms() for layer in layers])
+            norms = squares.sum(dim=0).sqrt_()
+            # a sum of lengths is finite where each is; what overflows it is told apart unit by unit
+            broken = None if math.isfinite(float(norms.sum())) else norms.isfinite()
+            factors, within = _factors(squares, norms=norms, clip=clip)
+            # PRIVACY: a unit that pads the batch has no part in the sum. test_padding_contributes_exactly_nothing
+            factors = (factors * real).to(self._parameters[0].dtype).expand(len(layers), -1, -1)
+            for layer, own, of_units in zip(layers, self._by_layer(into), factors, strict=True):
+                layer.sum_into(own, factors=of_units, finite=broken)
         return StackedSum(sums=into, unclipped=(within & real).sum(dim=1).double())
 
     @torch.no_grad()
@@ -159,8 +160,9 @@ class Stacked:
         """Every site's sum without any clipping, divided: for training without privacy alone."""
         layers = self._passed(weights, batch, rows=rows, shares=real / denominators, keeps_units=False)
         sums = self._room(weights)
-        for layer, own in zip(layers, self._by_layer(sums), strict=True):
-            layer.sum_into(own)
+        with self._in_full():
+            for layer, own in zip(layers, self._by_layer(sums), strict=True):
+                layer.sum_into(own)
         return sums
 
     @torch.no_grad()
@@ -181,8 +183,16 @@ class Stacked:
             into: may be the very memory of `start`.
         """
         layers = self._passed(start, batch, rows=rows, shares=real / denominators, keeps_units=False)
-        for layer, after, before in zip(layers, self._by_layer(into), self._by_layer(start), strict=True):
-            layer.descend_into(after, start=before, rate=rate)
+        with self._in_full():
+            for layer, after, before in zip(layers, self._by_layer(into), self._by_layer(start), strict=True):
+                layer.descend_into(after, start=before, rate=rate)
+
+    def _in_full(self) -> AbstractContextManager[object]:
+        """No product is rounded further than its factors, whatever the model was told to compute in."""
+        # PRIVACY: a clipped sum that is rounded to bfloat16 may be longer than the norm.
+        # test_in_bf16_a_unit_still_moves_the_sum_by_at_most_the_clip_norm
+        kind = self._parameters[0].device.type
+        return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
     def _room(self, weights: Tensor) -> Tensor:
         """Memory for the sums, the same for each call: new pages would cost more than what is written to them."""
@@ -206,7 +216,8 @@ class Stacked:
             total = losses @ self._of_rows(shares, rows=rows, dtype=losses.dtype)
             found: Sequence[Tensor | None] = [None] * (1 + len(self.names))
             if total.requires_grad:
-                found = torch.autograd.grad(total, [switch, *self._parameters], allow_unused=True)
+                with self._in_full():
+                    found = torch.autograd.grad(total, [switch, *self._parameters], allow_unused=True)
         # PRIVACY: what a weight adds from outside its layer no norm would count.
         # test_weights_used_from_outside_their_layer_are_refused
         used = [name for name, outside in zip(self.names, found[1:], strict=True) if outside is not None]
