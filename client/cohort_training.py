@@ -38,7 +38,7 @@ from shared.errors import ModelError, PrivacyError
 from shared.model.dropout import draws_keys
 from shared.privacy.noise import RandomSource
 
-NUMBERS_AT_ONCE = 1 << 21
+NUMBERS_AT_ONCE = 1 << 22
 """weights and activations of a piece of a cohort: few enough for the processor's cache, enough to hide what a call
 costs"""
 WORTH_A_THREAD = 1 << 18
