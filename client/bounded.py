@@ -14,9 +14,10 @@ from torch import Tensor
 from client.private_training import TrainedRound
 from shared.config import PrivacySettings
 from shared.privacy.mechanism import clip_update, clip_updates
+from shared.row import matrix_of_all, row_of_all
 
 SITES_AT_ONCE = 64
-"""whose updates are laid side by side, which takes their memory twice"""
+"""whose updates are laid side by side, which takes their memory twice where they do not lie so already"""
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Bounded:
 def bounded(
     trained: Sequence[TrainedRound], *, central: PrivacySettings | None, clip_norm: float | None
 ) -> list[Bounded]:
-    """Each site's update as it may leave, in order.
+    """Each site's update as it may leave, in order; what was trained may be written over.
 
     Args:
         trained: of sites with the same parameters.
@@ -50,14 +51,26 @@ def bounded(
             update, was_within = clip_update(some[0].update, clip_norm=clip_norm, per_layer=per_layer)
             clipped = [(update, was_within)]
         else:
-            stacked = {name: torch.stack([each.update[name] for each in some]) for name in some[0].update}
-            values, within = clip_updates(stacked, clip_norm=clip_norm, per_layer=per_layer)
-            rows = zip(*(value.unbind() for value in values.values()), strict=True)
-            clipped = [
-                (dict(zip(values, row, strict=True)), one) for row, one in zip(rows, within.tolist(), strict=True)
-            ]
+            clipped = _clipped_together(some, clip_norm=clip_norm, per_layer=per_layer)
         result += [
             Bounded(update, each.unclipped_share, was_within if is_told else None)
             for each, (update, was_within) in zip(some, clipped, strict=True)
         ]
     return result
+
+
+def _clipped_together(
+    trained: Sequence[TrainedRound], *, clip_norm: float, per_layer: bool
+) -> list[tuple[dict[str, Tensor], bool]]:
+    """Each update clipped, and whether it was within the norm; those of one cohort are clipped where they lie."""
+    rows = [row_of_all(list(each.update.values())) for each in trained]
+    matrix = matrix_of_all(rows)
+    matrix = torch.stack(rows) if matrix is None else matrix
+    like = trained[0].update
+    parts = matrix.split_with_sizes([value.numel() for value in like.values()], dim=1)
+    views = {name: part.view(len(rows), *value.shape) for (name, value), part in zip(like.items(), parts, strict=True)}
+    _, within = clip_updates(views, clip_norm=clip_norm, per_layer=per_layer, in_place=True)
+    return [
+        ({name: view[number] for name, view in views.items()}, was_within)
+        for number, was_within in enumerate(within.tolist())
+    ]

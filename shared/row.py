@@ -33,6 +33,21 @@ def view_of_all(tensors: Sequence[Tensor]) -> Shaped[Tensor, "P"] | None:
     return first.as_strided((place - start,), (1,), start)
 
 
+def matrix_of_all(rows: Sequence[Tensor]) -> Shaped[Tensor, "K P"] | None:
+    """Rows of one memory as the matrix whose rows they are; None where they do not lie evenly spaced in it."""
+    first, apart = rows[0], 0 if len(rows) == 1 else rows[1].storage_offset() - rows[0].storage_offset()
+    if len(rows) > 1 and apart < len(first):
+        return None
+    for number, row in enumerate(rows):
+        place, address = number * apart, number * apart * first.element_size()
+        # as above, both: rows that agree in the two share that memory
+        if row.storage_offset() != first.storage_offset() + place or row.data_ptr() != first.data_ptr() + address:
+            return None
+        if row.dtype != first.dtype or len(row) != len(first) or not row.is_contiguous():
+            return None
+    return first.as_strided((len(rows), len(first)), (apart, 1), first.storage_offset())
+
+
 def row_of_all(tensors: Sequence[Tensor]) -> Shaped[Tensor, "P"]:
     """All numbers of the tensors, of which there is at least one, one behind the other; a copy where it has to be."""
     row = view_of_all(tensors)

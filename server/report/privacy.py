@@ -6,6 +6,7 @@ relies on each part being made in a file of its own; nothing is claimed here
 """
 
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 
@@ -28,6 +29,8 @@ from server.report.words import Words as Meanings
 from server.report.words import read_words
 from server.settings import write_atomically
 
+DIGITS = 6
+"""of an epsilon by round in privacy.json"""
 NAMES = ("privacy.html", "privacy.json", "privacy.md")
 
 
@@ -91,13 +94,28 @@ def privacy_json(record: RunRecord, *, document: Document) -> str:
         "levels": [level.model_dump(mode="json") for level in levels(record)],
         "sites": [plan.model_dump(mode="json") for plan in record.privacy],
         "central": record.central.model_dump(mode="json") if record.central else None,
-        "epsilon_by_round": {"sites": epsilon_by_site(record), "whole_sites": central_epsilon(record)},
+        "epsilon_by_round": {
+            "sites": {site: [_rounded_up(value) for value in line] for site, line in epsilon_by_site(record).items()},
+            "whole_sites": central_epsilon(record),
+        },
         "audit": record.audit.model_dump(mode="json") if record.audit else None,
         "preflight": [check.model_dump(mode="json") for check in record.preflight],
         "deployment_registry": entry.model_dump(mode="json", exclude_none=True) if entry else None,
         "document": _words_of(document),
     }
     return _laid_out(held) + "\n"
+
+
+def _rounded_up(value: float) -> float:
+    """To six digits: half a million exact numbers of a thousand sites would be most of the file.
+
+    Never below the value, which stands in metrics.jsonl; infinity stays infinity.
+    """
+    if not value or not math.isfinite(value):
+        return value
+    unit: float = 10.0 ** (DIGITS - 1 - math.floor(math.log10(value)))
+    up = math.ceil(value * unit)
+    return up / unit if up / unit >= value else (up + 1) / unit
 
 
 def _laid_out(value: object, *, margin: str = "") -> str:

@@ -131,17 +131,18 @@ def clip_update(update: Mapping[str, Tensor], *, clip_norm: float, per_layer: bo
 
 
 def clip_updates(
-    updates: Mapping[str, Tensor], *, clip_norm: float, per_layer: bool
+    updates: Mapping[str, Tensor], *, clip_norm: float, per_layer: bool, in_place: bool = False
 ) -> tuple[dict[str, Tensor], Bool[Tensor, "K"]]:
-    """Whole updates of K sites, [K, ...] a parameter, each clipped as `clip_update` does it."""
+    """Whole updates of K sites, [K, ...] a parameter, clipped as `clip_update` clips one; `in_place`, those given."""
     norms = sample_norms(updates)
     factors, within = _factors(updates, norms=norms, clip=Clip(clip_norm, per_layer=per_layer))
-    clipped = {}
-    for name, value in updates.items():
-        shape = (len(norms), *[1] * (value.dim() - 1))
-        # PRIVACY: zero times NaN is NaN, so a broken update is emptied. test_an_update_is_clipped_as_one_unit
-        sound = torch.where(norms.isfinite().reshape(shape), value, 0.0)
-        clipped[name] = sound * factors[name].to(value.dtype).reshape(shape)
+    clipped, broken = {}, ~norms.isfinite()
+    for name, given in updates.items():
+        value = given if in_place else given.clone()
+        if bool(broken.any()):
+            # PRIVACY: zero times NaN is NaN, so a broken update is emptied. test_an_update_is_clipped_as_one_unit
+            value[broken] = 0.0
+        clipped[name] = value.mul_(factors[name].to(value.dtype).reshape(-1, *[1] * (value.dim() - 1)))
     return clipped, within
 
 

@@ -29,11 +29,23 @@ def trained_rounds(num: int) -> list[TrainedRound]:
     return [TrainedRound(update, unclipped_share=float(number)) for number, update in enumerate(updates)]
 
 
+def side_by_side(trained: list[TrainedRound]) -> list[TrainedRound]:
+    """The same as views of one matrix, as a cohort leaves them."""
+    matrix = torch.stack([torch.cat([value.reshape(-1) for value in each.update.values()]) for each in trained])
+    views = []
+    for row, each in zip(matrix, trained, strict=True):
+        parts = row.split([value.numel() for value in each.update.values()])
+        update = {key: part.view_as(value) for (key, value), part in zip(each.update.items(), parts, strict=True)}
+        views.append(TrainedRound(update, unclipped_share=each.unclipped_share))
+    return views
+
+
 @pytest.mark.parametrize("clipping", ["flat", "per-layer", "adaptive"])
-def test_updates_clipped_together_are_those_clipped_alone(clipping: Clipping) -> None:
+@pytest.mark.parametrize("is_matrix", [False, True])
+def test_updates_clipped_together_are_those_clipped_alone(clipping: Clipping, is_matrix: bool) -> None:
     central = PrivacySettings.model_validate({**SITE_PRIVACY, "clipping": clipping})
     trained = trained_rounds(SITES_AT_ONCE + 7)
-    together = bounded(trained, central=central, clip_norm=NORM)
+    together = bounded(side_by_side(trained) if is_matrix else trained, central=central, clip_norm=NORM)
     assert len(together) == len(trained)
     for each, leaving in zip(trained, together, strict=True):
         alone, was_within = clip_update(each.update, clip_norm=NORM, per_layer=clipping == "per-layer")

@@ -1,6 +1,7 @@
 """The privacy report: the same words on the page, in Markdown and in JSON, for every kind of run; none too wide."""
 
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,7 @@ from server.report.left import field_rows
 from server.report.levels import levels
 from server.report.markdown import escaped, to_markdown
 from server.report.page import render_page
-from server.report.privacy import NAMES, _laid_out, privacy_document, privacy_json, write_privacy
+from server.report.privacy import NAMES, _laid_out, _rounded_up, privacy_document, privacy_json, write_privacy
 from server.report.privacy_words import read_privacy_words
 from server.report.promise import plain_guarantee
 from server.report.words import read_words
@@ -104,6 +105,14 @@ PLAIN = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) |
 @settings(max_examples=60, deadline=None)
 def test_laid_out_json_says_what_plain_json_says(value: object) -> None:
     assert json.loads(_laid_out(value)) == json.loads(json.dumps(value))
+
+
+@given(st.floats(1e-9, 1e9))
+def test_epsilons_by_round_are_rounded_up_in_the_sixth_digit(epsilon: float) -> None:
+    told = _rounded_up(epsilon)
+    assert epsilon <= told <= epsilon * (1 + 1e-5)
+    assert len(repr(told).replace(".", "").strip("0").partition("e")[0]) <= 7
+    assert [_rounded_up(value) for value in (0.0, math.inf)] == [0.0, math.inf]
 
 
 def test_a_curve_of_many_rounds_is_one_line_of_json() -> None:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from shared.row import row_of_all, view_of_all
+from shared.row import matrix_of_all, row_of_all, view_of_all
 
 SHAPES = ((2, 3), (4,), (), (1, 5))
 
@@ -62,3 +62,31 @@ def test_a_row_of_any_pieces_of_one_memory_holds_their_numbers(places: list[tupl
     memory = torch.arange(32.0)
     tensors = [memory[start : start + length] for start, length in places]
     assert row_of_all(tensors).tolist() == plain(tensors)
+
+
+@given(num=st.integers(1, 5), width=st.integers(1, 4), gap=st.integers(0, 3), start=st.integers(0, 2))
+def test_rows_evenly_spaced_in_one_memory_are_a_matrix_of_that_memory(
+    num: int, width: int, gap: int, start: int
+) -> None:
+    memory = torch.arange(100.0)
+    rows = [memory[start + number * (width + gap) :][:width] for number in range(num)]
+    matrix = matrix_of_all(rows)
+
+    assert matrix is not None
+    assert torch.equal(matrix, torch.stack(rows))
+    matrix.zero_()
+    assert not any(row.any() for row in rows)
+
+
+def test_other_rows_are_no_matrix() -> None:
+    memory, other = torch.arange(100.0), torch.arange(100.0)
+    for rows in (
+        [memory[:4], other[4:8]],
+        [memory[:4], memory[4:8], memory[9:13]],
+        [memory[:4], memory[2:6]],
+        [memory[4:8], memory[:4]],
+        [memory[:4], memory[4:7]],
+        [memory[:8:2], memory[8:16:2]],
+        [memory[:4], memory.double()[4:8]],
+    ):
+        assert matrix_of_all(rows) is None
