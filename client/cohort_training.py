@@ -41,7 +41,7 @@ from shared.privacy.noise import RandomSource
 NUMBERS_AT_ONCE = 1 << 22
 """weights and activations of a piece of a cohort: few enough for the processor's cache, enough to hide what a call
 costs"""
-WORTH_A_THREAD = 1 << 19
+WORTH_A_THREAD = 600_000
 """numbers, in all, from which on a second thread takes its share: of fewer, threads mostly wait for Python's lock"""
 CARD_TO_CACHE = 64
 """how many times as much a card is given at once: it has no cache to fit, and a call costs it more"""
