@@ -129,7 +129,7 @@ def train_cohort(
     with only_trained(model, names), _one_thread_an_operation(), _in_training(model), arithmetic.in_force():
         number = min(len(pieces), workers)
         copies = [Stacked(each, names=names) for each in _copies(model, number=number, place=arithmetic.place)]
-        with _without_draws():
+        with _without_draws(arithmetic.place):
             _share_out(pieces, train, copies=copies)
     return [results[place] for place in range(len(members))]
 
@@ -381,12 +381,18 @@ def _in_training(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _without_draws() -> Iterator[None]:
+def _without_draws(place: torch.device) -> Iterator[None]:
     """Refuses a model that moves torch's generator: which site got which numbers would be the threads' affair."""
-    before = torch.default_generator.get_state()
+    before = _drawn_from(place)
     yield
-    if not torch.equal(before, torch.default_generator.get_state()):
+    if any(not torch.equal(one, two) for one, two in zip(before, _drawn_from(place), strict=True)):
         raise ModelError("the model draws from torch's generator, which sites trained side by side cannot share")
+
+
+def _drawn_from(place: torch.device) -> list[Tensor]:
+    """States of the generators that a model there would move."""
+    states = [torch.default_generator.get_state()]
+    return states if place.type == "cpu" else [*states, torch.cuda.get_rng_state(place)]
 
 
 @contextmanager

@@ -38,8 +38,8 @@ class RequestHeader(Settings):
     protocol_version: int
     run: RunConfig
     run_id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
-    round_number: int = Field(ge=1)
-    attempt: int = Field(default=0, ge=0, description="how often this round was begun before")
+    round_number: int = Field(ge=1, le=100_000)
+    attempt: int = Field(default=0, ge=0, le=2**31, description="how often this round was begun before")
     planned_rounds: int = Field(ge=1, le=100_000, description="most rounds that this run will ask of this site")
     clip_norm: float | None = Field(
         default=None, ge=1e-6, le=1e6, description="adaptive clipping of records or subjects: the norm of this round"

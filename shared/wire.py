@@ -282,14 +282,14 @@ def _only_header(records: RecordDict) -> None:
 def _header(kind: type[AnySettings], records: RecordDict) -> AnySettings:
     config = records.get(HEADER)
     text = config.get("json") if isinstance(config, ConfigRecord) and set(config) == {"json"} else None
+    return _header_of(kind, text)
+
+
+def _header_of(kind: type[AnySettings], text: object) -> AnySettings:
     if not isinstance(text, str) or len(text) > MAX_HEADER_CHARACTERS:
         raise WireError(
             f"message has no header of at most {MAX_HEADER_CHARACTERS} characters; allowed: one {kind.__name__}"
         )
-    return _header_of(kind, text)
-
-
-def _header_of(kind: type[AnySettings], text: str) -> AnySettings:
     try:
         if len(text) <= _HELD_HEADER_CHARACTERS:
             held: AnySettings = _parsed(kind, text)

@@ -6,8 +6,8 @@ relies on rows that do not look at each other (preflight), so that only layers w
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import cast
 
@@ -143,8 +143,9 @@ class Stacked:
             factors, within = _factors(squares, norms=norms, clip=clip)
             # PRIVACY: a unit that pads the batch has no part in the sum. test_padding_contributes_exactly_nothing
             factors = (factors * real).to(self._parameters[0].dtype).expand(len(layers), -1, -1)
-            for layer, own, of_units in zip(layers, self._by_layer(into), factors, strict=True):
-                layer.sum_into(own, factors=of_units, finite=broken)
+            with _not_rounded():
+                for layer, own, of_units in zip(layers, self._by_layer(into), factors, strict=True):
+                    layer.sum_into(own, factors=of_units, finite=broken)
         return StackedSum(sums=into, unclipped=(within & real).sum(dim=1).double())
 
     @torch.no_grad()
@@ -261,6 +262,19 @@ class Stacked:
             each.requires_grad for each in self._others
         )
         return nullcontext() if holds else only_trained(self.model, self.names)
+
+
+@contextmanager
+def _not_rounded() -> Iterator[None]:
+    """Products of float32 numbers on a card are not rounded to TF32, whatever was asked of the model's own."""
+    # PRIVACY: measured in full and summed rounded, a contribution may be a thousandth longer than the norm.
+    # test_in_tf32_a_unit_still_moves_the_sum_by_at_most_the_clip_norm
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def gathered(values: Mapping[str, Tensor], *, names: Sequence[str]) -> Float[Tensor, "P"]:

@@ -141,6 +141,9 @@ def _spent(uses: tuple[MechanismUse, ...], delta: float, accountant: Accountant,
         if accountant == "prv"
         else _pld_epsilon(uses, delta, coarser * _interval(uses, roughly))
     )
+    if math.isinf(epsilon):
+        # a delta that rounding swallows: the Renyi bound has no sum in it that could lose it
+        return _renyi_epsilon(uses, delta)
     if not epsilon >= 0:
         raise PrivacyError(f'accountant "{accountant}" found epsilon {epsilon}; allowed: 0 or above; use "rdp"')
     return epsilon

@@ -1,5 +1,6 @@
 """Tests of client/arithmetic.py: where and how precisely a cohort is computed, and that nothing else is rounded."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -8,7 +9,11 @@ from torch import Tensor, nn
 
 from client.arithmetic import PLAIN, Arithmetic
 from client.cohort_training import Member, train_cohort
+from client.gradient.bookkeeping import BookkeepingEngine
+from client.gradient.layers.base import FormedLayer, WatchedLayer
+from client.gradient.layers.linear import LinearLayer
 from shared.errors import ConfigError
+from shared.privacy.mechanism import Clip
 from tests.client.cohorts import How, member, one_vector, rows, small_cohort
 from tests.client.layered import Chain, names_of
 from tests.client.toy import plan_of, training_settings
@@ -103,6 +108,28 @@ def test_in_bf16_a_unit_still_moves_the_sum_by_at_most_the_clip_norm() -> None:
 
     for site, update in enumerate(found):
         assert float(update.norm()) == pytest.approx(step * 1e-3 * (1 + site), rel=1e-3)
+
+
+def test_in_tf32_a_unit_still_moves_the_sum_by_at_most_the_clip_norm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was measured in full is summed in full: no card may round the product that clips."""
+    seen, wanted = list[bool](), torch.backends.cuda.matmul.allow_tf32
+    for kind in (FormedLayer, LinearLayer):
+        real = kind.sum_into
+
+        def noted(self: WatchedLayer, *given: object, real: Callable[..., None] = real, **named: object) -> None:
+            seen.append(torch.backends.cuda.matmul.allow_tf32)
+            real(self, *given, **named)
+
+        monkeypatch.setattr(kind, "sum_into", noted)
+    model, batch = network(), rows(4, 1, 6, 6)
+    try:
+        torch.backends.cuda.matmul.allow_tf32 = True
+        BookkeepingEngine().clipped_sum(model, batch, names=names_of(model), clip=Clip(0.1))
+        assert torch.backends.cuda.matmul.allow_tf32
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = wanted
+    assert len(seen) == 5
+    assert not any(seen)
 
 
 @pytest.mark.skipif(not HAS_CARD, reason="there is no card here")

@@ -90,3 +90,25 @@ def test_who_asks_for_no_more_answers_waits_for_no_more_data(
     answers.close()
     assert len(read) <= 4
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("motet-load")]
+
+
+def test_nothing_is_read_while_an_owners_part_trains(
+    tmp_path: Path, store: SampleStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A part may seed the one generator of torch that another part draws from."""
+    (tmp_path / "part.py").write_text('"""Registers nothing."""\n', encoding="utf-8")
+    paths, read = add_sites(tmp_path, 4), list[int]()
+    for path in paths:
+        path.write_text('parts = ["../../part.py"]\n' + path.read_text(encoding="utf-8"), encoding="utf-8")
+
+    def load(folder: Path, **named: object) -> Samples:
+        read.append(number_of(folder))
+        return load_samples(folder, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(agent, "load_samples", load)
+    monkeypatch.setattr(cohort_loading, "LOADED_AT_ONCE", 1)
+    answers = answer_cohort(asked_of(paths, NO_NOISE), store=store, memory_bytes=1)
+    assert isinstance(next(answers), TrainReply)
+    # the second, with which the first one's chunk ended, and not the third
+    assert read == [0, 1]
+    assert all(isinstance(answer, TrainReply) for answer in answers)
