@@ -5,7 +5,8 @@ out       Drawn: a batch of K*U units, and which of them are there
 relies on sampling.py for the draws, private_training.py for what hiding a modality means
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -17,6 +18,7 @@ from client.private_training import PublicNumbers, keep_one
 from client.sample_store import PackedSamples
 from client.sampling import draw_coins
 from shared.batch import Batch, Samples
+from shared.errors import ModelError
 from shared.model.dropout import KEYS
 from shared.privacy.noise import RandomSource
 
@@ -140,3 +142,18 @@ def _rows_of_all(samples: Sequence[Samples]) -> tuple[Batch, Int[Tensor, "K"] | 
         targets=torch.cat([each.targets for each in samples]),
     )
     return joined, None
+
+
+@contextmanager
+def without_draws(place: torch.device) -> Iterator[None]:
+    """Refuses a model that moves torch's generator: which site got which numbers would be the threads' affair."""
+    before = _drawn_from(place)
+    yield
+    if any(not torch.equal(one, two) for one, two in zip(before, _drawn_from(place), strict=True)):
+        raise ModelError("the model draws from torch's generator, which sites trained side by side cannot share")
+
+
+def _drawn_from(place: torch.device) -> list[Tensor]:
+    """States of the generators that a model there would move."""
+    states = [torch.default_generator.get_state()]
+    return states if place.type == "cpu" else [*states, torch.cuda.get_rng_state(place)]

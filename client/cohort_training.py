@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from client.arithmetic import PLAIN, Arithmetic
-from client.cohort_draws import CohortDraws, Drawn
+from client.cohort_draws import CohortDraws, Drawn, without_draws
 from client.gradient.engine import only_trained
 from client.gradient.layers import Rows
 from client.gradient.stacked import Stacked, StackedClip, gathered, why_not_stacked
@@ -34,7 +34,7 @@ from client.private_training import (
 )
 from shared.batch import Samples
 from shared.config import TrainingSettings
-from shared.errors import ModelError, PrivacyError
+from shared.errors import PrivacyError
 from shared.model.dropout import draws_keys
 from shared.privacy.noise import RandomSource
 
@@ -129,7 +129,7 @@ def train_cohort(
     with only_trained(model, names), _one_thread_an_operation(), _in_training(model), arithmetic.in_force():
         number = min(len(pieces), workers)
         copies = [Stacked(each, names=names) for each in _copies(model, number=number, place=arithmetic.place)]
-        with _without_draws(arithmetic.place):
+        with without_draws(arithmetic.place):
             _share_out(pieces, train, copies=copies)
     return [results[place] for place in range(len(members))]
 
@@ -378,21 +378,6 @@ def _in_training(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
-
-
-@contextmanager
-def _without_draws(place: torch.device) -> Iterator[None]:
-    """Refuses a model that moves torch's generator: which site got which numbers would be the threads' affair."""
-    before = _drawn_from(place)
-    yield
-    if any(not torch.equal(one, two) for one, two in zip(before, _drawn_from(place), strict=True)):
-        raise ModelError("the model draws from torch's generator, which sites trained side by side cannot share")
-
-
-def _drawn_from(place: torch.device) -> list[Tensor]:
-    """States of the generators that a model there would move."""
-    states = [torch.default_generator.get_state()]
-    return states if place.type == "cpu" else [*states, torch.cuda.get_rng_state(place)]
 
 
 @contextmanager
