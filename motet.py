@@ -162,7 +162,7 @@ def scenarios() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from shared.config import read_toml
+    from shared.settings import read_toml
     from simulations.scenario import SCENARIOS, shipped_scenarios
 
     table = Table("scenario", "about")

@@ -14,9 +14,10 @@ from typing import get_args
 
 from client.outlook import Epsilon, Outlook, outlook_of
 from client.site import ShortBudget, read_site
-from shared.config import RunConfig, Settings, Unit
+from shared.config import RunConfig, Unit
 from shared.privacy.accountant import Accountant, MechanismUse, spent_epsilon
 from shared.privacy.ledger import Ledger, LedgerRow, State, uses_of_rows
+from shared.settings import Settings
 
 
 class Part(Settings):

@@ -14,9 +14,10 @@ from pydantic import BeforeValidator, Field, PlainSerializer
 
 from client.plan import PrivacyPlan, counts_use, make_plan
 from client.site import SiteConfig
-from shared.config import PrivacySettings, RunConfig, Settings, Unit
+from shared.config import PrivacySettings, RunConfig, Unit
 from shared.errors import BudgetError
 from shared.privacy.accountant import Accountant, MechanismUse, spent_epsilon
+from shared.settings import Settings
 
 INFINITE = "infinite"
 Epsilon = Annotated[

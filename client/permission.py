@@ -14,9 +14,10 @@ from typing import Literal
 from client.site import SiteConfig
 from client.unchanged import Same, Unchanged
 from shared.card import CARD_NAME, PARENTS_SEARCHED, read_card
-from shared.config import DataCard, RunConfig
+from shared.config import RunConfig
 from shared.errors import ConfigError, PermissionRefused, WireError
 from shared.messages import RequestHeader
+from shared.schema import DataCard
 
 
 @dataclass(frozen=True)

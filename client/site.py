@@ -15,8 +15,9 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from client.unchanged import Unchanged
-from shared.config import Name, NoiseKind, Settings, Unit, parse_settings, read_toml
+from shared.config import NoiseKind, Unit
 from shared.errors import ConfigError
+from shared.settings import Name, Settings, parse_settings, read_toml
 
 ShortBudget = Literal["refuse", "fewer-rounds", "more-noise"]
 

@@ -20,9 +20,9 @@ from server.aggregation import Weights
 from server.history import METRICS_FILE, LastReplies, metrics_line, read_rounds
 from server.records import RoundRecord
 from server.settings import write_atomically
-from shared.config import Settings, parse_settings_json
 from shared.errors import RunError
 from shared.messages import StatisticsReply
+from shared.settings import Settings, parse_settings_json
 
 STATE_FILE = "state.json"
 PARTICIPATIONS_FILE = "participations.json"

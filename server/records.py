@@ -10,9 +10,11 @@ from typing import Literal
 
 from pydantic import ConfigDict, Field
 
-from shared.config import Clipping, DataCard, RunConfig, Settings
+from shared.config import Clipping, RunConfig
 from shared.messages import ReplyHeader
 from shared.preflight import PreflightCheck
+from shared.schema import DataCard
+from shared.settings import Settings
 
 Outcome = Literal["used", "refused", "failed", "late", "invalid", "not-asked", "withheld"]
 """withheld: participation is drawn in secret and counted upon, so that who took part stays with the server"""

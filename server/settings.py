@@ -10,9 +10,11 @@ from pathlib import Path
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from shared.config import DataCard, RunConfig, Settings, parse_settings_json
+from shared.config import RunConfig
 from shared.errors import RunError
 from shared.preflight import PreflightCheck
+from shared.schema import DataCard
+from shared.settings import Settings, parse_settings_json
 
 FILE_NAME = "server.json"
 PREFLIGHT_FILE = "preflight.json"

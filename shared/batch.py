@@ -22,7 +22,7 @@ class Batch:
     present: Bool[Tensor, "B M"]
     """columns in the order of RunConfig.modalities"""
     targets: Tensor
-    """[B] class index (int64) or rating (float32)"""
+    """[B] class index (int64), [B] rating (float32) or [B, T] (float32), as targets.py has it"""
 
     def __len__(self) -> int:
         return len(self.targets)

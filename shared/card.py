@@ -9,12 +9,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
-from shared.config import DataCard, DataSchema, Kind, ModalitySchema, parse_settings, read_toml
 from shared.errors import ConfigError, Fault, ManifestError, MediaFault
 from shared.findings import Findings
 from shared.location import Locator
 from shared.manifest import find_manifest
 from shared.media import SUFFIXES, array_shape
+from shared.schema import DataCard, DataSchema, Kind, ModalitySchema
+from shared.settings import parse_settings, read_toml
 from shared.table import Record, read_table
 
 CARD_NAME = "dataset.toml"

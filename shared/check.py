@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shared.card import find_card, infer_schema
-from shared.config import DataSchema
 from shared.errors import Fault, ManifestError, MediaFault
 from shared.findings import Findings
 from shared.manifest import MANIFEST_NAMES, Manifest, scan_manifest
 from shared.media import Originals, decode, read_file
+from shared.schema import DataSchema
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -149,10 +149,10 @@ def _look_into_files(manifest: Manifest, *, schema: DataSchema, findings: Findin
 
 def _summary(manifest: Manifest, *, schema: DataSchema, is_inferred: bool) -> FolderSummary:
     rows = manifest.rows
-    targets = [row.target for row in rows]
-    counts = Counter(targets)
+    counts = Counter(row.target for row in rows)
+    ratings = [row.target for row in rows if isinstance(row.target, float)]
     subjects = {row.subject for row in rows}
-    rating = None if schema.labels else RatingSummary(sum(targets) / len(targets), min(targets), max(targets))
+    rating = RatingSummary(sum(ratings) / len(ratings), min(ratings), max(ratings)) if ratings else None
     return FolderSummary(
         folder=manifest.path.parent,
         manifest=manifest.path.name,

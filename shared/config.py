@@ -1,124 +1,89 @@
 """Settings of a run: what its starter asks of every site, checked before anything is done with it.
 
 in        a table from a scenario file, or JSON from a train message
-out       RunConfig and its parts, frozen; what the data must look like (DataSchema) is one of them
-relies on nothing of Motet but errors.py; what an owner permits is client/site.py
+out       RunConfig and its parts, frozen
+relies on settings.py, and on schema.py for what the data must look like; what an owner permits is client/site.py
 """
 
 import hashlib
-import itertools
 import math
-import re
-import tomllib
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Annotated, Literal, TypeVar, get_args
+from typing import Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import ErrorDetails
+from pydantic import Field, model_validator
 
-from shared.errors import ConfigError
+from shared.schema import DataSchema
+from shared.settings import Name, Option, Settings
 
-Option = bool | int | float | str | tuple[float, ...]
-Kind = Literal["image", "text", "audio", "signal", "features"]
 Unit = Literal["record", "subject", "site"]
 Clipping = Literal["flat", "per-layer", "adaptive"]
 NoiseKind = Literal["float64", "float32", "discrete"]
-RESERVED_COLUMNS = ("label", "rating", "subject_id", "file_name")
-
-
-def _plain_name(name: str) -> str:
-    if not re.fullmatch(r"[a-z][a-z0-9_]{0,31}", name):
-        raise ValueError(f"{name!r} is not a name; allowed: a small letter, then up to 31 of a-z, 0-9 and _")
-    return name
-
-
-Name = Annotated[str, AfterValidator(_plain_name)]
-
-
-class Settings(BaseModel):
-    """A frozen table that refuses unknown fields, NaN and infinity."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class ModalitySchema(Settings):
-    """What one modality's values look like in a data folder.
-
-    An image, audio, signal or features value is a file named in the column `<modality>_file_name`; a text stands in
-    the column `<modality>` itself.
-    """
-
-    kind: Kind
-    channels: int | None = Field(default=None, ge=1, le=4096, description="signal only: values per time step")
-    width: int | None = Field(default=None, ge=1, le=65536, description="features only: length of the vector")
-
-    @model_validator(mode="after")
-    def _fits_kind(self) -> "ModalitySchema":
-        for field, kind in (("channels", "signal"), ("width", "features")):
-            if (getattr(self, field) is not None) != (self.kind == kind):
-                need = "needs" if self.kind == kind else "does not take"
-                raise ValueError(f"a modality of kind {self.kind} {need} {field}")
-        return self
-
-
-class DataSchema(Settings):
-    """What every data folder of a run must look like: its task, its modalities in order, its group columns."""
-
-    task: Literal["single-label", "rating"]
-    labels: tuple[str, ...] = Field(default=(), description="single-label: all classes, in the order of their index")
-    rating_range: tuple[float, float] | None = Field(default=None, description="rating: lowest and highest value")
-    modalities: dict[Name, ModalitySchema] = Field(min_length=1)
-    groups: tuple[str, ...] = Field(default=(), description="columns by which the evaluation is broken down")
-    ignored: tuple[str, ...] = Field(default=(), description="columns that may be there and are not read")
-
-    @model_validator(mode="after")
-    def _task_is_complete(self) -> "DataSchema":
-        if (self.task == "single-label") != bool(self.labels):
-            raise ValueError("labels: needed for a single-label task, and for no other")
-        if self.labels and (len(self.labels) < 2 or len(set(self.labels)) < len(self.labels)):
-            raise ValueError(f"labels: {list(self.labels)}; allowed: two or more, all different")
-        if (self.task == "rating") != (self.rating_range is not None):
-            raise ValueError("rating_range: needed for a rating task, and for no other")
-        if self.rating_range is not None and not self.rating_range[0] < self.rating_range[1]:
-            raise ValueError(f"rating_range: {self.rating_range}; allowed: lowest, then a higher highest")
-        return self
-
-    @model_validator(mode="after")
-    def _columns_are_distinct(self) -> "DataSchema":
-        columns = [*RESERVED_COLUMNS, *self.groups, *self.ignored, *(self.column(name) for name in self.modalities)]
-        twice = sorted({column for column in columns if columns.count(column) > 1})
-        if twice:
-            raise ValueError(f"columns {twice} have more than one meaning; allowed: one each")
-        return self
-
-    def column(self, modality: str) -> str:
-        """Name of the manifest column that holds a modality: the text itself, or the name of its file."""
-        return modality if self.modalities[modality].kind == "text" else f"{modality}_file_name"
-
-
-class DataCard(Settings):
-    """Where a data set comes from and what may be done with it; `dataset.toml` beside its folders."""
-
-    title: str
-    generated: bool = Field(description="made by a program from a seed; called so wherever it is reported")
-    licence: str
-    citation: str
-    source: str
-    content: DataSchema
 
 
 class PartSettings(Settings):
     """A named part from a registry, with its options."""
 
     name: str = Field(min_length=1)
-    options: dict[str, Option] = {}
+    options: dict[str, Option] = Field(default={})
+
+
+class LoraSettings(Settings):
+    """How an encoder with public weights is adapted: Hu et al. 2021, arXiv:2106.09685, section 4.1."""
+
+    rank: int = Field(default=4, ge=1, le=256)
+    alpha: float = Field(default=8.0, gt=0, le=1e4, description="what is added is scaled by alpha / rank")
+    layers: tuple[str, ...] = Field(
+        default=(), description="endings of the names of the linear layers; the encoder's own choice if not set"
+    )
 
 
 class EncoderSettings(PartSettings):
     """How one modality becomes an embedding."""
 
+    mode: Literal["train", "frozen", "lora"] = Field(
+        default="train", description="what of the encoder trains: all of it, its last layer, or low-rank additions"
+    )
+    lora: LoraSettings = LoraSettings()
     preprocess: dict[str, Option] = Field(default={}, description="options of the modality's preprocessing")
+    augment: dict[str, Option] = Field(default={}, description="how training changes a value, each sample by itself")
+
+
+class LossSettings(Settings):
+    """What a wrong answer costs; all of it public and fixed before the run."""
+
+    rating: Literal["squared", "huber"] = "squared"
+    huber_delta: float = Field(
+        default=0.5, gt=0, le=10, description="huber: where the loss turns linear, in halves of the rating's range"
+    )
+    class_weights: dict[str, float] = Field(
+        default={}, description="label, or task.label with several tasks -> weight; 1 if not named"
+    )
+    task_weights: dict[Name, float] = Field(default={}, description="several tasks: task -> weight; 1 if not named")
+
+
+class MatchingSettings(Settings):
+    """How pairs are told from other pairs."""
+
+    loss: Literal["info-nce", "sigmoid", "binary"] = "info-nce"
+    score: Literal["cosine", "euclidean"] = "cosine"
+    temperature: float = Field(default=0.1, gt=0, le=100)
+    negatives: Literal["public", "in-batch"] = Field(
+        default="public", description="in-batch only where whole sites are protected, or nobody is"
+    )
+    num_negatives: int = Field(default=256, ge=1, le=65_536, description="public: how many values a modality")
+
+
+class AdversarySettings(Settings):
+    """A small network that guesses an embedding's modality, which the encoders learn to keep it from."""
+
+    weight: float = Field(default=0.1, gt=0, le=100)
+    hidden: int = Field(default=16, ge=1, le=1024)
+
+
+class StartSettings(Settings):
+    """Weights of an earlier run that this one begins with."""
+
+    path: str = Field(min_length=1, description="a model.safetensors of the server's machine")
+    parts: tuple[str, ...] = Field(default=("*",), description="patterns of the names of parameters that are taken")
 
 
 class ModelSettings(Settings):
@@ -132,6 +97,14 @@ class ModelSettings(Settings):
         default=0.0, ge=0, lt=1, description="chance that training hides a present modality"
     )
     dropout: float = Field(default=0.0, ge=0, lt=1, description="chance that training drops a number of an embedding")
+    loss: LossSettings = LossSettings()
+    matching: MatchingSettings = MatchingSettings()
+    adversary: AdversarySettings | None = None
+    start: StartSettings | None = None
+    freeze: tuple[str, ...] = Field(default=(), description="patterns of the names of parameters that do not train")
+    personal: tuple[str, ...] = Field(
+        default=(), description="patterns of the names of parameters that each site keeps to itself"
+    )
 
 
 class TrainingSettings(Settings):
@@ -152,6 +125,9 @@ class TrainingSettings(Settings):
     proximal_mu: float = Field(default=0.0, ge=0, description="FedProx: pull towards the round's first weights")
     gradient_engine: Literal["auto", "reference", "hooks", "functional", "bookkeeping"] = "auto"
     microbatch_size: int = Field(default=64, ge=1, le=1024)
+    augment_multiplicity: int = Field(
+        default=1, ge=1, le=64, description="changed copies of a record whose gradients are averaged before clipping"
+    )
     records_per_subject: int = Field(
         default=1, ge=1, le=1024, description="unit subject: records drawn of each sampled subject, averaged"
     )
@@ -237,7 +213,7 @@ class FederationSettings(Settings):
     round_timeout_s: float = Field(default=3600.0, gt=0)
     aggregation: Literal["mean", "median", "trimmed-mean"] = "mean"
     trim_share: float = Field(default=0.1, ge=0, lt=0.5, description="trimmed-mean: share cut off at either end")
-    weighting: Literal["uniform", "examples"] = "uniform"
+    weighting: Literal["uniform", "examples", "modality"] = "uniform"
     server_optimizer: ServerOptimizerSettings = ServerOptimizerSettings(name="fedavg")
     select: Literal["best", "last"] = Field(default="best", description="by the validation part")
     patience_rounds: int | None = Field(
@@ -331,70 +307,3 @@ class RunConfig(Settings):
     def digest(self) -> str:
         """SHA-256 of the settings; equal settings, equal digest."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
-
-
-AnySettings = TypeVar("AnySettings", bound=Settings)
-
-
-def parse_settings(kind: type[AnySettings], table: Mapping[str, object], *, place: str) -> AnySettings:
-    """Settings from a table, or every fault in it at once.
-
-    Raises:
-        ConfigError: with the field, what came and what is allowed, for each fault.
-    """
-    try:
-        return kind.model_validate(table)
-    except ValidationError as error:
-        raise ConfigError(_describe(error, kind=kind, place=place)) from None
-
-
-def parse_settings_json(kind: type[AnySettings], text: str, *, place: str) -> AnySettings:
-    """Settings from JSON, under the same checks as `parse_settings`."""
-    try:
-        return kind.model_validate_json(text)
-    except ValidationError as error:
-        raise ConfigError(_describe(error, kind=kind, place=place)) from None
-
-
-def read_toml(path: Path) -> dict[str, object]:
-    """A TOML file as a table.
-
-    Raises:
-        ConfigError: the file is missing, not UTF-8 or not TOML.
-    """
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file; give the path of a TOML file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"{path}: not readable as TOML: {error}") from None
-
-
-def _describe(error: ValidationError, *, kind: type[Settings], place: str) -> str:
-    # a union reports a fault for each of its sides; `privacy = "none"` is not what a table was meant to be
-    faults = [fault for fault in error.errors(include_url=False) if not _is_other_side(fault)]
-    lines = [f"{place}: {len(faults)} fault{'' if len(faults) == 1 else 's'} in the settings"]
-    for fault in itertools.islice(faults, 50):
-        path = [str(part) for part in fault["loc"] if "[" not in str(part)]
-        came = "" if isinstance(fault["input"], Mapping) else f" (came: {str(fault['input'])[:80]!r})"
-        said = fault["msg"].removeprefix("Value error, ")
-        if fault["type"] == "extra_forbidden":
-            said = f"no such setting; allowed: {', '.join(_fields_at(kind, path[:-1]))}"
-        # what is said of the whole table names its fields itself
-        lines.append(f"  {'.'.join(path)}: {said}{came}" if path else f"  {said}{came}")
-    return "\n".join(lines)
-
-
-def _is_other_side(fault: ErrorDetails) -> bool:
-    is_literal_side = any(str(part).startswith("literal[") for part in fault["loc"])
-    return is_literal_side and isinstance(fault["input"], Mapping)
-
-
-def _fields_at(kind: type[BaseModel], path: list[str]) -> list[str]:
-    """Names of the settings that the table at a path may hold."""
-    for part in path:
-        field = kind.model_fields.get(part)
-        inner = field.annotation if field is not None else None
-        sides = [side for side in (inner, *get_args(inner)) if isinstance(side, type) and issubclass(side, BaseModel)]
-        kind = sides[0] if sides else kind
-    return list(kind.model_fields)

@@ -21,12 +21,14 @@ from shared.batch import Samples
 from shared.cache import FolderCache, StoredValues
 from shared.card import find_card, infer_schema
 from shared.check import check_folder
-from shared.config import ModalitySchema, RunConfig
+from shared.config import RunConfig
 from shared.errors import MediaFault, ModelError
 from shared.findings import WHOLE_MANIFEST, Findings
 from shared.manifest import Row, scan_manifest
 from shared.media import DECODER_VERSION, Originals, Waveform, decode, read_file
 from shared.preprocess import Preprocessor, RawValue
+from shared.schema import ModalitySchema
+from shared.targets import stacked_targets
 
 __all__ = ["check_folder", "find_card", "infer_schema", "load_samples", "preprocessors_of"]
 
@@ -80,7 +82,7 @@ def load_samples(
     return Samples(
         inputs=inputs,
         present=torch.tensor(has, dtype=torch.bool).reshape(len(rows), len(run.modalities)),
-        targets=torch.tensor([row.target for row in rows], dtype=torch.int64 if run.data.labels else torch.float32),
+        targets=stacked_targets([row.target for row in rows], schema=run.data),
         subjects=tuple(row.subject if row.subject is not None else str(row.line) for row in rows),
         groups={column: tuple(row.groups.get(column, "") for row in rows) for column in run.data.groups},
     )

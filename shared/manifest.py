@@ -8,24 +8,23 @@ relies on table.py for what was written and location.py for where files lie; ope
 import errno
 import math
 import os
-import re
 import stat
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from shared.config import DataSchema
 from shared.errors import Fault, ManifestError, MediaFault
 from shared.findings import WHOLE_MANIFEST, Findings, choices, shown
 from shared.location import Locator
 from shared.media import SUFFIXES
+from shared.schema import DataSchema
 from shared.table import Record, read_table
+from shared.targets import Target, TargetReader
 
 MANIFEST_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 MAX_TEXT_CHARACTERS = 100_000
 MAX_WORD_CHARACTERS = 200
-_DECIMAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +34,8 @@ class Row:
     line: int
     values: dict[str, Path | str]
     """modality -> path of its file, or the text itself; absent ones are not in it"""
-    target: int | float
-    """index into the schema's labels, or the rating"""
+    target: Target
+    """as targets.py has it"""
     subject: str | None
     groups: dict[str, str]
     """group column -> value; absent ones are not in it"""
@@ -116,14 +115,20 @@ class _RowReader:
     def __init__(self, folder: Path, *, schema: DataSchema, findings: Findings) -> None:
         self._schema, self._findings, self._locator = schema, findings, Locator(folder)
         self._columns = {name: schema.column(name) for name in schema.modalities}
-        self._labels = {label: index for index, label in enumerate(schema.labels)}
+        self._targets = TargetReader(schema, findings=findings)
         self._first_use: dict[str, tuple[int, str]] = {}
         files = [name for name, modality in schema.modalities.items() if modality.kind != "text"]
         self._short = files[0] if len(files) == 1 else None
 
     def judge_columns(self, records: Iterable[Record]) -> None:
         """Notes each column that the schema does not know, once, where it first stands."""
-        known = {"label", "rating", "subject_id", *self._columns.values(), *self._schema.groups, *self._schema.ignored}
+        known = {
+            *self._schema.parts,
+            "subject_id",
+            *self._columns.values(),
+            *self._schema.groups,
+            *self._schema.ignored,
+        }
         if self._short is not None:
             known.add("file_name")
         first: dict[str, int] = {}
@@ -148,7 +153,7 @@ class _RowReader:
     def row(self, record: Record) -> Row | None:
         """The sample that a record names; None, and at least one fault noted, where it is not sound."""
         before = len(self._findings)
-        target = self._target(record)
+        target = self._targets.read(record)
         values = self._values(record)
         subject = self._word(record, "subject_id")
         # PRIVACY: "P17 " and "p17" are one person; told apart, each would have a share of the protection.
@@ -159,29 +164,6 @@ class _RowReader:
             return None
         groups = {column: word for column, word in words.items() if word is not None}
         return Row(line=record.line, values=values, target=target, subject=subject, groups=groups)
-
-    def _target(self, record: Record) -> int | float | None:
-        if self._schema.rating_range is not None:
-            return self._rating(record, bounds=self._schema.rating_range)
-        label = record.cells.get("label")
-        index = self._labels.get(label) if isinstance(label, str) else None
-        if index is None:
-            came = "absent" if label is None or label == "" else shown(label)
-            self._findings.add(record.line, field="label", came=came, allowed=choices(self._schema.labels))
-        return index
-
-    def _rating(self, record: Record, *, bounds: tuple[float, float]) -> float | None:
-        cell = record.cells.get("rating")
-        rating = math.nan
-        if isinstance(cell, str):
-            rating = float(cell) if _DECIMAL.fullmatch(cell.strip()) else math.nan
-        elif isinstance(cell, int | float) and not isinstance(cell, bool):
-            rating = float(cell) if bounds[0] <= cell <= bounds[1] else math.nan
-        if bounds[0] <= rating <= bounds[1]:
-            return rating
-        came = "absent" if cell is None or cell == "" else shown(cell)
-        self._findings.add(record.line, field="rating", came=came, allowed=f"a number from {bounds[0]} to {bounds[1]}")
-        return None
 
     def _values(self, record: Record) -> dict[str, Path | str]:
         values: dict[str, Path | str] = {}

@@ -14,8 +14,9 @@ from jaxtyping import Shaped
 from pydantic import Field
 from torch import Tensor
 
-from shared.config import Clipping, NoiseKind, RunConfig, Settings
+from shared.config import Clipping, NoiseKind, RunConfig
 from shared.row import view_of_all
+from shared.settings import Settings
 
 PROTOCOL_VERSION = 2
 

@@ -5,7 +5,7 @@ out       PreflightCheck, made at a site or before a simulation, shown on the te
 relies on nothing private: checks run on random batches
 """
 
-from shared.config import Settings
+from shared.settings import Settings
 
 
 class PreflightCheck(Settings):

@@ -20,7 +20,6 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, Metadata, Record
 from flwr.app.message.message import make_message
 from torch import Tensor
 
-from shared.config import AnySettings, parse_settings_json
 from shared.errors import ConfigError, WireError
 from shared.messages import (
     Hello,
@@ -34,6 +33,7 @@ from shared.messages import (
     TrainRequest,
 )
 from shared.row import view_of_all
+from shared.settings import AnySettings, parse_settings_json
 
 HEADER, ARRAYS, REFUSAL = "header", "arrays", "refusal"
 MAX_HEADER_CHARACTERS = 1_000_000

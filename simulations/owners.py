@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from client.site import SiteConfig
-from shared.config import DataSchema, parse_settings
 from shared.errors import ManifestError, RunError
 from shared.manifest import read_manifest
+from shared.schema import DataSchema
+from shared.settings import parse_settings
 from simulations.scenario import Scenario, motet_home
 
 Table = dict[str, object]

@@ -38,10 +38,11 @@ from client.preflight.outcome import Outcome
 from client.preflight.rehearsal import flat
 from server import central, schedule
 from server.central import CentralPlan
-from shared.config import PrivacySettings, RunConfig, Settings
+from shared.config import PrivacySettings, RunConfig
 from shared.preflight import PreflightCheck
 from shared.privacy.mechanism import split_noise
 from shared.privacy.noise import reproducible_source
+from shared.settings import Settings
 from simulations.preflight_cohort import cohort_checks
 
 SHAPES: dict[str, tuple[int, ...]] = {"scale": (), "layer.bias": (50,), "layer.weight": (ENOUGH // 100, 100)}

@@ -14,8 +14,10 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from shared.config import DataCard, DataSchema, NoiseKind, Option, RunConfig, Settings, parse_settings, read_toml
+from shared.config import NoiseKind, RunConfig
 from shared.errors import ConfigError
+from shared.schema import DataCard, DataSchema
+from shared.settings import Option, Settings, parse_settings, read_toml
 
 SCENARIOS = Path(__file__).parent / "scenarios"
 

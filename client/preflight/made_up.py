@@ -14,7 +14,8 @@ import soundfile
 import tomli_w
 from PIL import Image
 
-from shared.config import DataCard, ModalitySchema, RunConfig
+from shared.config import RunConfig
+from shared.schema import DataCard, ModalitySchema
 
 NUM_ROWS = 8
 NUM_SUBJECTS = 4

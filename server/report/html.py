@@ -28,8 +28,8 @@ from server.report.round_totals import RoundTotals, round_totals
 from server.report.trust import not_protected, protected
 from server.report.words import read_words
 from server.settings import write_atomically
-from shared.config import parse_settings_json
 from shared.errors import ConfigError, RunError
+from shared.settings import parse_settings_json
 
 HTML_NAME, JSON_NAME = "report.html", "report.json"
 REGISTRY_FIELD = "deployment_registry"

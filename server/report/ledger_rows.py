@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from server.history import SiteHistory
-from shared.config import read_toml
 from shared.privacy.accountant import MechanismUse
 from shared.privacy.ledger import Ledger, LedgerRow
+from shared.settings import read_toml
 
 SIMULATION_LEDGER, SERVER_LEDGER = "ledger.sqlite", "server-ledger.sqlite"
 _SITES_FOLDER = "sites"

@@ -12,8 +12,9 @@ from typing import Literal
 from server.records import RunRecord, SitePrivacy
 from server.report.numbers import duration_text
 from server.report.participation import participation
-from shared.config import Clipping, NoiseKind, PrivacySettings, Settings, Unit
+from shared.config import Clipping, NoiseKind, PrivacySettings, Unit
 from shared.privacy.accountant import ERROR_OF_PRV
+from shared.settings import Settings
 
 Range = tuple[float, float]
 """smallest and largest"""

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from server.report.document import Document
 from server.report.words import FOLDER
-from shared.config import read_toml
+from shared.settings import read_toml
 
 
 def render_page(document: Document) -> str:

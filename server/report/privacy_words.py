@@ -6,7 +6,7 @@ relies on every sentence standing there once, so that a claim is changed in one 
 """
 
 from server.report.words import FOLDER, Meaning
-from shared.config import Settings, parse_settings, read_toml
+from shared.settings import Settings, parse_settings, read_toml
 
 
 class PrivacyWords(Settings):

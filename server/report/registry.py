@@ -23,7 +23,7 @@ from server.report.privacy_words import PrivacyWords, read_privacy_words
 from server.report.promise import bound_of, seen_by_server
 from server.report.trust import not_protected
 from server.report.words import Words, read_words
-from shared.config import Settings
+from shared.settings import Settings
 
 UNKNOWN = "Not known to this program: to be filled in by the operator."
 

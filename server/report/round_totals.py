@@ -15,7 +15,7 @@ from pydantic import Field
 
 from server.history import metrics_line
 from server.records import Outcome, RoundRecord, Scores
-from shared.config import Settings
+from shared.settings import Settings
 
 
 class RoundTotals(Settings):

@@ -7,7 +7,7 @@ relies on Flower's bundles carrying .toml files (they carry no .html and no .css
 
 from pathlib import Path
 
-from shared.config import Settings, parse_settings, read_toml
+from shared.settings import Settings, parse_settings, read_toml
 
 FOLDER = Path(__file__).parent
 Meaning = tuple[str, str]

@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from shared.config import Kind, ModalitySchema
 from shared.errors import MediaFault
 from shared.media.array import (
     ARRAY_SUFFIXES,
@@ -28,6 +27,7 @@ from shared.media.audio import AUDIO_SUFFIXES, Waveform, decode_audio, open_audi
 from shared.media.content import Originals
 from shared.media.file import Stamp, read_file, stamp_of
 from shared.media.image import IMAGE_SUFFIXES, decode_image, open_image
+from shared.schema import Kind, ModalitySchema
 
 __all__ = [
     "SUFFIXES",

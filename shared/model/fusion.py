@@ -14,12 +14,12 @@ from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from shared.config import Settings
 from shared.errors import ModelError
 from shared.model.attention import TransformerBlock, masked_mean
 from shared.model.heads import ACTIVATIONS, Activation
 from shared.model.parameters import PerModality, apply_each
 from shared.model.registry import Fusion, FusionPlace, fusion_registry
+from shared.settings import Settings
 
 
 class PlainOptions(Settings):
@@ -162,11 +162,11 @@ class AverageFusion(Fusion):
 
     def __init__(self, place: FusionPlace, options: AverageOptions) -> None:
         super().__init__()
-        self.normalised = options.of == "log-probabilities" and place.task == "single-label"
+        self.task, self.normalised = place.task, options.of == "log-probabilities"
 
     def forward(self, outputs: Float[Tensor, "B M K"], present: Bool[Tensor, "B M"]) -> Float[Tensor, "B K"]:
         """The mean answer of the modalities present."""
-        return masked_mean(outputs.log_softmax(dim=2) if self.normalised else outputs, present)
+        return masked_mean(self.task.log_probabilities(outputs) if self.normalised else outputs, present)
 
 
 def _linear_each(place: FusionPlace) -> PerModality:

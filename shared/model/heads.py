@@ -1,81 +1,22 @@
-"""Heads and tasks: the fused vector of a sample becomes what the task asks for, and has a loss.
+"""Heads: the fused vector of a sample becomes the numbers that the task asks for.
 
 in        fused [B, D] from fusion.py
-out       [B, K] logits or [B, 1] ratings, and the loss of each sample
-relies on nothing but Linear layers, and on public constants for the scale of ratings
+out       [B, K] numbers, which tasks.py puts on their scale and judges
+relies on nothing but Linear layers
 """
 
-from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal
 
-from jaxtyping import Float, Num
+from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from shared.config import DataSchema, Settings
 from shared.errors import ModelError
 from shared.model.registry import HeadPlace, head_registry
+from shared.settings import Settings
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"none": nn.Identity, "relu": nn.ReLU, "gelu": nn.GELU, "tanh": nn.Tanh}
 Activation = Literal["none", "relu", "gelu", "tanh"]
-
-
-@runtime_checkable
-class Task(Protocol):
-    """What the model is asked for: how many numbers, on which scale, and what a wrong one costs."""
-
-    @property
-    def num_outputs(self) -> int:
-        """Numbers a head must give for each sample."""
-
-    def scaled(self, outputs: Float[Tensor, "B K"]) -> Float[Tensor, "B K"]:
-        """A head's numbers on the scale of the task."""
-
-    def loss(self, outputs: Float[Tensor, "B K"], targets: Num[Tensor, "B"]) -> Float[Tensor, "B"]:
-        """What each sample's scaled outputs cost."""
-
-
-@dataclass(frozen=True)
-class SingleLabel:
-    """One of K classes: logits, cross-entropy."""
-
-    num_outputs: int
-
-    def scaled(self, outputs: Float[Tensor, "B K"]) -> Float[Tensor, "B K"]:
-        """Logits as they are."""
-        return outputs
-
-    def loss(self, outputs: Float[Tensor, "B K"], targets: Num[Tensor, "B"]) -> Float[Tensor, "B"]:
-        """Cross-entropy of each sample, in nats."""
-        return nn.functional.cross_entropy(outputs, targets.long(), reduction="none")
-
-
-@dataclass(frozen=True)
-class Rating:
-    """A number in a public range: squared error.
-
-    A head's 0 is the middle of the range and its 1 half the range further; the loss is in the same measure, so that
-    gradients, and the clip norm that suits them, do not depend on the unit of the ratings.
-    """
-
-    lowest: float
-    highest: float
-    num_outputs: int = 1
-
-    def scaled(self, outputs: Float[Tensor, "B 1"]) -> Float[Tensor, "B 1"]:
-        """Ratings in the unit of the data; they may pass the range."""
-        return (self.lowest + self.highest) / 2 + outputs * (self.highest - self.lowest) / 2
-
-    def loss(self, outputs: Float[Tensor, "B 1"], targets: Num[Tensor, "B"]) -> Float[Tensor, "B"]:
-        """Squared error of each sample, in halves of the range."""
-        return ((outputs[:, 0] - targets) / ((self.highest - self.lowest) / 2)).square()
-
-
-def task_of(data: DataSchema) -> Task:
-    """The task that the data is labelled for."""
-    if data.rating_range is not None:
-        return Rating(lowest=data.rating_range[0], highest=data.rating_range[1])
-    return SingleLabel(num_outputs=len(data.labels))
 
 
 class LinearOptions(Settings):

@@ -15,12 +15,13 @@ from torch import Tensor, nn
 
 from shared.config import RunConfig
 from shared.model import fusion as _fusion  # noqa: F401  # enters the fusions in their registry
+from shared.model import heads as _heads  # noqa: F401  # and the heads in theirs
 from shared.model.dropout import KEYS, SampleDropout
 from shared.model.encoders import build_encoder
-from shared.model.heads import Task, task_of
 from shared.model.parameters import PerModality, apply_each, check_per_sample
 from shared.model.registry import Fusion, FusionPlace, HeadPlace, fusion_registry, head_registry
 from shared.model.seeding import seeded
+from shared.model.tasks import Task, task_of
 
 
 class MultimodalModel(nn.Module):
@@ -36,7 +37,7 @@ class MultimodalModel(nn.Module):
         self.dropout = SampleDropout(dropout)
 
     def forward(self, inputs: Mapping[str, Tensor], present: Bool[Tensor, "B M"]) -> Float[Tensor, "B K"]:
-        """Logits [B, K] of a single-label task, ratings [B, 1] in the unit of the data for a rating task.
+        """Logits, ratings in the unit of the data, or what else the task asks for, [B, K].
 
         Args:
             inputs: what the samples can have; a modality left out counts as absent in all of them. With dropout, a
@@ -58,8 +59,8 @@ class MultimodalModel(nn.Module):
             outputs = self.head(self.fusion(stacked, present))
         return self.task.scaled(outputs)
 
-    def loss(self, outputs: Float[Tensor, "B K"], targets: Num[Tensor, "B"]) -> Float[Tensor, "B"]:
-        """The loss of each sample: cross-entropy, or squared error in halves of the rating's range."""
+    def loss(self, outputs: Float[Tensor, "B K"], targets: Num[Tensor, "B *T"]) -> Float[Tensor, "B"]:
+        """The loss of each sample, as the task has it."""
         return self.task.loss(outputs, targets)
 
     def _embedding(self, name: str, inputs: Mapping[str, Tensor], present: Bool[Tensor, "B"]) -> Float[Tensor, "B D"]:
@@ -79,10 +80,10 @@ def build_model(run: RunConfig) -> MultimodalModel:
     Raises:
         ModelError: a part or option that does not exist or fit, or a layer without exact per-sample gradients.
     """
-    task = task_of(run.data)
+    task = task_of(run)
     encoders = PerModality({name: build_encoder(run, name) for name in run.modalities})
     width = run.model.embedding_width
-    place = FusionPlace(modalities=run.modalities, width=width, task=run.data.task)
+    place = FusionPlace(modalities=run.modalities, width=width, task=task)
     with seeded(run.seed, part="fusion"):
         fused = fusion_registry.build(run.model.fusion, place=place)
     head = _build_head(run, num_outputs=task.num_outputs, each=fused.level == "decision")

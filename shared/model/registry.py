@@ -40,9 +40,12 @@ from typing import Generic, Literal, TypeVar
 
 from torch import nn
 
-from shared.config import ModalitySchema, Option, PartSettings, Settings, parse_settings
+from shared.config import PartSettings
 from shared.errors import ConfigError, ModelError
+from shared.model.tasks import Task
 from shared.preprocess import Preprocessor
+from shared.schema import ModalitySchema
+from shared.settings import Option, Settings, parse_settings
 
 Place = TypeVar("Place")
 Built = TypeVar("Built")
@@ -144,7 +147,7 @@ class FusionPlace:
 
     modalities: tuple[str, ...]
     width: int
-    task: Literal["single-label", "rating"]
+    task: Task
 
 
 @dataclass(frozen=True)

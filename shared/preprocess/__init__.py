@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from shared.config import Settings
 from shared.media import Waveform
+from shared.settings import Settings
 
 RawValue: TypeAlias = Image.Image | str | Waveform | npt.NDArray[np.generic]
 

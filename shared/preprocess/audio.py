@@ -20,9 +20,9 @@ from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from shared.config import Settings
 from shared.media import Waveform
 from shared.preprocess import RawValue, digest_of, wrong_kind
+from shared.settings import Settings
 
 _LOG_FLOOR = 1e-6
 _LOWEST_HZ = 20.0

@@ -13,9 +13,9 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from shared.config import Settings
 from shared.errors import ModelError
 from shared.preprocess import RawValue, digest_of, wrong_kind
+from shared.settings import Settings
 
 
 class FeaturesOptions(Settings):

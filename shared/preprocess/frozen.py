@@ -16,11 +16,11 @@ from jaxtyping import Float, Int, Shaped, UInt8
 from pydantic import Field
 from torch import Tensor
 
-from shared.config import Settings
 from shared.errors import ModelError
 from shared.preprocess import RawValue, digest_of, in_pieces, wrong_kind
 from shared.preprocess.image import ImageOptions, ImagePreprocessor
 from shared.preprocess.pretrained import Checkpoint, read_network, read_tokenizer
+from shared.settings import Settings
 
 EFFICIENTNET_WIDTH = 1280
 REMEMBERED = 4096

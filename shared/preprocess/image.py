@@ -14,8 +14,8 @@ from PIL import Image, ImageOps
 from pydantic import Field
 from torch import Tensor
 
-from shared.config import Settings
 from shared.preprocess import RawValue, digest_of, wrong_kind
+from shared.settings import Settings
 
 
 class ImageOptions(Settings):

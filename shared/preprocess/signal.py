@@ -13,9 +13,9 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from shared.config import Settings
 from shared.preprocess import RawValue, digest_of, in_pieces, wrong_kind
 from shared.preprocess.features import FeaturesOptions, Scaling
+from shared.settings import Settings
 
 _SMALL = 1e-3
 

@@ -19,9 +19,9 @@ from jaxtyping import Int
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from shared.config import Settings
 from shared.preprocess import RawValue, digest_of, wrong_kind
 from shared.preprocess.pretrained import Checkpoint, minilm_checkpoint, read_tokenizer
+from shared.settings import Settings
 
 _WORD = re.compile(r"\w+|[^\w\s]")
 REMEMBERED = 16_384

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from shared.batch import Samples
-from shared.config import DataSchema
+from shared.schema import DataSchema
 
 MARK = "canary number"
 """input that tells a canary's number, -1 in a real row; no modality can be called so, for the blanks"""

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from shared.batch import Samples
-from shared.config import RunConfig, parse_settings
+from shared.config import RunConfig
 from shared.model.encoders import preprocessor
 from shared.model.multimodal import MultimodalModel, build_model
+from shared.settings import parse_settings
 
 LABELS = 10
 _IMAGE: dict[str, object] = {"name": "cnn", "preprocess": {"size": 28, "mode": "L"}}

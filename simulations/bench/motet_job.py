@@ -21,9 +21,11 @@ import numpy as np
 from server import app as server_app
 from server.progress import ProgressLine
 from server.records import RoundRecord
-from shared.config import DataCard, DataSchema, ModalitySchema, RunConfig, parse_settings
+from shared.config import RunConfig
 from shared.errors import RunError
 from shared.privacy.accountant import MechanismUse, spent_epsilon
+from shared.schema import DataCard, DataSchema, ModalitySchema
+from shared.settings import parse_settings
 from simulations.bench.clock import Clock
 from simulations.bench.peers import job
 from simulations.datasets.writer import TEST, VALIDATION, File, NewRow, writing
@@ -64,7 +66,7 @@ def write_data_set(target: Path, *, sites: int) -> Path:
         for part, client in (*parts.items(), (VALIDATION, 0), (TEST, 0)):
             for row, file in enumerate(files[client]):
                 picture, label = File(".npy", file, link=True), LABELS[int(labels[client, row])]
-                writer.add(part, NewRow(f"{row:02d}", values={"picture": picture}, target=label))
+                writer.add(part, NewRow(f"{row:02d}", values={"picture": picture}, targets={"label": label}))
         writer.finish(how_it_was_made="`python -m simulations.bench` draws them from a seed.")
     return target
 

@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from shared.config import Settings
 from shared.model.registry import EncoderPart, EncoderPlace, encoder_registry
 from shared.preprocess.features import FeaturesOptions, FeaturesPreprocessor
+from shared.settings import Settings
 
 SIDE = 28
 

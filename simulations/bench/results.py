@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pydantic import Field, model_validator
 
-from shared.config import Settings, parse_settings_json
+from shared.settings import Settings, parse_settings_json
 
 RESULTS = Path(__file__).parent / "results"
 

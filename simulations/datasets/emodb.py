@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from shared.config import DataCard, DataSchema, ModalitySchema
 from shared.errors import ConfigError
+from shared.schema import DataCard, DataSchema, ModalitySchema
 from simulations.datasets.writer import TEST, VALIDATION, BuiltDataset, File, NewRow, built, writing
 
 _EMOTIONS = {
@@ -84,7 +84,7 @@ def build_emodb(
             row = NewRow(
                 recording.path.stem,
                 {"audio": File(recording.path.suffix, recording.path), "text": _SENTENCES[recording.sentence]},
-                target=recording.emotion,
+                targets={"label": recording.emotion},
                 subject=recording.speaker,
                 columns={"gender": _GENDERS[recording.speaker], "sentence": recording.sentence},
             )

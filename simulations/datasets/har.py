@@ -15,8 +15,8 @@ from zipfile import BadZipFile
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from shared.config import DataCard, DataSchema, ModalitySchema
 from shared.errors import ConfigError
+from shared.schema import DataCard, DataSchema, ModalitySchema
 from simulations.datasets.writer import TEST, VALIDATION, BuiltDataset, DatasetWriter, File, NewRow, built, writing
 from simulations.partition import dirichlet_shards
 
@@ -98,7 +98,7 @@ def _add(writer: DatasetWriter, part: str, windows: _Windows, row: int) -> None:
         "gyroscope": File(".npy", _npy(windows.gyroscope[row])),
     }
     label, subject = LABELS[int(windows.labels[row])], f"{int(windows.subjects[row]):02d}"
-    writer.add(part, NewRow(f"{row:05d}", values, target=label, subject=subject))
+    writer.add(part, NewRow(f"{row:05d}", values, targets={"label": label}, subject=subject))
 
 
 def _npy(array: Float[np.ndarray, "128 3"]) -> bytes:

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from shared.config import DataCard, DataSchema, ModalitySchema
 from shared.errors import ConfigError
+from shared.schema import DataCard, DataSchema, ModalitySchema
 from simulations.datasets.moods_draw import STYLES, Face, draw_face, new_face
 from simulations.datasets.moods_voice import new_pitch_hz, speak
 from simulations.datasets.moods_words import PHRASINGS, say
@@ -153,7 +153,7 @@ def _row(
         else:
             values[name] = File(".wav", speak(blend, pitch_hz=person.pitch_hz, jitter=_JITTER, generator=generator))
     columns = {"style": place.style, "phrasing": place.phrasing}
-    return NewRow(f"{number:05d}", values, target=mood, subject=person.name, columns=columns)
+    return NewRow(f"{number:05d}", values, targets={"label": mood}, subject=person.name, columns=columns)
 
 
 def _blend(mood: str, *, modality: str, generator: np.random.Generator) -> dict[str, float]:

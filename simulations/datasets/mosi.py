@@ -16,8 +16,8 @@ from zipfile import BadZipFile
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from shared.config import DataCard, DataSchema, ModalitySchema
 from shared.errors import ConfigError
+from shared.schema import DataCard, DataSchema, ModalitySchema
 from simulations.datasets.writer import TEST, VALIDATION, BuiltDataset, File, NewRow, built, writing
 
 LABELS = ("negative", "positive")
@@ -61,7 +61,9 @@ def build_mosi(target: Path, *, source: Path, validation_videos: int = 10, seed:
             values |= {modality: File(".npy", _npy(vectors[row])) for modality, vectors in segments.features.items()}
             part = TEST if segments.is_test[row] else parts.get(video, f"video-{video}")
             label = LABELS[int(segments.labels[row])]
-            writer.add(part, NewRow(f"s{row:04d}", values, target=label, subject=video, columns={"segment": name}))
+            writer.add(
+                part, NewRow(f"s{row:04d}", values, targets={"label": label}, subject=video, columns={"segment": name})
+            )
         writer.finish(
             how_it_was_made=_STORY.format(
                 sites=len(writer.sites),

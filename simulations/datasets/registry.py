@@ -15,8 +15,8 @@ from typing import Any, cast, get_type_hints
 from pydantic import Field, create_model
 from pydantic_core import PydanticUndefined
 
-from shared.config import Option, Settings, parse_settings
 from shared.errors import ConfigError
+from shared.settings import Option, Settings, parse_settings
 from simulations.datasets.writer import BuiltDataset
 
 

@@ -12,9 +12,10 @@ from typing import Literal
 import numpy as np
 
 from shared.card import find_card, infer_schema
-from shared.config import DataCard, DataSchema
 from shared.errors import ConfigError
 from shared.manifest import Row, read_manifest
+from shared.schema import DataCard, DataSchema
+from shared.targets import cells_of, class_of
 from simulations.datasets.writer import TEST, VALIDATION, BuiltDataset, File, NewRow, built, is_file_name, writing
 from simulations.partition import Rows, column_shards, dirichlet_shards, even_shards
 
@@ -157,8 +158,10 @@ def _shards(
     if how == "even":
         return _numbered(even_shards(len(rest), shards=sites, generator=generator), rest)
     if schema.task != "single-label":
-        raise ConfigError("how is 'dirichlet', which deals out classes; the folder has ratings; allowed: even, column")
-    labels = np.array([int(rows[number].target) for number in rest])
+        raise ConfigError(
+            "how is 'dirichlet', which deals out classes; the folder's rows have no single label; allowed: even, column"
+        )
+    labels = np.array([class_of(rows[number].target) for number in rest])
     return _numbered(dirichlet_shards(labels, shards=sites, alpha=alpha or 0.0, generator=generator, min_rows=1), rest)
 
 
@@ -172,7 +175,7 @@ def _column_value(row: Row, schema: DataSchema, *, column: str) -> str:
         allowed = ", ".join((*schema.groups, "subject_id", *(("label",) if schema.labels else ())))
         raise ConfigError(f"column is {column!r}; allowed: {allowed}")
     if column == "label":
-        return schema.labels[int(row.target)]
+        return schema.labels[class_of(row.target)]
     value = row.subject if column == "subject_id" else row.groups.get(column)
     if value is None:
         raise ConfigError(f"column {column!r}: row {row.line} has none; allowed: a value in every row")
@@ -208,8 +211,9 @@ def _new_row(row: Row, number: int, *, schema: DataSchema, lost: Collection[str]
         for name, value in row.values.items()
         if name not in lost
     }
-    target = schema.labels[int(row.target)] if schema.task == "single-label" else float(row.target)
-    return NewRow(f"{number:06d}", values, target=target, subject=row.subject, columns=row.groups)
+    return NewRow(
+        f"{number:06d}", values, targets=cells_of(row.target, schema=schema), subject=row.subject, columns=row.groups
+    )
 
 
 _STORY = """

@@ -15,8 +15,8 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from shared.config import DataCard, DataSchema, ModalitySchema
 from shared.errors import ConfigError
+from shared.schema import DataCard, DataSchema, ModalitySchema
 from simulations.datasets.tuxpaint_source import LANGUAGES, Stamp, copyright_of, read_stamps, stamps_folder
 from simulations.datasets.writer import TEST, VALIDATION, BuiltDataset, DatasetWriter, File, NewRow, built, writing
 
@@ -121,7 +121,7 @@ class _Adder:
             row = NewRow(
                 f"{number:04d}-{language}",
                 values,
-                target=stamp.category,
+                targets={"label": stamp.category},
                 subject=stamp.key,
                 columns={"language": language},
             )

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import tomli_w
 
-from shared.config import DataCard
 from shared.errors import ConfigError
+from shared.schema import DataCard
 
 VALIDATION = "held-out/validation"
 TEST = "held-out/test"
@@ -42,7 +42,8 @@ class NewRow:
     name: str
     """names its media files: unique within its part, letters, digits, `.`, `_` and `-` only"""
     values: Mapping[str, str | File]
-    target: str | float
+    targets: Mapping[str, object]
+    """column -> answer: a label, labels or a rating"""
     subject: str | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
     """group columns and ignored ones"""
@@ -93,17 +94,17 @@ class DatasetWriter:
         if _file_name(row.name, what="row") in names or not row.values:
             raise ValueError(f"{place}: row {row.name} is there already, or has no modality")
         names.add(row.name)
-        content, line = self.card.content, dict[str, str | float]()
+        content, line = self.card.content, dict[str, object]()
         for modality in content.modalities:
             if modality in row.values:
                 line[content.column(modality)] = self._store(place, modality, row)
                 self._present.setdefault(place, Counter())[modality] += 1
-        line["label" if content.task == "single-label" else "rating"] = row.target
+        line.update(row.targets)
         if row.subject is not None:
             line["subject_id"] = row.subject
         line.update(row.columns)
         self._lines.setdefault(place, []).append(json.dumps(line, ensure_ascii=False))
-        self._labels.setdefault(place, Counter())[str(row.target)] += 1
+        self._labels.setdefault(place, Counter()).update(map(str, row.targets.values()))
 
     def _store(self, place: str, modality: str, row: NewRow) -> str:
         value = row.values[modality]

@@ -20,17 +20,7 @@ from client.gradient.hooks import HooksEngine
 from client.gradient.plain import PlainEngine
 from client.gradient.reference import ReferenceEngine
 from shared.batch import Batch
-from shared.config import (
-    DataSchema,
-    EncoderSettings,
-    FederationSettings,
-    Kind,
-    ModalitySchema,
-    ModelSettings,
-    PartSettings,
-    RunConfig,
-    TrainingSettings,
-)
+from shared.config import EncoderSettings, FederationSettings, ModelSettings, PartSettings, RunConfig, TrainingSettings
 from shared.errors import ModelError, PrivacyError
 from shared.model.dropout import with_keys
 from shared.model.encoders import preprocessor
@@ -38,6 +28,7 @@ from shared.model.multimodal import build_model
 from shared.model.registry import encoder_registry, fusion_registry
 from shared.privacy.mechanism import GRIDS_PER_NORM, Clip
 from shared.privacy.noise import reproducible_source
+from shared.schema import DataSchema, Kind, ModalitySchema
 from tests.client.toy import NAMES, WIDTH, Planted, Toy, planted_samples, toy_samples
 
 ENGINES: dict[str, GradientEngine] = {

@@ -15,7 +15,7 @@ from client.preflight.chance import FALSE_ALARM, coins_are_plausible, scale_is_p
 from client.preflight.gradients import independent, own_gradient
 from client.preflight.outcome import Outcome
 from client.preflight.rehearsal import Rehearsal, rehearse
-from shared.config import PrivacySettings, RunConfig, Settings
+from shared.config import PrivacySettings, RunConfig
 from shared.errors import ModelError
 from shared.model.registry import (
     Built,
@@ -29,6 +29,7 @@ from shared.model.registry import (
 )
 from shared.preflight import PreflightCheck
 from shared.preprocess.features import FeaturesOptions, FeaturesPreprocessor
+from shared.settings import Settings
 from tests.shared.example_runs import OF_KIND, example_run, small
 
 LOCAL_CHECKS = (

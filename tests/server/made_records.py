@@ -24,9 +24,10 @@ from server.records import (
     SiteRound,
     SiteStatistics,
 )
-from shared.config import DataCard, RunConfig
+from shared.config import RunConfig
 from shared.messages import PrivacyStatement, ReplyHeader, TrainReply, reply_fields
 from shared.preflight import PreflightCheck
+from shared.schema import DataCard
 
 Protection = Literal["record", "subject", "site", "record+site", "subject+site", "none"]
 SITE_LIMIT = 4.0

@@ -27,8 +27,8 @@ from server.report.plots import Axes, Mark, Series, interval_bar, line_chart, th
 from server.report.summary import costs, lead, views
 from server.report.tables import group_tables, site_rows, subset_table
 from server.report.words import read_words
-from shared.config import DataCard
 from shared.messages import PrivacyStatement, ReplyHeader
+from shared.schema import DataCard
 from tests.server.made_records import Protection, build_record
 
 _VOID = {"meta", "br", "path", "rect", "circle"}

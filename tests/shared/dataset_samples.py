@@ -10,17 +10,10 @@ from PIL import Image
 from torch import Tensor
 
 from shared.batch import Samples
-from shared.config import (
-    DataSchema,
-    EncoderSettings,
-    FederationSettings,
-    ModelSettings,
-    PartSettings,
-    RunConfig,
-    TrainingSettings,
-)
+from shared.config import EncoderSettings, FederationSettings, ModelSettings, PartSettings, RunConfig, TrainingSettings
 from shared.media import Waveform
 from shared.preprocess import RawValue
+from shared.schema import DataSchema
 from tests.shared.media_samples import SCHEMA, write_rows
 
 

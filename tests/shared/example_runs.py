@@ -7,9 +7,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from shared.config import EncoderSettings, RunConfig, parse_settings
+from shared.config import EncoderSettings, RunConfig
 from shared.media import Waveform
 from shared.preprocess import RawValue
+from shared.settings import parse_settings
 
 KINDS: dict[str, dict[str, object]] = {
     "photo": {"kind": "image"},

@@ -15,7 +15,7 @@ import soundfile
 from PIL import Image
 from pyarrow import parquet
 
-from shared.config import DataSchema, ModalitySchema
+from shared.schema import DataSchema, ModalitySchema
 
 RowCells = Mapping[str, object]
 

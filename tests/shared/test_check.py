@@ -8,8 +8,8 @@ from rich.console import Console
 
 from shared.card import find_card, infer_schema
 from shared.check import RatingSummary, check_folder, data_folders, render_summary
-from shared.config import ModalitySchema
 from shared.errors import ConfigError, ManifestError
+from shared.schema import ModalitySchema
 from tests.shared.media_samples import RATING, SCHEMA, image_bytes, motion_bytes, vector_bytes, whole_folder, write_rows
 
 CARD = """

@@ -14,9 +14,7 @@ from PIL import Image
 import shared.check
 import shared.dataset
 from shared.batch import Samples
-from shared.config import (
-    EncoderSettings,
-)
+from shared.config import EncoderSettings
 from shared.dataset import load_samples
 from shared.errors import ManifestError
 from tests.shared.dataset_samples import Way, Ways, equal, rewrite, run_on

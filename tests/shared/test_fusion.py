@@ -4,13 +4,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from shared.config import Option, PartSettings
+from shared.config import PartSettings
 from shared.errors import ModelError
 from shared.model.attention import TransformerBlock, masked_mean
 from shared.model.registry import Fusion, FusionPlace, fusion_registry
+from shared.model.tasks import SingleLabel
+from shared.settings import Option
 from tests.shared.example_runs import FUSIONS
 
-PLACE = FusionPlace(modalities=("photo", "words", "sound"), width=4, task="single-label")
+PLACE = FusionPlace(modalities=("photo", "words", "sound"), width=4, task=SingleLabel(num_outputs=3))
 
 
 def build(name: str, **options: Option) -> Fusion:

@@ -6,8 +6,9 @@ from torch import nn
 
 from shared.config import PartSettings
 from shared.errors import ModelError
-from shared.model.heads import Rating, SingleLabel, task_of
+from shared.model import heads  # noqa: F401  # enters them in the registry
 from shared.model.registry import HeadPlace, head_registry
+from shared.model.tasks import Rating, SingleLabel, task_of
 from tests.shared.example_runs import example_run, small
 
 PLACE = HeadPlace(inputs=4, outputs=3)
@@ -30,8 +31,8 @@ def test_the_identity_head_wants_an_embedding_as_wide_as_the_answer() -> None:
 
 
 def test_the_task_follows_from_the_data() -> None:
-    assert task_of(example_run({"vector": small("linear")}).data) == SingleLabel(num_outputs=3)
-    assert task_of(example_run({"vector": small("linear")}, rating=True).data) == Rating(lowest=-3.0, highest=3.0)
+    assert task_of(example_run({"vector": small("linear")})) == SingleLabel(num_outputs=3)
+    assert task_of(example_run({"vector": small("linear")}, rating=True)) == Rating(lowest=-3.0, highest=3.0)
 
 
 def test_the_loss_of_a_class_is_the_cross_entropy_of_each_sample() -> None:

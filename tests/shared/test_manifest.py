@@ -10,10 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shared.config import DataSchema, ModalitySchema
 from shared.errors import ManifestError, MediaFault
 from shared.location import Locator
 from shared.manifest import Row, find_manifest, read_manifest
+from shared.schema import DataSchema, ModalitySchema
 from tests.shared.media_samples import RATING, SCHEMA, RowCells, image_bytes, motion_bytes, whole_folder, write_rows
 
 TEXT_ROW = {"text": "hello", "label": "joy"}

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from shared.config import Kind, ModalitySchema
 from shared.media import MediaFault, decode, open_audio, open_features, open_image, open_signal, read_file
+from shared.schema import Kind, ModalitySchema
 from tests.shared.media_samples import (
     audio_bytes,
     image_bytes,

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from shared.config import parse_settings
 from shared.errors import ConfigError
 from shared.media import Waveform
 from shared.preprocess.audio import AudioOptions, AudioPreprocessor, AudioStatisticsPreprocessor, MfccOptions, resampled
+from shared.settings import parse_settings
 
 
 def tone(frequency_hz: float, *, sample_rate_hz: int = 16_000, seconds: float = 0.5, channels: int = 1) -> Waveform:

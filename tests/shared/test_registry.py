@@ -7,11 +7,12 @@ import torch
 from pydantic import Field
 
 import shared.model.registry as registry_module
-from shared.config import PartSettings, Settings
+from shared.config import PartSettings
 from shared.errors import ModelError
 from shared.model.encoders import preprocessor
 from shared.model.multimodal import build_model
 from shared.model.registry import Registry, encoder_registry, load_extensions
+from shared.settings import Settings
 from tests.shared.example_runs import example_run, finished
 
 

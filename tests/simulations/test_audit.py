@@ -18,12 +18,13 @@ from client.site import SiteConfig, read_site
 from motet import app
 from server.records import Audit, AuditAttack
 from shared.batch import Samples
-from shared.config import DataSchema, parse_settings
 from shared.dataset import load_samples
 from shared.errors import ConfigError, PermissionRefused, RunError
 from shared.model.multimodal import build_model
 from shared.model.parameters import trainable_names
 from shared.privacy.mechanism import Clip
+from shared.schema import DataSchema
+from shared.settings import parse_settings
 from simulations.audit import run as audit_run
 from simulations.audit.alone import AuditedSite, audited_site, train_alone
 from simulations.audit.canaries import MARK, STRENGTH, CanaryModel, mislabelled, with_gradient_canaries

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shared.config import Option
 from shared.errors import ConfigError
+from shared.settings import Option
 from simulations.datasets.registry import BUILDERS, build, option_names
 
 

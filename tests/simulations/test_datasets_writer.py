@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from shared.config import DataCard, DataSchema, ModalitySchema, parse_settings
 from shared.errors import ConfigError
+from shared.schema import DataCard, DataSchema, ModalitySchema
+from shared.settings import parse_settings
 from simulations.datasets.writer import TEST, VALIDATION, DatasetWriter, File, NewRow, built, writing
 
 CARD = DataCard(
@@ -26,7 +27,7 @@ CARD = DataCard(
 
 def _row(name: str, *, target: str = "yes") -> NewRow:
     values: dict[str, str | File] = {"words": "é", "steps": File(".npy", b"123")}
-    return NewRow(name, values, target=target, subject="p1", columns={"language": "fr"})
+    return NewRow(name, values, targets={"label": target}, subject="p1", columns={"language": "fr"})
 
 
 def _add_twice(writer: DatasetWriter) -> None:
@@ -38,7 +39,7 @@ def test_rows_land_in_their_parts_with_a_card_that_reads_back(tmp_path: Path) ->
     with writing(tmp_path / "data", card=CARD) as writer:
         for part in ("ada", "bo", VALIDATION, TEST):
             writer.add(part, _row("0001"))
-        writer.add("ada", NewRow("0002", {"words": "alone"}, target="no"))
+        writer.add("ada", NewRow("0002", {"words": "alone"}, targets={"label": "no"}))
         writer.finish(how_it_was_made="By hand.")
         assert not (tmp_path / "data").exists()
     result = built(tmp_path / "data", writer=writer)
@@ -93,7 +94,7 @@ def test_a_linked_file_is_the_same_file_and_a_copied_one_is_not(tmp_path: Path) 
     source.write_bytes(b"voice")
     with writing(tmp_path / "data", card=CARD) as writer:
         for name, link in (("0001", True), ("0002", False)):
-            writer.add("ada", NewRow(name, {"steps": File(".npy", source, link=link)}, target="no"))
+            writer.add("ada", NewRow(name, {"steps": File(".npy", source, link=link)}, targets={"label": "no"}))
         writer.finish(how_it_was_made="By hand.")
     folder = tmp_path / "data/sites/ada/steps"
     assert (folder / "0001.npy").samefile(source)

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from shared.config import RunConfig, parse_settings, read_toml
+from shared.config import RunConfig
 from shared.model.multimodal import MultimodalModel, build_model
+from shared.settings import parse_settings, read_toml
 from simulations.datasets.tuxpaint import card_of
 from simulations.scenario import Scenario, find_scenario
 

@@ -13,11 +13,11 @@ from server.code_digest import code_digest
 from server.history import used_replies
 from server.records import RunRecord
 from server.settings import read_preflight, read_settings
-from shared.config import read_toml
 from shared.errors import ModelError, RunError
 from shared.preflight import PreflightCheck
 from shared.privacy.accountant import MechanismUse, spent_epsilon
 from shared.privacy.ledger import Ledger
+from shared.settings import read_toml
 from simulations.scenario import motet_home, read_scenario, state_home
 from simulations.simulate import DEPLOYMENT, prepare_run, run_simulation
 from tests.simulations.runs import model_of, record_of, scenario_file, simulate, skip_preflight

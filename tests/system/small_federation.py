@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import tomli_w
 
-from shared.config import DataCard, DataSchema, ModalitySchema
+from shared.schema import DataCard, DataSchema, ModalitySchema
 from simulations.datasets.writer import TEST, VALIDATION, File, NewRow, writing
 
 SITES = ("north", "south", "west")
@@ -41,7 +41,10 @@ def build_small_data_set(folder: Path, *, seed: int = 0, rows_per_site: int = 24
                 values: dict[str, str | File] = {"sensor": _vector(label, generator=generator)}
                 if part != SITES[-1]:
                     values["note"] = str(generator.choice(WORDS[label]))
-                writer.add(part, NewRow(name=f"{number:03d}", values=values, target=label, subject=f"{part}-{number}"))
+                writer.add(
+                    part,
+                    NewRow(name=f"{number:03d}", values=values, targets={"label": label}, subject=f"{part}-{number}"),
+                )
         writer.finish(how_it_was_made="Drawn from a seed, for tests.")
     return folder
 

@@ -10,12 +10,12 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from shared.config import Settings
 from shared.model.encoders.convolution import ConvolutionOptions, Convolutions
 from shared.model.encoders.projection import FixedVectorOptions, Projection, sample_norm
 from shared.model.recurrence import MeanState, run_through, site_weights
 from shared.model.registry import EncoderPart, EncoderPlace, encoder_registry
 from shared.preprocess.audio import AudioOptions, AudioPreprocessor, AudioStatisticsPreprocessor, MfccOptions
+from shared.settings import Settings
 
 
 class MelConvolutionOptions(ConvolutionOptions):

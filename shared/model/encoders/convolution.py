@@ -11,8 +11,8 @@ from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from shared.config import Settings
 from shared.model.encoders.projection import sample_norm
+from shared.settings import Settings
 
 
 class ConvolutionOptions(Settings):

@@ -9,9 +9,9 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from shared.config import Settings
 from shared.errors import ModelError
 from shared.model.heads import ACTIVATIONS, Activation
+from shared.settings import Settings
 
 
 class ProjectionOptions(Settings):

@@ -12,7 +12,6 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
-from shared.config import Settings
 from shared.errors import ModelError
 from shared.model.attention import TransformerBlock, masked_mean
 from shared.model.encoders.projection import FixedVectorOptions, Projection, sample_norm
@@ -20,6 +19,7 @@ from shared.model.registry import EncoderPart, EncoderPlace, encoder_registry
 from shared.preprocess.frozen import FrozenTextOptions, FrozenTextPreprocessor
 from shared.preprocess.pretrained import local_checkpoint, minilm_checkpoint
 from shared.preprocess.text import NgramOptions, TextOptions, TextPreprocessor, WordGroupOptions
+from shared.settings import Settings
 
 
 class TransformerOptions(Settings):

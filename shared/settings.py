@@ -1,0 +1,102 @@
+"""Settings: frozen tables that come from outside, read and judged in one go.
+
+in        a table of a TOML file, or JSON
+out       Settings of some kind, or a ConfigError with every fault in it
+relies on nothing of Motet but errors.py
+"""
+
+import itertools
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, TypeVar, get_args
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
+
+from shared.errors import ConfigError
+
+Option = bool | int | float | str | tuple[float, ...]
+
+
+def _plain_name(name: str) -> str:
+    if not re.fullmatch(r"[a-z][a-z0-9_]{0,31}", name):
+        raise ValueError(f"{name!r} is not a name; allowed: a small letter, then up to 31 of a-z, 0-9 and _")
+    return name
+
+
+Name = Annotated[str, AfterValidator(_plain_name)]
+
+
+class Settings(BaseModel):
+    """A frozen table that refuses unknown fields, NaN and infinity."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+AnySettings = TypeVar("AnySettings", bound=Settings)
+
+
+def parse_settings(kind: type[AnySettings], table: Mapping[str, object], *, place: str) -> AnySettings:
+    """Settings from a table, or every fault in it at once.
+
+    Raises:
+        ConfigError: with the field, what came and what is allowed, for each fault.
+    """
+    try:
+        return kind.model_validate(table)
+    except ValidationError as error:
+        raise ConfigError(_describe(error, kind=kind, place=place)) from None
+
+
+def parse_settings_json(kind: type[AnySettings], text: str, *, place: str) -> AnySettings:
+    """Settings from JSON, under the same checks as `parse_settings`."""
+    try:
+        return kind.model_validate_json(text)
+    except ValidationError as error:
+        raise ConfigError(_describe(error, kind=kind, place=place)) from None
+
+
+def read_toml(path: Path) -> dict[str, object]:
+    """A TOML file as a table.
+
+    Raises:
+        ConfigError: the file is missing, not UTF-8 or not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; give the path of a TOML file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"{path}: not readable as TOML: {error}") from None
+
+
+def _describe(error: ValidationError, *, kind: type[Settings], place: str) -> str:
+    # a union reports a fault for each of its sides; `privacy = "none"` is not what a table was meant to be
+    faults = [fault for fault in error.errors(include_url=False) if not _is_other_side(fault)]
+    lines = [f"{place}: {len(faults)} fault{'' if len(faults) == 1 else 's'} in the settings"]
+    for fault in itertools.islice(faults, 50):
+        path = [str(part) for part in fault["loc"] if "[" not in str(part)]
+        came = "" if isinstance(fault["input"], Mapping) else f" (came: {str(fault['input'])[:80]!r})"
+        said = fault["msg"].removeprefix("Value error, ")
+        if fault["type"] == "extra_forbidden":
+            said = f"no such setting; allowed: {', '.join(_fields_at(kind, path[:-1]))}"
+        # what is said of the whole table names its fields itself
+        lines.append(f"  {'.'.join(path)}: {said}{came}" if path else f"  {said}{came}")
+    return "\n".join(lines)
+
+
+def _is_other_side(fault: ErrorDetails) -> bool:
+    is_literal_side = any(str(part).startswith("literal[") for part in fault["loc"])
+    return is_literal_side and isinstance(fault["input"], Mapping)
+
+
+def _fields_at(kind: type[BaseModel], path: list[str]) -> list[str]:
+    """Names of the settings that the table at a path may hold."""
+    for part in path:
+        field = kind.model_fields.get(part)
+        inner = field.annotation if field is not None else None
+        sides = [side for side in (inner, *get_args(inner)) if isinstance(side, type) and issubclass(side, BaseModel)]
+        kind = sides[0] if sides else kind
+    return list(kind.model_fields)

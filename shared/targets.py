@@ -1,0 +1,163 @@
+"""Targets: what a row's manifest cells say the answer is, as numbers.
+
+in        one record of a manifest, and the schema's tasks
+out       the row's target; a finding for each cell that is no answer
+relies on schema.py for what may be asked
+
+| task         | a row's target                                                                                |
+| single-label | index into the labels                                                                         |
+| rating       | the rating                                                                                    |
+| multi-label  | 1 or 0 for each label                                                                         |
+| several      | those of its tasks side by side, one number for a single label or a rating; NaN without answer |
+| matching     | 0: what is asked is which values stand in one row                                             |
+"""
+
+import json
+import math
+import re
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from shared.findings import Findings, choices, shown
+from shared.schema import DataSchema, TaskSchema
+from shared.table import Record
+
+Target: TypeAlias = int | float | tuple[float, ...]
+_DECIMAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_SEPARATOR = "|"
+"""between the labels of a row where the manifest has no lists"""
+
+
+class TargetReader:
+    """Judges the answers of one folder's rows."""
+
+    def __init__(self, schema: DataSchema, *, findings: Findings) -> None:
+        self._schema, self._findings = schema, findings
+        self._parts = schema.parts
+        self._indices = {
+            column: {label: index for index, label in enumerate(part.labels)} for column, part in self._parts.items()
+        }
+
+    def read(self, record: Record) -> Target | None:
+        """The row's target; None, and at least one fault noted, where it has none."""
+        if self._schema.task == "matching":
+            return 0
+        if self._schema.task == "several":
+            return self._several(record)
+        ((column, part),) = self._parts.items()
+        answer = self._answer(record, column=column, part=part)
+        if answer is None and self._is_absent(record, column):
+            self._note(record, column=column, part=part, came="absent")
+        return answer
+
+    def _several(self, record: Record) -> tuple[float, ...] | None:
+        if all(self._is_absent(record, column) for column in self._parts):
+            allowed = "an answer to at least one of them in every row"
+            self._findings.add(record.line, field=", ".join(self._parts), came="all absent", allowed=allowed)
+            return None
+        numbers: list[float] = []
+        for column, part in self._parts.items():
+            answer = self._answer(record, column=column, part=part)
+            if answer is None and not self._is_absent(record, column):
+                return None
+            if answer is None:
+                numbers += [math.nan] * part.num_targets
+            else:
+                numbers += answer if isinstance(answer, tuple) else (float(answer),)
+        return tuple(numbers)
+
+    def _answer(self, record: Record, *, column: str, part: TaskSchema) -> Target | None:
+        """The answer in a column; None where it is absent, or where it is none and a fault was noted."""
+        if self._is_absent(record, column):
+            return None
+        cell = record.cells[column]
+        if part.kind == "rating":
+            return self._rating(record, column=column, part=part)
+        if part.kind == "multi-label":
+            return self._labels(record, column=column, part=part)
+        index = self._indices[column].get(cell) if isinstance(cell, str) else None
+        if index is None:
+            self._note(record, column=column, part=part, came=shown(cell))
+        return index
+
+    def _rating(self, record: Record, *, column: str, part: TaskSchema) -> float | None:
+        cell, (lowest, highest) = record.cells[column], part.rating_range or (0.0, 0.0)
+        rating = math.nan
+        if isinstance(cell, str):
+            rating = float(cell) if _DECIMAL.fullmatch(cell.strip()) else math.nan
+        elif isinstance(cell, int | float) and not isinstance(cell, bool):
+            rating = float(cell) if lowest <= cell <= highest else math.nan
+        if lowest <= rating <= highest:
+            return rating
+        self._note(record, column=column, part=part, came=shown(cell))
+        return None
+
+    def _labels(self, record: Record, *, column: str, part: TaskSchema) -> tuple[float, ...] | None:
+        cell, indices = record.cells[column], self._indices[column]
+        if isinstance(cell, str):
+            # a list that a table without lists holds as text
+            named: object = _listed(cell)
+        else:
+            named = cell
+        if not isinstance(named, list) or not all(isinstance(label, str) and label in indices for label in named):
+            self._note(record, column=column, part=part, came=shown(cell))
+            return None
+        there = {indices[label] for label in named}
+        return tuple(1.0 if index in there else 0.0 for index in range(len(part.labels)))
+
+    @staticmethod
+    def _is_absent(record: Record, column: str) -> bool:
+        cell = record.cells.get(column)
+        return cell is None or (isinstance(cell, str) and cell == "")
+
+    def _note(self, record: Record, *, column: str, part: TaskSchema, came: str) -> None:
+        if part.rating_range is not None:
+            allowed = f"a number from {part.rating_range[0]} to {part.rating_range[1]}"
+        else:
+            allowed = choices(part.labels)
+            if part.kind == "multi-label":
+                allowed = f"a list of any of {allowed}, also an empty one"
+        self._findings.add(record.line, field=column, came=came, allowed=allowed)
+
+
+def stacked_targets(targets: list[Target], *, schema: DataSchema) -> Tensor:
+    """[N] int64 classes (matching: zeros), [N] float32 ratings, or [N, T] float32 where an answer is many numbers."""
+    if schema.task in ("single-label", "matching"):
+        return torch.tensor(targets, dtype=torch.int64)
+    made = torch.tensor(targets, dtype=torch.float32)
+    if schema.task == "rating":
+        return made
+    return made.reshape(len(targets), sum(part.num_targets for part in schema.parts.values()))
+
+
+def cells_of(target: Target, *, schema: DataSchema) -> dict[str, object]:
+    """Column -> cell, as a manifest would hold the target; columns without an answer are left out."""
+    numbers, cells, place = target if isinstance(target, tuple) else (target,), dict[str, object](), 0
+    for column, part in schema.parts.items():
+        own = numbers[place : place + part.num_targets]
+        place += part.num_targets
+        if any(math.isnan(number) for number in own):
+            continue
+        if part.kind == "multi-label":
+            cells[column] = [label for label, number in zip(part.labels, own, strict=True) if number]
+        else:
+            cells[column] = part.labels[int(own[0])] if part.labels else float(own[0])
+    return cells
+
+
+def class_of(target: Target) -> int:
+    """The class of a row of a single-label task."""
+    if not isinstance(target, int):
+        raise AssertionError(f"a class was asked for, and the target is {target}")
+    return target
+
+
+def _listed(text: str) -> object:
+    if text.startswith("["):
+        try:
+            return json.loads(text)
+        except ValueError:
+            return None
+    return [label.strip() for label in text.split(_SEPARATOR)]
