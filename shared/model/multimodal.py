@@ -19,7 +19,7 @@ from shared.model import heads as _heads  # noqa: F401  # and the heads in their
 from shared.model.dropout import KEYS, SampleDropout
 from shared.model.encoders import build_encoder
 from shared.model.parameters import PerModality, apply_each, check_per_sample
-from shared.model.registry import Fusion, FusionPlace, HeadPlace, fusion_registry, head_registry
+from shared.model.registry import EmbeddingCost, Fusion, FusionPlace, HeadPlace, fusion_registry, head_registry
 from shared.model.seeding import seeded
 from shared.model.tasks import Task, task_of
 
@@ -28,16 +28,25 @@ class MultimodalModel(nn.Module):
     """Encoders, fusion and head of one run; absent modalities have no influence and get no gradient, exactly."""
 
     def __init__(
-        self, *, encoders: PerModality, fusion: Fusion, head: nn.Module, width: int, task: Task, dropout: float = 0.0
+        self,
+        *,
+        encoders: PerModality,
+        fusion: Fusion,
+        head: nn.Module,
+        width: int,
+        task: Task,
+        dropout: float = 0.0,
+        costs: Mapping[str, EmbeddingCost] | None = None,
     ) -> None:
         super().__init__()
         self.modalities = tuple(encoders)
         self.width, self.task = width, task
         self.encoders, self.fusion, self.head = encoders, fusion, head
         self.dropout = SampleDropout(dropout)
+        self.costs = nn.ModuleDict(dict(costs or {}))
 
     def forward(self, inputs: Mapping[str, Tensor], present: Bool[Tensor, "B M"]) -> Float[Tensor, "B K"]:
-        """Logits, ratings in the unit of the data, or what else the task asks for, [B, K].
+        """Logits, ratings in the unit of the data, or what the task asks for; in training a column of each cost too.
 
         Args:
             inputs: what the samples can have; a modality left out counts as absent in all of them. With dropout, a
@@ -57,11 +66,17 @@ class MultimodalModel(nn.Module):
             outputs = self.fusion(apply_each(self.head, stacked), present)
         else:
             outputs = self.head(self.fusion(stacked, present))
-        return self.task.scaled(outputs)
+        outputs = self.task.scaled(outputs)
+        if not self.training or not self.costs:
+            return outputs
+        return torch.cat([outputs, *(cost(stacked, present)[:, None] for cost in self.costs.values())], dim=1)
 
     def loss(self, outputs: Float[Tensor, "B K"], targets: Num[Tensor, "B *T"]) -> Float[Tensor, "B"]:
-        """The loss of each sample, as the task has it."""
-        return self.task.loss(outputs, targets)
+        """The loss of each sample, as the task has it, and what its embeddings cost by themselves."""
+        if not self.costs or not self.training:
+            return self.task.loss(outputs, targets)
+        num = len(self.costs)
+        return self.task.loss(outputs[:, :-num], targets) + outputs[:, -num:].sum(dim=1)
 
     def _embedding(self, name: str, inputs: Mapping[str, Tensor], present: Bool[Tensor, "B"]) -> Float[Tensor, "B D"]:
         if name not in inputs:

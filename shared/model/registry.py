@@ -165,6 +165,10 @@ class Fusion(nn.Module):
     """decision: it is given what one head a modality says, [B, M, K], and returns [B, K]"""
 
 
+class EmbeddingCost(nn.Module):
+    """What a sample's embeddings cost by themselves in training: [B, M, D] and present [B, M] to [B]."""
+
+
 encoder_registry: Registry[EncoderPlace, EncoderPart] = Registry("encoder")
 fusion_registry: Registry[FusionPlace, Fusion] = Registry("fusion")
 head_registry: Registry[HeadPlace, nn.Module] = Registry("head")
