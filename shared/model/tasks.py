@@ -207,6 +207,12 @@ def _single(part: TaskSchema, *, loss: LossSettings, prefix: str) -> SingleLabel
 def _check(data: DataSchema, loss: LossSettings) -> None:
     prefix = data.task == "several"
     labels = [f"{name}.{label}" if prefix else label for name, part in data.parts.items() for label in part.labels]
+    if loss.rating == "huber" and not any(part.kind == "rating" for part in data.parts.values()):
+        raise ModelError(
+            f'model.loss.rating is "huber", and task = "{data.task}" has no ratings; allowed: leave it out'
+        )
+    if loss.rating != "huber" and loss.huber_delta != LossSettings().huber_delta:
+        raise ModelError('model.loss.huber_delta: has no effect; allowed with model.loss.rating = "huber" alone')
     for field, named, allowed in (
         ("class_weights", loss.class_weights, labels),
         ("task_weights", loss.task_weights, list(data.tasks)),
