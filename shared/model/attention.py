@@ -1,7 +1,7 @@
 """Attention: tokens of one sample look at each other, those that are not there excepted.
 
 in        tokens [B, N, W] and there [B, N]
-out       tokens [B, N, W], read by encoders/text.py and fusion.py
+out       tokens [B, N, W], read by encoders/text.py and fusion/attention.py
 relies on Linear and LayerNorm alone, whose per-sample gradients every engine computes exactly
 """
 

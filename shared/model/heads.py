@@ -1,6 +1,6 @@
 """Heads: the fused vector of a sample becomes the numbers that the task asks for.
 
-in        fused [B, D] from fusion.py
+in        fused [B, D] from fusion/
 out       [B, K] numbers, which tasks.py puts on their scale and judges
 relies on nothing but Linear layers
 """

@@ -2,7 +2,7 @@
 
 in        a name and a table of options from the run's settings
 out       the part, built; or a ModelError that lists what there is
-relies on every file of parts having been imported: model/encoders/, fusion.py and heads.py are by multimodal.py,
+relies on every file of parts having been imported: model/encoders/, fusion/ and heads.py are by multimodal.py,
           a user's own by `load_extensions`
 
 A user adds a part in a Python file of their own (here `brightness.py`, given to `load_extensions`):

@@ -38,7 +38,20 @@ OF_KIND = {
     "motion": ("conv1d", "statistics"),
     "vector": ("linear",),
 }
-FUSIONS = ("concat", "sum", "mean", "gated", "attention", "average")
+FUSIONS = (
+    "concat",
+    "sum",
+    "mean",
+    "weighted",
+    "gated",
+    "product",
+    "bilinear",
+    "mlp",
+    "attention",
+    "average",
+    "weighted-average",
+    "vote",
+)
 
 
 def example_run(

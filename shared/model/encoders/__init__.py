@@ -1,7 +1,7 @@
 """Encoders: one modality's tensors become embeddings of the model's width.
 
 in        [B, *shape] as the modality's preprocessor finishes them
-out       embeddings [B, D], read by fusion.py
+out       embeddings [B, D], read by fusion/
 relies on registry.py for names and options; one file a kind of modality
 
 | kind     | names                                                                   |
