@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from simulations.commands import data, privacy
+from simulations.commands import data, model, privacy
 from simulations.commands.options import (
     Device,
     Engine,
@@ -172,6 +172,7 @@ def scenarios() -> None:
 
 
 app.add_typer(data.app, name="data")
+app.command()(model.predict)
 for command in (privacy.budget, privacy.preflight, privacy.audit, privacy.report):
     app.command()(command)
 

@@ -91,8 +91,13 @@ def read_manifest(folder: Path, *, schema: DataSchema) -> Manifest:
     return manifest
 
 
-def scan_manifest(folder: Path, *, schema: DataSchema) -> tuple[Manifest, Findings]:
+def scan_manifest(folder: Path, *, schema: DataSchema, needs_answers: bool = True) -> tuple[Manifest, Findings]:
     """The rows that are sound, and what is wrong with the others, for a caller that looks into the files as well.
+
+    Args:
+        folder: with one manifest.
+        schema: what its rows must be.
+        needs_answers: where not, answers may be absent and are not looked at; every target is 0.
 
     Raises:
         ManifestError: there is not exactly one manifest.
@@ -102,7 +107,7 @@ def scan_manifest(folder: Path, *, schema: DataSchema) -> tuple[Manifest, Findin
     records = read_table(path, findings=findings)
     if not findings.num_rows and not findings:
         findings.add(WHOLE_MANIFEST, field="rows", came="none", allowed="one or more")
-    reader = _RowReader(folder, schema=schema, findings=findings)
+    reader = _RowReader(folder, schema=schema, findings=findings, needs_answers=needs_answers)
     reader.judge_columns(records)
     rows = tuple(row for row in map(reader.row, records) if row is not None)
     reader.judge_subjects(rows)
@@ -112,10 +117,10 @@ def scan_manifest(folder: Path, *, schema: DataSchema) -> tuple[Manifest, Findin
 class _RowReader:
     """Judges the records of one folder, one after another."""
 
-    def __init__(self, folder: Path, *, schema: DataSchema, findings: Findings) -> None:
+    def __init__(self, folder: Path, *, schema: DataSchema, findings: Findings, needs_answers: bool) -> None:
         self._schema, self._findings, self._locator = schema, findings, Locator(folder)
         self._columns = {name: schema.column(name) for name in schema.modalities}
-        self._targets = TargetReader(schema, findings=findings)
+        self._targets = TargetReader(schema, findings=findings, are_needed=needs_answers)
         self._first_use: dict[str, tuple[int, str]] = {}
         files = [name for name, modality in schema.modalities.items() if modality.kind != "text"]
         self._short = files[0] if len(files) == 1 else None

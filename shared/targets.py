@@ -33,16 +33,16 @@ _SEPARATOR = "|"
 class TargetReader:
     """Judges the answers of one folder's rows."""
 
-    def __init__(self, schema: DataSchema, *, findings: Findings) -> None:
-        self._schema, self._findings = schema, findings
+    def __init__(self, schema: DataSchema, *, findings: Findings, are_needed: bool = True) -> None:
+        self._schema, self._findings, self._are_needed = schema, findings, are_needed
         self._parts = schema.parts
         self._indices = {
             column: {label: index for index, label in enumerate(part.labels)} for column, part in self._parts.items()
         }
 
     def read(self, record: Record) -> Target | None:
-        """The row's target; None, and at least one fault noted, where it has none."""
-        if self._schema.task == "matching":
+        """The row's target; None, and at least one fault noted, where it has none. 0 where no answers are needed."""
+        if self._schema.task == "matching" or not self._are_needed:
             return 0
         if self._schema.task == "several":
             return self._several(record)

@@ -1,0 +1,124 @@
+"""Model commands: using what a run has trained: predictions, an exported model, a small service.
+
+in        what a person types after motet predict, export or serve
+out       tables or JSON on the terminal, files where they are asked for; exit code 1 with one clear error
+relies on importing torch, and all that needs it, only in the commands that do
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from server.prediction import Prediction
+    from shared.config import RunConfig
+
+Run = Annotated[Path, typer.Argument(help="Folder of a run that has ended.")]
+Given = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="FOLDER|FILE...",
+        help="A data folder, labelled or not; or the files of one sample, by their endings or as MODALITY=FILE.",
+    ),
+]
+
+
+def predict(
+    run: Run,
+    given: Given = None,
+    text: Annotated[
+        list[str] | None, typer.Option("--text", help="The sample's text; MODALITY=TEXT where there are several.")
+    ] = None,
+    image: Annotated[Path | None, typer.Option("--image", help="The sample's picture.")] = None,
+    audio: Annotated[Path | None, typer.Option("--audio", help="The sample's recording.")] = None,
+    signal: Annotated[Path | None, typer.Option("--signal", help="The sample's sensor recording.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="A line of JSON a sample instead of a table.")] = False,
+    out: Annotated[Path | None, typer.Option("--out", help="File for a line of JSON a sample; not there yet.")] = None,
+) -> None:
+    """Say what a trained model makes of samples: labels, probabilities, and what each modality brought to them."""
+    by_kind = {"image": image, "audio": audio, "signal": signal}
+    files = [*(given or []), *(str(path) for path in by_kind.values() if path is not None)]
+    if not files and not text:
+        raise typer.BadParameter("nothing to predict from; give a FOLDER, FILES, --text, --image, --audio or --signal")
+    folders = [Path(name) for name in given or [] if Path(name).is_dir()]
+    if folders and (len(files) > 1 or text):
+        raise typer.BadParameter(f"{folders[0]} is a folder; give one folder, or the files of one sample")
+    if out is not None and out.exists():
+        raise typer.BadParameter(f"{out} is there already; name another file", param_hint="--out")
+    from server.prediction import Predictor
+    from server.trained import open_trained
+
+    predictor = Predictor(open_trained(run))
+    if folders:
+        predictions = list(predictor.of_folder(folders[0]))
+    else:
+        settings = predictor.trained.run
+        values = _values(given or [], run=settings, texts=text or [], by_kind=by_kind)
+        predictions = [predictor.of_values(values)]
+    _show(predictions, json=json, out=out)
+
+
+def _values(
+    files: Sequence[str], *, run: "RunConfig", texts: Sequence[str], by_kind: Mapping[str, Path | None]
+) -> dict[str, Path | str]:
+    """Modality -> the file or text that was given for it, each once."""
+    from server.given import modality_for
+
+    values: dict[str, Path | str] = {}
+
+    def put(modality: str, value: Path | str, *, hint: str) -> None:
+        if modality in values:
+            raise typer.BadParameter(f"{modality} is given twice; one value a modality", param_hint=hint)
+        values[modality] = value
+
+    for kind, path in by_kind.items():
+        if path is not None:
+            put(_only(kind, run=run), path, hint=f"--{kind}")
+    for text in texts:
+        name, equals, rest = text.partition("=")
+        if equals and name in run.modalities and run.data.modalities[name].kind == "text":
+            put(name, rest, hint="--text")
+        else:
+            put(_only("text", run=run), text, hint="--text")
+    for file in files:
+        name, equals, rest = file.partition("=")
+        if equals and name in run.modalities:
+            put(name, Path(rest), hint="FILE")
+        else:
+            put(modality_for(file, run=run, taken=tuple(values)), Path(file), hint="FILE")
+    return values
+
+
+def _only(kind: str, *, run: "RunConfig") -> str:
+    """The model's one modality of a kind."""
+    names = [name for name in run.modalities if run.data.modalities[name].kind == kind]
+    if len(names) == 1:
+        return names[0]
+    had = ", ".join(f"{name} ({run.data.modalities[name].kind})" for name in run.modalities)
+    if not names:
+        raise typer.BadParameter(f"the model has no modality of this kind; it has {had}", param_hint=f"--{kind}")
+    form = "TEXT" if kind == "text" else "FILE"
+    raise typer.BadParameter(
+        f"the model has {len(names)} of this kind; say which: {names[0]}={form}", param_hint=f"--{kind}"
+    )
+
+
+def _show(predictions: "Sequence[Prediction]", *, json: bool, out: Path | None) -> None:
+    lines = "\n".join(each.model_dump_json(exclude_defaults=True) for each in predictions)
+    if out is not None:
+        from server.settings import write_atomically
+
+        write_atomically(out, (lines + "\n").encode())
+    if json:
+        typer.echo(lines)
+        return
+    from rich.console import Console
+
+    from server.prediction import prediction_table
+
+    console = Console()
+    console.print(prediction_table(predictions))
+    if out is not None:
+        typer.echo(f"written: {out}, {len(predictions)} samples; it is as private as they are")
