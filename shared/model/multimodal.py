@@ -14,14 +14,15 @@ from jaxtyping import Bool, Float, Num
 from torch import Tensor, nn
 
 from shared.config import RunConfig
+from shared.errors import ModelError
 from shared.model import fusion as _fusion  # noqa: F401  # enters the fusions in their registry
 from shared.model import heads as _heads  # noqa: F401  # and the heads in theirs
 from shared.model.dropout import KEYS, SampleDropout
 from shared.model.encoders import build_encoder
-from shared.model.parameters import PerModality, apply_each, check_per_sample
+from shared.model.parameters import PerModality, PerTask, apply_each, check_per_sample
 from shared.model.registry import EmbeddingCost, Fusion, FusionPlace, HeadPlace, fusion_registry, head_registry
 from shared.model.seeding import seeded
-from shared.model.tasks import Task, task_of
+from shared.model.tasks import Several, Task, task_of
 
 
 class MultimodalModel(nn.Module):
@@ -101,18 +102,33 @@ def build_model(run: RunConfig) -> MultimodalModel:
     place = FusionPlace(modalities=run.modalities, width=width, task=task)
     with seeded(run.seed, part="fusion"):
         fused = fusion_registry.build(run.model.fusion, place=place)
-    head = _build_head(run, num_outputs=task.num_outputs, each=fused.level == "decision")
+    head = _build_head(run, task=task, each=fused.level == "decision")
     dropout = run.model.dropout
     model = MultimodalModel(encoders=encoders, fusion=fused, head=head, width=width, task=task, dropout=dropout)
     check_per_sample(model)
     return model
 
 
-def _build_head(run: RunConfig, *, num_outputs: int, each: bool) -> nn.Module:
-    place = HeadPlace(inputs=run.model.embedding_width, outputs=num_outputs)
+def _build_head(run: RunConfig, *, task: Task, each: bool) -> nn.Module:
+    """One head, or one a task; and that for each modality, where modalities decide by themselves.
 
-    def build(part: str) -> nn.Module:
+    Raises:
+        ModelError: the head does not exist or fit.
+    """
+    if isinstance(task, Several) and run.model.head.name == "identity":
+        raise ModelError(
+            f"head 'identity' gives one answer, and there are {len(task.tasks)} tasks; allowed: a head with weights of "
+            "its own for each task, such as 'linear'"
+        )
+
+    def build(part: str, num_outputs: int) -> nn.Module:
+        place = HeadPlace(inputs=run.model.embedding_width, outputs=num_outputs)
         with seeded(run.seed, part=part):
             return head_registry.build(run.model.head, place=place)
 
-    return PerModality({name: build(f"head.{name}") for name in run.modalities}) if each else build("head")
+    def answers(part: str) -> nn.Module:
+        if not isinstance(task, Several):
+            return build(part, task.num_outputs)
+        return PerTask({name: build(f"{part}.{name}", own.num_outputs) for name, own in task.tasks.items()})
+
+    return PerModality({name: answers(f"head.{name}") for name in run.modalities}) if each else answers("head")
