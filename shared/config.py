@@ -63,6 +63,7 @@ class LossSettings(Settings):
 class MatchingSettings(Settings):
     """How pairs are told from other pairs."""
 
+    width: int = Field(default=0, ge=0, le=4096, description="of the joint space; 0: model.embedding_width")
     loss: Literal["info-nce", "sigmoid", "binary"] = "info-nce"
     score: Literal["cosine", "euclidean"] = "cosine"
     temperature: float = Field(default=0.1, gt=0, le=100)
@@ -267,6 +268,15 @@ class RunConfig(Settings):
                     'site_privacy: stands beside a privacy of unit "record" or "subject"; alone, unit "site" belongs '
                     "into privacy itself"
                 )
+        in_batch = self.data.task == "matching" and self.model.matching.negatives == "in-batch"
+        if in_batch and self.local_privacy is not None:
+            # PRIVACY: the clip norm would bound nobody's share of the sum.
+            # test_in_batch_negatives_are_refused_where_records_or_subjects_are_protected
+            raise ValueError(
+                f'model.matching.negatives: "in-batch" with privacy.unit = "{self.local_privacy.unit}": every pair is in '
+                "the loss of all others, so that one pair more moves the clipped sum by several clip norms and epsilon "
+                'would be wrong; allowed: "public", or unit "site" alone'
+            )
         if self.statistics is not None and self.local_privacy is None:
             raise ValueError('statistics: noisy counts need a privacy of unit "record" or "subject"')
         subjects = self.local_privacy is not None and self.local_privacy.unit == "subject"

@@ -15,7 +15,7 @@ import tomli_w
 from PIL import Image
 
 from shared.config import RunConfig
-from shared.schema import DataCard, ModalitySchema
+from shared.schema import DataCard, ModalitySchema, TaskSchema
 
 NUM_ROWS = 8
 NUM_SUBJECTS = 4
@@ -30,11 +30,9 @@ def write_folder(folder: Path, *, run: RunConfig) -> None:
     for row in range(NUM_ROWS):
         # the first half is whole; each of the others lacks one modality, where there is more than one
         lacking = run.modalities[row % len(run.modalities)] if row >= NUM_ROWS // 2 else None
-        cells: dict[str, str | float] = {"subject_id": f"subject-{row % NUM_SUBJECTS}"}
-        if run.data.rating_range is not None:
-            cells["rating"] = float(draws.uniform(*run.data.rating_range))
-        else:
-            cells["label"] = run.data.labels[row % len(run.data.labels)]
+        cells: dict[str, object] = {"subject_id": f"subject-{row % NUM_SUBJECTS}"}
+        for column, part in run.data.parts.items():
+            cells[column] = _answer(part, row=row, draws=draws)
         for name in run.modalities:
             if name != lacking or len(run.modalities) == 1:
                 place = folder / f"{name}-{row}"
@@ -51,6 +49,15 @@ def write_folder(folder: Path, *, run: RunConfig) -> None:
     )
     text = tomli_w.dumps(card.model_dump(mode="json", exclude_none=True))
     (folder / "dataset.toml").write_text(text, encoding="utf-8")
+
+
+def _answer(part: TaskSchema, *, row: int, draws: np.random.Generator) -> object:
+    """What a manifest's cell holds where one task's answer stands."""
+    if part.rating_range is not None:
+        return float(draws.uniform(*part.rating_range))
+    if part.kind == "multi-label":
+        return [label for label in part.labels if draws.random() < 0.5]
+    return part.labels[row % len(part.labels)]
 
 
 def _value(place: Path, *, schema: ModalitySchema, draws: np.random.Generator) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from shared.config import LossSettings, RunConfig
 from shared.errors import ModelError
+from shared.model.matching import matching_of
 from shared.schema import DataSchema, TaskSchema
 
 
@@ -190,7 +191,7 @@ def task_of(run: RunConfig) -> Task:
             weights={name: loss.task_weights.get(name, 1.0) for name in data.tasks},
         )
     if data.task == "matching":
-        raise ModelError('task = "matching" is not offered yet; allowed: single-label, multi-label, rating, several')
+        return matching_of(run)
     (part,) = data.parts.values()
     return _single(part, loss=loss, prefix="")
 

@@ -35,6 +35,12 @@ BUILDERS: dict[str, Builder] = {
     for builder in (
         Builder("moods", "generated faces, sentences and voices with a mood", "moods", "build_moods"),
         Builder("tuxpaint", "drawings with written and spoken names, nine languages", "tuxpaint", "build_tuxpaint"),
+        Builder(
+            "tuxpaint-matching",
+            "drawings and their names, to be matched",
+            "tuxpaint_matching",
+            "build_tuxpaint_matching",
+        ),
         Builder("har", "UCI-HAR: acceleration and gyroscope windows, 105 sites", "har", "build_har"),
         Builder("mosi", "CMU-MOSI: film reviews as transcripts and feature vectors", "mosi", "build_mosi"),
         Builder("emodb", "EmoDB: emotional speech, ten speakers", "emodb", "build_emodb"),

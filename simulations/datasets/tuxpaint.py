@@ -9,6 +9,7 @@ import hashlib
 import importlib
 import io
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -58,11 +59,12 @@ def build_tuxpaint(
                 f"{folder}: {len(stamps)} drawings in {len(labels)} categories; allowed: two categories or more, and "
                 f"more drawings than the {validation_drawings + test_drawings} held out"
             )
-        parts = _held_out(stamps, validation=validation_drawings, test=test_drawings, seed=seed)
+        parts = drawn_parts(stamps, sizes={TEST: test_drawings, VALIDATION: validation_drawings}, seed=seed)
         with writing(target, card=card_of(labels)) as writer:
-            adder = _Adder(writer, svg=svg, side_px=image_side_px)
+            adder = StampAdder(writer)
             for number, stamp in enumerate(stamps):
-                adder.add(stamp, part=parts.get(stamp.key), number=number)
+                png = png_of(stamp.drawing, svg=svg, side_px=image_side_px)
+                adder.add(stamp, part=parts.get(stamp.key), number=number, png=png)
             only_svg = sum(stamp.drawing.suffix == ".svg" for stamp in stamps)
             writer.finish(
                 how_it_was_made=_STORY.format(
@@ -77,16 +79,19 @@ def build_tuxpaint(
                     repeated=adder.repeated,
                     known=f"{_known_names(stamps, parts):.0%}",
                     seed=seed,
-                    copyright=_quoted(copyright_of(folder)),
+                    copyright=quoted(copyright_of(folder)),
                 )
             )
     return built(target, writer=writer)
 
 
-def _held_out(stamps: list[Stamp], *, validation: int, test: int, seed: int) -> dict[str, str]:
-    """Key -> part, of the drawings held out.
+def drawn_parts(stamps: Sequence[Stamp], *, sizes: Mapping[str, int], seed: int) -> dict[str, str]:
+    """Key -> part, of the drawings that are at no site.
 
     Each category is shuffled and spread over [0, 1]; the lowest come first, so each gives the same share of its own.
+
+    Args:
+        sizes: part -> how many drawings; parts are filled in this order.
     """
     generator = np.random.default_rng([seed, 4])
     position: dict[str, float] = {}
@@ -94,25 +99,25 @@ def _held_out(stamps: list[Stamp], *, validation: int, test: int, seed: int) -> 
         keys = [stamp.key for stamp in stamps if stamp.category == category]
         for rank, index in enumerate(generator.permutation(len(keys))):
             position[keys[int(index)]] = (rank + generator.random()) / len(keys)
-    order = sorted(position, key=lambda key: position[key])
-    return {key: TEST if place < test else VALIDATION for place, key in enumerate(order[: test + validation])}
+    parts = [part for part, size in sizes.items() for _ in range(size)]
+    return dict(zip(sorted(position, key=lambda key: position[key]), parts, strict=False))
 
 
-class _Adder:
+class StampAdder:
     """Puts the rows of one stamp after another into their parts, each recording once a part."""
 
-    def __init__(self, writer: DatasetWriter, *, svg: Svg, side_px: int) -> None:
+    def __init__(self, writer: DatasetWriter, *, matching: bool = False) -> None:
         self.repeated = 0
         """rows without audio because a row before them has the very same recording"""
-        self._writer, self._svg, self._side_px = writer, svg, side_px
+        self._writer, self._matching = writer, matching
         self._heard: set[tuple[str, bytes]] = set()
 
-    def add(self, stamp: Stamp, *, part: str | None, number: int) -> None:
+    def add(self, stamp: Stamp, *, part: str | None, number: int, png: bytes | None) -> None:
         """Add a row for each language of the stamp, to `part` or to the language's site."""
-        drawing = _picture(stamp.drawing, svg=self._svg, side_px=self._side_px)
-        png = None if drawing is None else _png(drawing)
         for language, (written, spoken) in stamp.names.items():
             values: dict[str, str | File] = {"text": written}
+            if self._matching and stamp.english:
+                values["english"] = stamp.english
             place = part or language
             if spoken is not None and self._is_new(spoken, place=place):
                 values["audio"] = File(".ogg", spoken)
@@ -121,7 +126,7 @@ class _Adder:
             row = NewRow(
                 f"{number:04d}-{language}",
                 values,
-                targets={"label": stamp.category},
+                targets={} if self._matching else {"label": stamp.category},
                 subject=stamp.key,
                 columns={"language": language},
             )
@@ -136,7 +141,15 @@ class _Adder:
         return True
 
 
-def _png(drawing: Image.Image) -> bytes:
+def png_of(path: Path, *, svg: Svg, side_px: int) -> bytes | None:
+    """A drawing as a PNG file on white, neither side longer than `side_px`; None where SVG is not drawn.
+
+    Raises:
+        ConfigError: it is no readable picture, or what draws SVG is not installed.
+    """
+    drawing = _picture(path, svg=svg, side_px=side_px)
+    if drawing is None:
+        return None
     content = io.BytesIO()
     drawing.save(content, "PNG")
     return content.getvalue()
@@ -179,7 +192,8 @@ def _drawn(path: Path, *, side_px: int) -> bytes:
         raise ConfigError(f"{path}: not drawable: {error}; take svg 'without-image'") from None
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
+    """The package's copyright file as a Markdown quotation."""
     return "\n".join(
         f"> {line}".rstrip() for line in (text or "(the package's copyright file was not there)").splitlines()
     )

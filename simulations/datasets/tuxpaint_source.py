@@ -25,7 +25,7 @@ _HELP = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Stamp:
     """One drawing that has a written name in at least one of LANGUAGES."""
 
@@ -37,6 +37,8 @@ class Stamp:
     """.png where there is one, .svg otherwise"""
     names: dict[str, tuple[str, Path | None]]
     """language -> name as written, and as spoken where somebody spoke it"""
+    english: str
+    """the name that the others were translated from; "" where there is none"""
 
 
 @contextmanager
@@ -94,7 +96,8 @@ def read_stamps(stamps: Path) -> list[Stamp]:
     files = {path.relative_to(stamps).as_posix(): path for path in sorted(stamps.rglob("*")) if path.is_file()}
     keys = {name.rpartition(".")[0] for name in files if name.endswith((".png", ".svg"))}
     for key in sorted(keys):
-        written = _written_names(files[f"{key}.txt"]) if f"{key}.txt" in files else {}
+        text = files[f"{key}.txt"].read_text(encoding="utf-8", errors="replace") if f"{key}.txt" in files else ""
+        written = _written_names(text)
         names = {
             language: (written[language], files.get(f"{key}_desc_{language}.ogg"))
             for language in LANGUAGES
@@ -102,11 +105,11 @@ def read_stamps(stamps: Path) -> list[Stamp]:
         }
         if names:
             drawing = files.get(f"{key}.png") or files[f"{key}.svg"]
-            found.append(Stamp(key=key, category=key.partition("/")[0], drawing=drawing, names=names))
+            category, english = key.partition("/")[0], text.partition("\n")[0].strip()
+            found.append(Stamp(key=key, category=category, drawing=drawing, names=names, english=english))
     return found
 
 
-def _written_names(path: Path) -> dict[str, str]:
-    text = path.read_text(encoding="utf-8", errors="replace")
+def _written_names(text: str) -> dict[str, str]:
     found = re.findall(r"^([A-Za-z_@]+)\.utf8[ \t]*=[ \t]*(\S.*?)\s*$", text, flags=re.MULTILINE)
     return {language: name for language, name in found if language in LANGUAGES}

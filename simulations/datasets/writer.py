@@ -1,7 +1,7 @@
 """Writer: rows in memory become a data set folder, whole or not at all.
 
 in        a card (what the data are, what may be done with them) and rows, each for one part of the data set
-out       TARGET/: dataset.toml, README.md, sites/SITE/, held-out/validation/, held-out/test/, as manifest.py reads them
+out       TARGET/: dataset.toml, README.md, sites/SITE/, held-out/validation/ and test/, for matching public/
 relies on nothing but shared/config.py; every builder beside this file writes through it
 """
 
@@ -23,6 +23,8 @@ from shared.schema import DataCard
 
 VALIDATION = "held-out/validation"
 TEST = "held-out/test"
+PUBLIC = "public"
+"""values that are nobody's: what a run of matching tells pairs from"""
 
 
 @dataclass(frozen=True)
@@ -84,12 +86,12 @@ class DatasetWriter:
         self._present: dict[str, Counter[str]] = {}
 
     def add(self, part: str, row: NewRow) -> None:
-        """Put a row into `held-out/validation`, `held-out/test` or, for any other name, the site of that name.
+        """Put a row into `held-out/validation`, `held-out/test`, `public` or, for any other name, that site.
 
         Raises:
             ConfigError: the site's or the row's name cannot be a file's name.
         """
-        place = part if part in (VALIDATION, TEST) else f"sites/{_file_name(part, what='site')}"
+        place = part if part in (VALIDATION, TEST, PUBLIC) else f"sites/{_file_name(part, what='site')}"
         names = self._names.setdefault(place, set())
         if _file_name(row.name, what="row") in names or not row.values:
             raise ValueError(f"{place}: row {row.name} is there already, or has no modality")
