@@ -244,7 +244,7 @@ def _count(header: StatisticsHeader, site: SiteConfig) -> StatisticsReply:
     counts = noisy_counts(
         _load(permitted, site=site, ledger=ledger, reservation=reservation),
         unit=permitted.unit,
-        num_classes=len(permitted.run.data.labels) or 1,
+        schema=permitted.run.data,
         noise_multiplier=use.noise_multiplier,
         kind=plan.noise,
         source=_source(header.run, site=site, purpose="0/counts", is_secret=True),

@@ -36,6 +36,7 @@ from shared.messages import (
 )
 from shared.model.multimodal import MultimodalModel
 from shared.model.parameters import trainable_names
+from shared.targets import count_names
 
 log = logging.getLogger("motet.server")
 
@@ -206,7 +207,7 @@ def _ask_statistics(
         for site, planned in plan.planned.items()
     }
     answers = transport.statistics(
-        requests, num_counts=max(1, len(run.data.labels)), timeout_s=run.federation.round_timeout_s
+        requests, num_counts=len(count_names(run.data)), timeout_s=run.federation.round_timeout_s
     )
     judged = {site: judge_statistics(answers[site], run=run, run_id=settings.run_id) for site in sorted(requests)}
     for site, answer in judged.items():

@@ -1,7 +1,7 @@
 """Targets: what a row's manifest cells say the answer is, as numbers.
 
 in        one record of a manifest, and the schema's tasks
-out       the row's target; a finding for each cell that is no answer
+out       the row's target; a finding for each cell that is no answer; which noisy counts a row is in
 relies on schema.py for what may be asked
 
 | task         | a row's target                                                                                |
@@ -18,6 +18,7 @@ import re
 from typing import TypeAlias
 
 import torch
+from jaxtyping import Int64, Num
 from torch import Tensor
 
 from shared.findings import Findings, choices, shown
@@ -145,6 +146,47 @@ def cells_of(target: Target, *, schema: DataSchema) -> dict[str, object]:
         else:
             cells[column] = part.labels[int(own[0])] if part.labels else float(own[0])
     return cells
+
+
+def count_names(schema: DataSchema) -> tuple[str, ...]:
+    """What noisy counts are of: each label, `task.label` with several tasks; `all`, or the task, for a rating."""
+    if schema.task == "matching":
+        return ("all",)
+    prefix = schema.task == "several"
+    return tuple(
+        name
+        for column, part in schema.parts.items()
+        for name in (
+            [f"{column}.{label}" if prefix else label for label in part.labels] or [column if prefix else "all"]
+        )
+    )
+
+
+def most_counts_of_a_row(schema: DataSchema) -> int:
+    """In how many of the counts one row can be: in every one of a multi-label task, in one of any other task."""
+    return max(1, sum(part.num_targets for part in schema.parts.values()))
+
+
+def counts_of_rows(
+    targets: Num[Tensor, "N *T"], *, schema: DataSchema
+) -> tuple[Int64[Tensor, "E"], Int64[Tensor, "E"]]:
+    """The rows and the counts that they are in, as pairs: numbers of rows, and places in `count_names`."""
+    rows, counts, first, column = [], [], 0, 0
+    table = targets[:, None] if targets.ndim == 1 else targets
+    if schema.task == "matching":
+        return torch.arange(len(targets)), torch.zeros(len(targets), dtype=torch.int64)
+    for part in schema.parts.values():
+        own = table[:, column : column + part.num_targets]
+        column += part.num_targets
+        if part.kind == "multi-label":
+            there, place = (own == 1).nonzero(as_tuple=True)
+        else:
+            there = (~own[:, 0].isnan()).nonzero()[:, 0]
+            place = own[there, 0].long() if part.labels else torch.zeros_like(there)
+        rows.append(there)
+        counts.append(place + first)
+        first += len(part.labels) or 1
+    return torch.cat(rows), torch.cat(counts)
 
 
 def class_of(target: Target) -> int:

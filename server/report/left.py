@@ -5,6 +5,7 @@ out       rows for the page of a run and for the privacy report
 relies on words.toml for what fields mean; a field that it does not know stands out in red
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,11 +15,12 @@ from server.records import RunRecord
 from server.report.document import Block, Cell, Heading, Table, Tone, rows
 from server.report.document import Words as Paragraph
 from server.report.levels import is_withheld
-from server.report.numbers import count_text, epsilon_text
+from server.report.numbers import count_text, epsilon_text, listed
 from server.report.participation import Value, participation
 from server.report.privacy_words import PrivacyWords
 from server.report.words import Words
 from shared.messages import PrivacyStatement, ReplyHeader
+from shared.targets import count_names, most_counts_of_a_row
 
 Exposure = Literal["none", "protected", "trusted", "exposed"]
 """trusted: to a server that is trusted to hide it in noise"""
@@ -73,11 +75,18 @@ def left_blocks(record: RunRecord, *, words: Words, sentences: PrivacyWords) -> 
     found: list[Block] = [Paragraph(lead)]
     found.append(Table(head=head, rows=rows(*lines)) if lines else Paragraph(sentences.left["nothing"]))
     if record.statistics:
-        labels = record.run.data.labels or ("all",)
-        counted = [(each.site, *(f"{count:.1f}" for count in each.counts)) for each in record.statistics]
-        numeric = tuple(range(1, len(labels) + 1))
-        found += [Heading("Noisy counts"), Paragraph(sentences.left["counts"])]
-        found.append(Table(head=("Site", *labels), rows=rows(*counted), numeric=numeric))
+        names, most = count_names(record.run.data), most_counts_of_a_row(record.run.data)
+        # a row that can be in several counts counts less than 1 in each: shown as rows again
+        counted = [
+            (each.site, *(f"{count * math.sqrt(most):.1f}" for count in each.counts)) for each in record.statistics
+        ]
+        numeric = tuple(range(1, len(names) + 1))
+        noise = sorted({f"{each.noise_multiplier * math.sqrt(most):.3g}" for each in record.statistics})
+        said = (
+            sentences.left["counts"] if most == 1 else f"{sentences.left['counts']} {sentences.left['counts_of_many']}"
+        )
+        found += [Heading("Noisy counts"), Paragraph(said.format(most=most, noise=listed(noise)))]
+        found.append(Table(head=("Site", *names), rows=rows(*counted), numeric=numeric))
     return tuple(found)
 
 

@@ -1,5 +1,6 @@
 """Noisy counts: what one unit can move, the scale of the noise, what they cost, and that nothing is read unpaid."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,11 +18,22 @@ from shared.config import NoiseKind, RunConfig, Unit
 from shared.messages import Refusal, StatisticsReply
 from shared.privacy.accountant import MechanismUse, spent_epsilon
 from shared.privacy.noise import reproducible_source, secret_source
+from shared.schema import DataSchema
+from shared.targets import count_names, most_counts_of_a_row
 from tests.client.asking import ask, ask_counts, rewrite_subjects, rows_of, site_file, used
 from tests.tiny import PRIVACY, tiny_config
 
 CLASSES = 3
 ROWS = st.lists(st.tuples(st.integers(0, 4), st.integers(0, CLASSES - 1)), max_size=30)
+NAN = math.nan
+SEVERAL: dict[str, object] = {
+    "task": "several",
+    "tasks": {
+        "mood": {"kind": "single-label", "labels": ("a", "b", "c")},
+        "topics": {"kind": "multi-label", "labels": ("war", "love")},
+        "valence": {"kind": "rating", "rating_range": (-1, 1)},
+    },
+}
 UNITS: list[Unit] = ["record", "subject"]
 
 
@@ -42,6 +54,21 @@ def samples_of(rows: Sequence[tuple[int, int]]) -> Samples:
     )
 
 
+def schema_of(num_classes: int = CLASSES, **task: object) -> DataSchema:
+    """Of so many labels; one of them: a rating."""
+    if not task and num_classes == 1:
+        task = {"task": "rating", "rating_range": (0, CLASSES)}
+    elif not task:
+        task = {"task": "single-label", "labels": tuple(f"label {number}" for number in range(num_classes))}
+    return DataSchema.model_validate({**task, "modalities": {"text": {"kind": "text"}}})
+
+
+def answering(rows: Sequence[tuple[int, Sequence[float]]]) -> Samples:
+    """Rows of (subject, numbers of their answers)."""
+    plain = samples_of([(subject, 0) for subject, _ in rows])
+    return dataclasses.replace(plain, targets=torch.tensor([list(answers) for _, answers in rows]))
+
+
 def counting(private_run: bool = True, *, noise_multiplier: float = 2.0, **changes: object) -> RunConfig:
     return tiny_config(private=private_run, statistics={"noise_multiplier": noise_multiplier}, **changes)
 
@@ -56,24 +83,81 @@ def test_one_unit_moves_the_counts_by_at_most_one(
     rows: list[tuple[int, int]], subject: int, grid: float | None
 ) -> None:
     """Whatever the classes of the others and its own are; all rows of a subject, or one record."""
-    most = 1 + (math.sqrt(CLASSES) / 2 * grid if grid else 1e-12)
     for num_classes in (CLASSES, 1):
-        whole = {unit: exact_counts(samples_of(rows), unit=unit, num_classes=num_classes, grid=grid) for unit in UNITS}
-        others = samples_of([row for row in rows if row[0] != subject])
-        assert (
-            whole["subject"] - exact_counts(others, unit="subject", num_classes=num_classes, grid=grid)
-        ).norm() <= most
-        fewer = exact_counts(samples_of(rows[1:]), unit="record", num_classes=num_classes, grid=grid)
-        assert (whole["record"] - fewer).norm() <= 1
+        assert_bounded(
+            samples_of(rows),
+            samples_of([row for row in rows if row[0] != subject]),
+            samples_of(rows[1:]),
+            schema=schema_of(num_classes),
+            grid=grid,
+        )
+
+
+ANSWERS = st.tuples(
+    st.sampled_from([0.0, 1.0, 2.0, NAN]),
+    st.sampled_from([(0.0, 0.0), (0.0, 1.0), (1.0, 1.0), (NAN, NAN)]),
+    st.sampled_from([-1.0, 0.25, NAN]),
+)
+
+
+@given(
+    rows=st.lists(st.tuples(st.integers(0, 3), ANSWERS), min_size=1, max_size=20),
+    subject=st.integers(0, 3),
+    grid=st.none() | st.just(2.0**-20),
+)
+def test_one_unit_moves_the_counts_of_many_answers_by_at_most_one(
+    rows: list[tuple[int, tuple[float, tuple[float, float], float]]], subject: int, grid: float | None
+) -> None:
+    """Of several tasks, one of them with many labels; and of that one alone, whose labels a row may all have."""
+    for schema, columns in (
+        (schema_of(**SEVERAL), slice(None)),
+        (schema_of(task="multi-label", labels=("war", "love")), slice(1, 3)),
+    ):
+        told = [(who, [first, *many, last][columns]) for who, (first, many, last) in rows]
+        told = [(who, numbers) for who, numbers in told if schema.task == "several" or not math.isnan(numbers[0])]
+        others = [row for row in told if row[0] != subject]
+        if others and len(told) > 1:
+            assert_bounded(answering(told), answering(others), answering(told[1:]), schema=schema, grid=grid)
+
+
+def assert_bounded(
+    whole: Samples, without_subject: Samples, without_record: Samples, *, schema: DataSchema, grid: float | None
+) -> None:
+    most = 1 + (math.sqrt(len(count_names(schema))) / 2 * grid if grid else 1e-12)
+    for unit, fewer in (("subject", without_subject), ("record", without_record)):
+        counts = [exact_counts(each, unit=unit, schema=schema, grid=grid) for each in (whole, fewer)]
+        assert (counts[0] - counts[1]).norm() <= most
+
+
+def test_a_record_with_every_answer_moves_the_counts_by_exactly_one() -> None:
+    """So the noise hides no less than it is paid for, and no more."""
+    for schema, answers in (
+        (schema_of(task="multi-label", labels=("war", "love")), [1.0, 1.0]),
+        (schema_of(**SEVERAL), [2.0, 1.0, 1.0, 0.5]),
+    ):
+        counts = exact_counts(answering([(0, answers)]), unit="record", schema=schema)
+        assert float(counts.norm()) == pytest.approx(1)
 
 
 def test_counts_are_of_records_or_of_subjects() -> None:
     rows = [(0, 0), (0, 0), (0, 1), (0, 1), (1, 2), (1, 2), (2, 2)]
-    assert exact_counts(samples_of(rows), unit="record", num_classes=3).tolist() == [2, 2, 3]
-    assert exact_counts(samples_of(rows), unit="subject", num_classes=3).tolist() == [0.5, 0.5, 2]
-    assert exact_counts(samples_of(rows), unit="record", num_classes=1).tolist() == [7]
-    assert exact_counts(samples_of(rows), unit="subject", num_classes=1).tolist() == [3]
-    assert exact_counts(samples_of([]), unit="subject", num_classes=3).tolist() == [0, 0, 0]
+    three, one = schema_of(), schema_of(1)
+    assert exact_counts(samples_of(rows), unit="record", schema=three).tolist() == [2, 2, 3]
+    assert exact_counts(samples_of(rows), unit="subject", schema=three).tolist() == [0.5, 0.5, 2]
+    assert exact_counts(samples_of(rows), unit="record", schema=one).tolist() == [7]
+    assert exact_counts(samples_of(rows), unit="subject", schema=one).tolist() == [3]
+    assert exact_counts(samples_of([]), unit="subject", schema=three).tolist() == [0, 0, 0]
+
+
+def test_counts_of_many_answers_are_of_labels_and_of_given_ratings() -> None:
+    """Times the root of how many of them a row can be in, which is what the report shows."""
+    schema = schema_of(**SEVERAL)
+    assert count_names(schema) == ("mood.a", "mood.b", "mood.c", "topics.war", "topics.love", "valence")
+    rows = [(0, [0, 1, 1, 0.5]), (0, [2, NAN, NAN, -0.5]), (1, [NAN, 0, 1, NAN]), (2, [2, 0, 0, NAN])]
+    samples, root = answering(rows), math.sqrt(most_counts_of_a_row(schema))
+    assert root == 2
+    assert (exact_counts(samples, unit="record", schema=schema) * root).tolist() == [1, 0, 2, 1, 2, 2]
+    assert (exact_counts(samples, unit="subject", schema=schema) * root).tolist() == [0.5, 0, 1.5, 0.5, 1.5, 1]
 
 
 @pytest.mark.parametrize("kind", ["float64", "float32", "discrete"])
@@ -82,8 +166,9 @@ def test_noise_of_the_counts_has_the_promised_scale(kind: NoiseKind, unit: Unit)
     """Chi-square on 20,000 counts, two-sided; a false alarm once in a million, a scale 5 % off never passes."""
     num, std, source = 20_000, 1.7, reproducible_source(7, purpose=f"{kind}/{unit}")
     samples = samples_of([(0, 0), (0, 1), (1, 1)])
-    counts = noisy_counts(samples, unit=unit, num_classes=num, noise_multiplier=std, kind=kind, source=source)
-    noise = torch.tensor(counts, dtype=torch.float64) - exact_counts(samples, unit=unit, num_classes=num)
+    schema = schema_of(num)
+    counts = noisy_counts(samples, unit=unit, schema=schema, noise_multiplier=std, kind=kind, source=source)
+    noise = torch.tensor(counts, dtype=torch.float64) - exact_counts(samples, unit=unit, schema=schema)
 
     def is_plausible(scale: float) -> bool:
         low, high = stats.chi2.ppf([5e-7, 1 - 5e-7], df=num)
@@ -99,7 +184,7 @@ def test_noise_of_the_counts_has_the_promised_scale(kind: NoiseKind, unit: Unit)
 def test_whole_numbers_stay_on_their_grid() -> None:
     samples = samples_of([(0, 0), (0, 1), (0, 1), (1, 2)])
     counts = noisy_counts(
-        samples, unit="subject", num_classes=3, noise_multiplier=1.3, kind="discrete", source=secret_source()
+        samples, unit="subject", schema=schema_of(), noise_multiplier=1.3, kind="discrete", source=secret_source()
     )
     assert all((count * 2**20).is_integer() for count in counts)
 
