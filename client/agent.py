@@ -24,18 +24,18 @@ from client.charge import (
     reply_header,
     statement,
 )
+from client.open_round import OpenRound, nominal_size, open_round, permitted_here, source_of, sources_of
 from client.passed import note_of
-from client.permission import Cards, Permitted, clip_norm_of_round, permit, site_clip_norm_of_round
+from client.permission import Permitted
 from client.plan import PrivacyPlan
 from client.private_training import TrainedRound, train_round
-from client.run_model import RunKey, key_of, model_with, num_parameters, trained_shapes
+from client.run_model import RunKey, key_of, model_with
 from client.site import SiteConfig, read_site
 from client.statistics import noisy_counts
 from client.unchanged import Unchanged
 from shared.batch import Samples
-from shared.config import RunConfig
 from shared.dataset import load_samples
-from shared.errors import ManifestError, MotetError, PermissionRefused, WireError
+from shared.errors import ManifestError, MotetError, PermissionRefused
 from shared.manifest import find_manifest
 from shared.messages import (
     PROTOCOL_VERSION,
@@ -47,39 +47,11 @@ from shared.messages import (
     StatisticsReply,
     TrainReply,
 )
-from shared.model.registry import load_extensions
 from shared.privacy.ledger import Ledger, Reservation
 from shared.privacy.ledger_totals import History
-from shared.privacy.noise import RandomSource, reproducible_source, secret_source
 
 ReadWeights = Callable[[Shapes], dict[str, Tensor]]
 log = logging.getLogger("motet.site")
-
-
-@dataclass(frozen=True, slots=True)
-class OpenRound:
-    """A round that a site's owner permits, before anything is planned, paid for or read."""
-
-    header: RequestHeader
-    site: SiteConfig
-    permitted: Permitted
-    key: RunKey
-    """of the run as it is carried out here"""
-    shapes: Shapes
-    """of the weights that the request must bring, and the update will have; one object for all sites alike"""
-    clip_norm: float | None
-    """adaptive clipping of records or subjects: this round's norm"""
-    site_clip_norm: float | None
-    """unit site: largest norm of the whole update"""
-
-    def at(self, site: SiteConfig) -> "OpenRound":
-        """The same round at another site of equal terms."""
-        return OpenRound(self.header, site, self.permitted, self.key, self.shapes, self.clip_norm, self.site_clip_norm)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Parameters that are trained, in the model's order."""
-        return tuple(self.shapes)
 
 
 def answer_hello(site_file: Path) -> Hello | Refusal:
@@ -121,33 +93,6 @@ def answer_train(header: RequestHeader, read_weights: ReadWeights, *, site_file:
         return _train(header, read_weights, read_site(site_file))
     except Exception as error:  # noqa: BLE001  whatever it is, its text must not travel
         return refuse(site_file, error)
-
-
-def open_round(header: RequestHeader, *, site: SiteConfig, cards: Cards | None = None) -> OpenRound:
-    """What of a request needs neither its weights nor the owner's ledger.
-
-    Args:
-        cards: as `permit`.
-
-    Raises:
-        MotetError: the request is not what a server may ask, or the owner does not permit it.
-    """
-    permitted = _permitted(header, site=site, cards=cards)
-    key = key_of(permitted.run)
-    clip_norm, site_clip_norm = clip_norm_of_round(header), site_clip_norm_of_round(header)
-    if (size := num_parameters(key)) > site.max_parameters:
-        raise PermissionRefused(
-            f"the run's model has {size:,} parameters; allowed: {site.max_parameters:,} (max_parameters)"
-        )
-    return OpenRound(
-        header=header,
-        site=site,
-        permitted=permitted,
-        key=key,
-        shapes=trained_shapes(key, permitted.modalities),
-        clip_norm=clip_norm,
-        site_clip_norm=site_clip_norm,
-    )
 
 
 def plan_of(opened: OpenRound, *, history: History) -> PrivacyPlan:
@@ -193,7 +138,14 @@ def train_alone(
 
 def bounded_updates(opened: OpenRound, trained: Sequence[TrainedRound]) -> list[Bounded]:
     """What rounds of training gave, as it may leave: of the site, or of others that were asked the same."""
+    if personal := opened.shapes.personal:
+        # PRIVACY: noised like the rest, and the site's own all the same. test_a_reply_holds_nothing_personal
+        trained = [replace(each, update=_without(each.update, names=personal)) for each in trained]
     return bounded(trained, central=opened.header.run.central_privacy, clip_norm=opened.site_clip_norm)
+
+
+def _without(update: Mapping[str, Tensor], *, names: Sequence[str]) -> dict[str, Tensor]:
+    return {name: value for name, value in update.items() if name not in names}
 
 
 def close_round(
@@ -218,22 +170,8 @@ def close_round(
     return TrainReply(header=header, update=leaving.update)
 
 
-def sources_of(opened: OpenRound, *, plan: PrivacyPlan | None) -> tuple[RandomSource, RandomSource]:
-    """The random numbers of one round at one site: for its noise, and for all that it draws otherwise."""
-    run, site, number = opened.permitted.run, opened.site, opened.header.round_number
-    noise, sampling = (
-        _source(run, site=site, purpose=f"{number}/{use}", is_secret=plan is not None) for use in ("noise", "sampling")
-    )
-    return noise, sampling
-
-
-def nominal_size(opened: OpenRound, *, plan: PrivacyPlan | None) -> int:
-    """The public number that sampling follows from: of what is protected, or of records."""
-    return opened.site.nominal_units(plan.unit if plan else "record")
-
-
 def _count(header: StatisticsHeader, site: SiteConfig) -> StatisticsReply:
-    permitted = _permitted(header, site=site)
+    permitted = permitted_here(header, site=site)
     if permitted.unit is None:
         raise PermissionRefused("counts are asked for, and the site protects nothing in this run")
     ledger = ledger_at(site.ledger)
@@ -247,7 +185,7 @@ def _count(header: StatisticsHeader, site: SiteConfig) -> StatisticsReply:
         schema=permitted.run.data,
         noise_multiplier=use.noise_multiplier,
         kind=plan.noise,
-        source=_source(header.run, site=site, purpose="0/counts", is_secret=True),
+        source=source_of(header.run, site=site, purpose="0/counts", is_secret=True),
     )
     ledger.release(reservation)
     said = statement(as_counts(plan, use=use), site=site, reservation=reservation, history=history)
@@ -256,7 +194,7 @@ def _count(header: StatisticsHeader, site: SiteConfig) -> StatisticsReply:
 
 def _train(header: RequestHeader, read_weights: ReadWeights, site: SiteConfig) -> TrainReply:
     opened = open_round(header, site=site)
-    weights = read_weights(opened.shapes)
+    weights = read_weights(opened.shapes.sent)
     ledger, plan, history = ledger_at(site.ledger), None, None
     if opened.permitted.unit is not None:
         history = ledger.history(site.data_set, header.run_id, unit=opened.permitted.unit)
@@ -270,17 +208,6 @@ def _train(header: RequestHeader, read_weights: ReadWeights, site: SiteConfig) -
     reply = close_round(opened, leaving, plan=plan, history=history, reservation=reservation)
     ledger.release(reservation)
     return reply
-
-
-def _permitted(header: RequestHeader | StatisticsHeader, *, site: SiteConfig, cards: Cards | None = None) -> Permitted:
-    if header.protocol_version != PROTOCOL_VERSION:
-        raise WireError(
-            f"protocol_version is {header.protocol_version}; allowed: {PROTOCOL_VERSION}; install the same Motet"
-        )
-    permitted = permit(header.run, site=site, cards=cards)
-    for part in site.parts:
-        _load_part(part)
-    return permitted
 
 
 def _preflight(permitted: Permitted, *, site: SiteConfig, run_id: str, is_first: bool) -> None:
@@ -317,24 +244,10 @@ def _load(permitted: Permitted, *, site: SiteConfig, ledger: Ledger, reservation
         raise
 
 
-def _source(run: RunConfig, *, site: SiteConfig, purpose: str, is_secret: bool) -> RandomSource:
-    """Random numbers: secret where they protect, from the run's seed only where the owner simulates."""
-    # PRIVACY: noise and batches that a seed gives back protect nobody. test_noise_differs_between_equal_runs
-    if is_secret and not site.privacy.reproducible_noise:
-        return secret_source()
-    return reproducible_source(run.seed, purpose=f"{site.name}/{purpose}")
-
-
 @lru_cache(maxsize=65536)
 def ledger_at(path: Path) -> Ledger:
     """The owner's ledger; looked through for damage once a process, opened anew for every reservation."""
     return Ledger(path)
-
-
-@lru_cache(maxsize=64)
-def _load_part(path: Path) -> None:
-    """The owner's own registrations, once a process."""
-    load_extensions(path)
 
 
 @dataclass(frozen=True, slots=True)

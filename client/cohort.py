@@ -19,14 +19,13 @@ from client.agent import (
     bounded_updates,
     close_round,
     ledger_at,
-    nominal_size,
-    sources_of,
     train_alone,
 )
 from client.arithmetic import PLAIN, Arithmetic
 from client.bounded import Bounded
 from client.cohort_entry import Answer, Asked, CohortSite, each_of, opened_sites, refuse_all, reserved_sites
 from client.cohort_loading import loaded_sites
+from client.open_round import nominal_size, sources_of
 from client.run_model import built_model, model_with
 from client.sample_store import SampleStore
 from shared.batch import Samples

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from client.agent import OpenRound, ledger_at, open_round, plan_of, refuse, try_out
+from client.agent import ledger_at, plan_of, refuse, try_out
 from client.charge import charge_for_round
+from client.open_round import OpenRound, open_round
 from client.permission import Cards
 from client.plan import PrivacyPlan
 from client.run_model import check_weights, num_numbers
@@ -83,7 +84,7 @@ class CohortSite:
     @property
     def num_bytes(self) -> int:
         """Of its weights, their gradients and change, what the optimizer keeps, all in float32, and its rows."""
-        numbers = num_numbers(self.opened.shapes) * (
+        numbers = num_numbers(self.opened.shapes.trained) * (
             3 + _OPTIMIZER_STATES[self.opened.permitted.run.training.optimizer]
         )
         return 4 * numbers + (self.samples.input_bytes if self.samples is not None else 0)
@@ -104,7 +105,7 @@ def opened_sites(asked: Sequence[Asked], answers: dict[int, Answer]) -> list[Coh
             opened = known.at(site) if known is not None else open_round(each.header, site=site, cards=cards)
             alike.setdefault(same, opened)
             if (pair := (id(each.weights), id(opened.shapes))) not in checked:
-                check_weights(each.weights, shapes=opened.shapes)
+                check_weights(each.weights, shapes=opened.shapes.sent)
                 checked.add(pair)
         except Exception as error:  # noqa: BLE001  whatever it is, its text must not travel
             answers[place] = refuse(each.site_file, error)

@@ -33,6 +33,7 @@ from server.strategy import FlowerTransport
 from server.tensorboard import EventWriter
 from shared.errors import RunError
 from shared.model.multimodal import MultimodalModel, build_model
+from shared.model.parameters import trainable_names
 from shared.model.registry import load_extensions
 from shared.preflight import PreflightCheck
 from shared.version import VERSION
@@ -146,7 +147,7 @@ def _record(
         privacy=summarise_privacy(progress.history, run=run, plan=plan, statistics=statistics),
         test=test,
         validation=validation,
-        num_parameters=sum(value.numel() for value in weights.values()),
+        num_parameters=sum(model.get_parameter(name).numel() for name in trainable_names(model, run.modalities)),
         sites=plan.site_names,
         central=summarise_central(central) if central else None,
         statistics=tuple(

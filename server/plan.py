@@ -19,8 +19,8 @@ from server.settings import ServerSettings
 from shared.config import RunConfig
 from shared.errors import RunError
 from shared.messages import Hello
+from shared.model.exchange import Exchange, exchange_of
 from shared.model.multimodal import MultimodalModel
-from shared.model.parameters import trainable_names
 
 log = logging.getLogger("motet.server")
 
@@ -34,7 +34,8 @@ class Plan:
     """None: each round's sites are drawn in secret when it begins"""
     planned: Mapping[str, int]
     """site -> most rounds that it can be asked for"""
-    names: Mapping[str, tuple[str, ...]]
+    exchanges: Mapping[str, Exchange]
+    """site -> what it is sent and sends; one object for all sites alike"""
 
     @property
     def site_names(self) -> tuple[str, ...]:
@@ -75,18 +76,19 @@ def make_plan(sites: list[Hello], *, run: RunConfig, model: MultimodalModel) -> 
         )
     shared = {site.site: tuple(name for name in run.modalities if name in site.modalities) for site in able}
     # one object for all sites with the same modalities: the model is gone through once for them, not ten thousand times
-    of_modalities = {some: trainable_names(model, some) for some in dict.fromkeys(shared.values())}
-    names = {site: of_modalities[some] for site, some in shared.items()}
+    of_modalities = {some: exchange_of(model, some) for some in dict.fromkeys(shared.values())}
+    exchanges = {site: of_modalities[some] for site, some in shared.items()}
     if run.federation.site_sample_rate is not None:
-        plan = Plan(tuple(able), rounds=None, planned=dict.fromkeys(names, run.federation.rounds), names=names)
+        planned = dict.fromkeys(exchanges, run.federation.rounds)
+        plan = Plan(tuple(able), rounds=None, planned=planned, exchanges=exchanges)
         if run.local_privacy is not None:
             # the report says what was planned for each site, since what was really drawn is secret: told now if it
             # cannot be
-            for name in names:
+            for name in exchanges:
                 plan.nominal_size(name)
         return plan
     rounds = plan_rounds([site.site for site in able], settings=run.federation, seed=run.seed)
-    return Plan(tuple(able), rounds=tuple(rounds), planned=planned_participations(rounds), names=names)
+    return Plan(tuple(able), rounds=tuple(rounds), planned=planned_participations(rounds), exchanges=exchanges)
 
 
 def start_central(plan: Plan, *, settings: ServerSettings, model: MultimodalModel) -> Central | None:
@@ -106,7 +108,8 @@ def start_central(plan: Plan, *, settings: ServerSettings, model: MultimodalMode
         settings=settings,
         num_sites=len(plan.sites),
         planned_steps=max(plan.planned.values()),
-        shapes={name: tuple(parameters[name].shape) for name in trainable_names(model, settings.run.modalities)},
+        # PRIVACY: all that sites send, and no more. test_central_noise_is_on_what_sites_send
+        shapes={name: tuple(parameters[name].shape) for name in exchange_of(model, settings.run.modalities).updated},
     )
     return Central(central, budget)
 

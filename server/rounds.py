@@ -25,7 +25,7 @@ from server.records import RoundRecord, Scores
 from server.settings import ServerSettings
 from shared.batch import Samples
 from shared.config import RunConfig
-from shared.errors import BudgetError
+from shared.errors import BudgetError, ModelError
 from shared.messages import (
     PROTOCOL_VERSION,
     Hello,
@@ -34,11 +34,14 @@ from shared.messages import (
     StatisticsReply,
     TrainRequest,
 )
+from shared.model.exchange import Exchange, exchange_of
 from shared.model.multimodal import MultimodalModel
-from shared.model.parameters import trainable_names
+from shared.model.parameters import given_names, tensor_of
 from shared.targets import count_names
 
 log = logging.getLogger("motet.server")
+Renew = Callable[[MultimodalModel], Mapping[str, Tensor]]
+"""given tensors by name, all or some, from a model with the weights of the coming round in it, in evaluation mode"""
 
 
 @runtime_checkable
@@ -67,8 +70,8 @@ def start_or_resume(model: MultimodalModel, *, settings: ServerSettings, folder:
     found = load_progress(folder=folder, run_digest=run.digest)
     if found is not None:
         return found
-    parameters = dict(model.named_parameters())
-    weights = {name: parameters[name].detach().clone() for name in trainable_names(model, run.modalities)}
+    everything = exchange_of(model, run.modalities)
+    weights = {name: tensor_of(model, name).detach().clone() for name in everything.sent}
     local, central = run.local_privacy, run.central_privacy
     return Progress(
         weights=weights,
@@ -90,6 +93,7 @@ def run_rounds(
     attempt: int,
     tell: Callable[[RoundRecord], None],
     central: Central | None = None,
+    renew: Renew | None = None,
 ) -> tuple[Progress, Literal["completed", "early"]]:
     """Train until the plan is done or nothing has got better for `patience_rounds`.
 
@@ -98,6 +102,10 @@ def run_rounds(
         attempt: how often this run was started before; keeps a site from taking a repeated round for the first.
         tell: called after every round, once its checkpoint is on disk.
         central: where whole sites are protected (`start_central`).
+        renew: what the model is given is made anew before each round, from its weights and what is public.
+
+    Raises:
+        ModelError: `renew` gave a tensor that the model is not given, or of another shape or type.
     """
     run = settings.run
     optimizer = ServerOptimizer(
@@ -124,6 +132,7 @@ def run_rounds(
                 folder=folder,
                 attempt=attempt,
                 central=central,
+                renew=renew,
             )
         except BudgetError as error:
             if progress.round_number == 0:
@@ -144,11 +153,31 @@ def chosen(progress: Progress, *, run: RunConfig) -> tuple[int, Weights]:
 
 
 def load_weights(model: MultimodalModel, weights: Weights) -> None:
-    """Put weights into a model by parameter name."""
-    parameters = dict(model.named_parameters())
+    """Put weights, and what a model is given, into it by name."""
     with torch.no_grad():
         for name, value in weights.items():
-            parameters[name].copy_(value)
+            tensor_of(model, name).copy_(value)
+
+
+def renewed(model: MultimodalModel, weights: Weights, *, renew: Renew) -> Weights:
+    """The weights with what the model is given made anew; nothing that trains can be changed by it.
+
+    Raises:
+        ModelError: what came is not given, or of another shape or type.
+    """
+    load_weights(model, weights)
+    model.eval()
+    allowed = given_names(model, model.modalities)
+    with torch.no_grad():
+        made = {name: value.detach().clone() for name, value in renew(model).items()}
+    for name, value in made.items():
+        fits = name in allowed and (value.shape, value.dtype) == (weights[name].shape, weights[name].dtype)
+        if not fits:
+            raise ModelError(
+                f"{name}: came as {value.dtype} {list(value.shape)} from what renews the given tensors; allowed: "
+                f"{', '.join(allowed) or 'none, the model is given nothing'}, in their own shapes and float32"
+            )
+    return weights | made
 
 
 def _one_round(
@@ -163,8 +192,11 @@ def _one_round(
     folder: Path,
     attempt: int,
     central: Central | None,
+    renew: Renew | None,
 ) -> RoundRecord:
     run, number, began = settings.run, progress.round_number + 1, time.monotonic()
+    if renew is not None:
+        progress.weights = renewed(model, progress.weights, renew=renew)
     asked, site_epsilon = participants(plan, central, number=number, attempt=attempt, folder=folder)
     requests = _requests(asked, progress, plan=plan, settings=settings, attempt=attempt)
     intake = Intake(progress, run=run, central=central)
@@ -220,10 +252,10 @@ def _requests(
     asked: Sequence[str], progress: Progress, *, plan: Plan, settings: ServerSettings, attempt: int
 ) -> dict[str, TrainRequest]:
     """What each site is asked; one object for all that are asked the same."""
-    made: dict[tuple[int, tuple[str, ...]], TrainRequest] = {}
+    made: dict[tuple[int, Exchange], TrainRequest] = {}
     requests: dict[str, TrainRequest] = {}
     for site in asked:
-        planned, names = key = (plan.planned[site], plan.names[site])
+        planned, exchange = key = (plan.planned[site], plan.exchanges[site])
         if key not in made:
             header = RequestHeader(
                 protocol_version=PROTOCOL_VERSION,
@@ -235,7 +267,8 @@ def _requests(
                 clip_norm=progress.clip_norm,
                 site_clip_norm=progress.site_clip_norm,
             )
-            made[key] = TrainRequest(header, weights={name: progress.weights[name] for name in names})
+            weights = {name: progress.weights[name] for name in exchange.sent}
+            made[key] = TrainRequest(header, weights=weights, kept=(*exchange.personal, *exchange.given))
         requests[site] = made[key]
     return requests
 

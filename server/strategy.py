@@ -140,7 +140,7 @@ class FlowerTransport:
 
 
 def _sent(request: TrainRequest) -> Sent:
-    shapes = {name: tuple(value.shape) for name, value in request.weights.items()}
+    shapes = request.update_shapes
     return encode_request(request), partial(decode_train_message, shapes=shapes), sum(map(prod, shapes.values()))
 
 

@@ -109,10 +109,17 @@ class StatisticsReply(Settings):
 
 @dataclass(frozen=True)
 class TrainRequest:
-    """A round asked of one site, with the weights of all parameters that it trains."""
+    """A round asked of one site, with the weights of all parameters that it trains and the tensors it is given."""
 
     header: RequestHeader
     weights: dict[str, Tensor]
+    kept: tuple[str, ...] = ()
+    """names of those in `weights` that the update does not hold: given ones, and what the site keeps to itself"""
+
+    @cached_property
+    def update_shapes(self) -> Shapes:
+        """What the update must hold."""
+        return {name: tuple(value.shape) for name, value in self.weights.items() if name not in self.kept}
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,9 @@ from shared.config import RunConfig, TrainingSettings
 from shared.dataset import load_samples
 from shared.errors import PermissionRefused, PrivacyError
 from shared.messages import PROTOCOL_VERSION, Refusal, RequestHeader, TrainReply
+from shared.model.exchange import exchange_of
 from shared.model.multimodal import MultimodalModel, build_model
-from shared.model.parameters import trainable_names
+from shared.model.parameters import tensor_of, trainable_names
 from shared.privacy.noise import reproducible_source
 
 ROUNDS = 3
@@ -136,7 +137,8 @@ class Rehearsal:
             clip_norm=privacy.clip_norm if privacy is not None and privacy.clipping == "adaptive" else None,
             site_clip_norm=SMALL_SITE_CLIP_NORM if central is not None else None,
         )
-        weights = {name: self.model.get_parameter(name).detach().clone() for name in self.names}
+        sent = exchange_of(self.model, self.run.modalities).sent
+        weights = {name: tensor_of(self.model, name).detach().clone() for name in sent}
         with _known_seeds():
             reply = agent.answer_train(header, lambda _: weights, site_file=self.folder / f"{site}.toml")
         if isinstance(reply, Refusal):

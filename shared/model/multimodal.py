@@ -17,12 +17,15 @@ from shared.config import RunConfig
 from shared.errors import ModelError
 from shared.model import fusion as _fusion  # noqa: F401  # enters the fusions in their registry
 from shared.model import heads as _heads  # noqa: F401  # and the heads in theirs
-from shared.model.dropout import KEYS, SampleDropout
-from shared.model.encoders import build_encoder
+from shared.model.augment import Augmentation, build_augmentation
+from shared.model.dropout import SampleDropout
+from shared.model.encoders import build_encoder, preprocessor
 from shared.model.parameters import PerModality, PerTask, apply_each, check_per_sample
 from shared.model.registry import EmbeddingCost, Fusion, FusionPlace, HeadPlace, fusion_registry, head_registry
+from shared.model.sample_draws import KEYS
 from shared.model.seeding import seeded
 from shared.model.tasks import Several, Task, task_of
+from shared.model.transfer import apply_patterns
 
 
 class MultimodalModel(nn.Module):
@@ -38,6 +41,7 @@ class MultimodalModel(nn.Module):
         task: Task,
         dropout: float = 0.0,
         costs: Mapping[str, EmbeddingCost] | None = None,
+        augment: Mapping[str, Augmentation] | None = None,
     ) -> None:
         super().__init__()
         self.modalities = tuple(encoders)
@@ -45,21 +49,23 @@ class MultimodalModel(nn.Module):
         self.encoders, self.fusion, self.head = encoders, fusion, head
         self.dropout = SampleDropout(dropout)
         self.costs = nn.ModuleDict(dict(costs or {}))
+        self.augment = PerModality(augment or {})
 
     def forward(self, inputs: Mapping[str, Tensor], present: Bool[Tensor, "B M"]) -> Float[Tensor, "B K"]:
         """Logits, ratings in the unit of the data, or what the task asks for; in training a column of each cost too.
 
         Args:
-            inputs: what the samples can have; a modality left out counts as absent in all of them. With dropout, a
-                key for each sample.
+            inputs: what the samples can have; a modality left out counts as absent in all of them. In training with
+                dropout or augmentation, a key for each sample.
             present: in the order of `RunConfig.modalities`.
         """
         if not all(name in inputs for name in self.modalities):
             present = present & torch.tensor([name in inputs for name in self.modalities], device=present.device)
-        # asked of the numbers, which torch.func allows of no sample's
-        is_whole = not torch._C._are_functorch_transforms_active() and bool(present.all())
+        # asked of the numbers, which torch.func allows of no sample's, and which an exported model could not ask again
+        is_looked_into = torch._C._are_functorch_transforms_active() or torch.compiler.is_exporting()
+        is_whole = not is_looked_into and bool(present.all())
         embeddings = [
-            self.encoders[name](inputs[name]) if is_whole else self._embedding(name, inputs, present[:, place])
+            self._encoded(name, inputs[name], inputs) if is_whole else self._embedding(name, inputs, present[:, place])
             for place, name in enumerate(self.modalities)
         ]
         stacked = self.dropout(torch.stack(embeddings, dim=1), inputs.get(KEYS))
@@ -84,10 +90,16 @@ class MultimodalModel(nn.Module):
             return torch.zeros(present.shape[0], self.width, device=present.device)
         # What stands where nothing is present must not matter, so it is 0, for which every encoder is finite.
         there = present.reshape(-1, *(1,) * (inputs[name].ndim - 1))
-        embedding: Tensor = self.encoders[name](inputs[name].masked_fill(~there, 0))
+        embedding = self._encoded(name, inputs[name].masked_fill(~there, 0), inputs)
         # PRIVACY: masked after the encoder and not skipped, so that every sample's gradient is its own, and exactly
         # zero where the modality is absent. test_absent_modality_gets_no_gradient
         return embedding.masked_fill(~present[:, None], 0.0)
+
+    def _encoded(self, name: str, values: Tensor, inputs: Mapping[str, Tensor]) -> Float[Tensor, "B D"]:
+        if self.training and name in self.augment:
+            values = self.augment[name](values, inputs.get(KEYS))
+        embedding: Tensor = self.encoders[name](values)
+        return embedding
 
 
 def build_model(run: RunConfig) -> MultimodalModel:
@@ -104,9 +116,32 @@ def build_model(run: RunConfig) -> MultimodalModel:
         fused = fusion_registry.build(run.model.fusion, place=place)
     head = _build_head(run, task=task, each=fused.level == "decision")
     dropout = run.model.dropout
-    model = MultimodalModel(encoders=encoders, fusion=fused, head=head, width=width, task=task, dropout=dropout)
+    model = MultimodalModel(
+        encoders=encoders,
+        fusion=fused,
+        head=head,
+        width=width,
+        task=task,
+        dropout=dropout,
+        augment=_augmentations(run),
+    )
     check_per_sample(model)
+    apply_patterns(model, run.model)
     return model
+
+
+def _augmentations(run: RunConfig) -> dict[str, Augmentation]:
+    """Of the modalities that the run augments."""
+    return {
+        name: build_augmentation(
+            run.model.encoders[name],
+            modality=name,
+            kind=run.data.modalities[name].kind,
+            preprocessor=preprocessor(run, name),
+        )
+        for name in run.modalities
+        if run.model.encoders[name].augment
+    }
 
 
 def _build_head(run: RunConfig, *, task: Task, each: bool) -> nn.Module:

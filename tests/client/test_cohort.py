@@ -14,7 +14,7 @@ from client.agent import answer_train
 from client.charge import charge_for_round
 from client.cohort import Asked, answer_cohort
 from client.private_training import TrainedRound
-from client.run_model import key_of, trained_shapes
+from client.run_model import exchanged_shapes, key_of
 from client.sample_store import SampleStore
 from shared.batch import Samples
 from shared.config import RunConfig
@@ -78,7 +78,7 @@ def header_of(
 
 def weights_of(run: RunConfig, modalities: tuple[str, ...] = ("left", "right")) -> dict[str, Tensor]:
     draws = torch.Generator().manual_seed(1)
-    shapes = trained_shapes(key_of(run), modalities)
+    shapes = exchanged_shapes(key_of(run), modalities).sent
     return {name: torch.randn(shape, generator=draws) * 0.3 for name, shape in shapes.items()}
 
 

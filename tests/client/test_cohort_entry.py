@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from client.agent import open_round
 from client.cohort import answer_cohort
 from client.cohort_entry import CohortSite
+from client.open_round import open_round
 from client.permission import Cards
 from client.sample_store import SampleStore
 from client.site import OwnerPrivacy, SiteConfig, read_site

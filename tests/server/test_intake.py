@@ -6,6 +6,7 @@ from server.checkpoint import Progress
 from server.intake import Intake
 from server.plan import Plan
 from shared.messages import PROTOCOL_VERSION, Hello, ReplyHeader, RequestHeader, TrainReply, TrainRequest
+from shared.model.exchange import Exchange
 from tests.tiny import tiny_config
 
 RUN = tiny_config(private=False)
@@ -23,7 +24,12 @@ def request(round_number: int) -> TrainRequest:
 
 def plan(names: str) -> Plan:
     hellos = tuple(Hello(protocol_version=PROTOCOL_VERSION, site=name, modalities=("left",)) for name in names)
-    return Plan(hellos, rounds=(tuple(names),), planned=dict.fromkeys(names, 1), names=dict.fromkeys(names, ("w", "v")))
+    return Plan(
+        hellos,
+        rounds=(tuple(names),),
+        planned=dict.fromkeys(names, 1),
+        exchanges=dict.fromkeys(names, Exchange(("w", "v"), ())),
+    )
 
 
 def test_one_header_is_judged_beside_the_request_that_it_answers() -> None:

@@ -7,12 +7,13 @@ from server.privacy_summary import summarise_privacy
 from server.records import Outcome, RoundRecord, SitePrivacy, SiteRound
 from shared.config import RunConfig
 from shared.messages import PROTOCOL_VERSION, Hello, PrivacyStatement, ReplyHeader, StatisticsReply
+from shared.model.exchange import Exchange
 from shared.privacy.accountant import Accountant, MechanismUse, spent_epsilon
 from tests.server.conftest import RECORD, SITE, protected_run
 
 RUN = protected_run(changes={"privacy": RECORD})
 HELLO = Hello(protocol_version=PROTOCOL_VERSION, site="a", modalities=("left",), nominal_size=30)
-PLAN = Plan(sites=(HELLO,), rounds=(("a",),) * 4, planned={"a": 4}, names={"a": ("w",)})
+PLAN = Plan(sites=(HELLO,), rounds=(("a",),) * 4, planned={"a": 4}, exchanges={"a": Exchange(("w",), ())})
 
 
 def statement(*, epsilon: float, accountant: str = "rdp", noise: float = 5.0, **changes: object) -> PrivacyStatement:
@@ -86,7 +87,7 @@ def test_a_site_that_refuses_all_that_follows_has_left(outcomes: list[Outcome], 
 
 def test_a_secret_draw_shows_what_was_planned_for_each_site_and_never_what_was_drawn() -> None:
     run = protected_run(changes={"privacy": RECORD, "site_privacy": SITE}, site_sample_rate=0.5)
-    plan = Plan(sites=(HELLO,), rounds=None, planned={"a": 4}, names={"a": ("w",)})
+    plan = Plan(sites=(HELLO,), rounds=None, planned={"a": 4}, exchanges={"a": Exchange(("w",), ())})
     withheld = [a_round(number, "withheld") for number in (1, 2)]
     (site,) = summary(*withheld, run=run, plan=plan)
     assert summary(run=run, plan=plan) == (site,)

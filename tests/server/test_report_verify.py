@@ -81,7 +81,7 @@ def run_folder(folder: Path, kind: str = "record", *, before: int = 0, same_nois
         Hello(protocol_version=2, site=site, modalities=("image",), nominal_size=400) for site in record.sites
     )
     schedule = None if secret else (record.sites,) * ROUNDS
-    whole = Plan(hellos, rounds=schedule, planned=dict.fromkeys(record.sites, ROUNDS), names={})
+    whole = Plan(hellos, rounds=schedule, planned=dict.fromkeys(record.sites, ROUNDS), exchanges={})
     record = record.model_copy(
         update={
             "rounds": history,

@@ -1,12 +1,21 @@
 """Parameters: each belongs to a modality or to all, and only layers with per-sample gradients pass."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
 
 from shared.errors import ModelError
 from shared.model.multimodal import build_model
-from shared.model.parameters import PerModality, check_per_sample, modality_of, trainable_names
+from shared.model.parameters import (
+    PerModality,
+    check_per_sample,
+    given_names,
+    modality_of,
+    tensor_of,
+    trainable_names,
+)
 from tests.shared.example_runs import FUSIONS, example_run, small
 
 NAMES = {"photo": small("cnn"), "words": small("transformer")}
@@ -102,3 +111,45 @@ def test_the_refused_batch_norm_does_mix_samples() -> None:
     layer, rows = nn.BatchNorm1d(2), torch.tensor([[0.0, 1.0], [2.0, 3.0], [1.0, 1.0]])
     other = torch.tensor([[0.0, 1.0], [9.0, 9.0], [1.0, 1.0]])
     assert not torch.allclose(layer(rows)[0], layer(other)[0])
+
+
+class Library(nn.Module):
+    """A layer with rows of its own that a run gives it."""
+
+    given = ("rows", "layer.bias")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+        self.layer.bias.requires_grad = False
+        self.register_buffer("rows", torch.zeros(3, 2))
+        self.register_buffer("built", torch.ones(1))
+
+
+def test_what_a_module_is_given_is_sent_where_its_modality_is_and_never_trained() -> None:
+    model = nn.Sequential()
+    model.add_module("encoders", PerModality({"words": Library(), "photo": nn.Linear(1, 1)}))
+
+    assert given_names(model, ("words", "photo")) == ("encoders.words.layer.bias", "encoders.words.rows")
+    assert given_names(model, ("photo",)) == ()
+    assert not set(given_names(model, ("words",))) & set(trainable_names(model, ("words",)))
+    assert torch.equal(tensor_of(model, "encoders.words.rows"), torch.zeros(3, 2))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda library: setattr(library, "given", ("row",)), r"encoders\.row: there is no parameter or buffer"),
+        (lambda library: setattr(library, "given", ("layer.weight",)), r"layer\.weight: it trains"),
+        (
+            lambda library: setattr(library, "rows", torch.zeros(3, dtype=torch.int64)),
+            r"rows: it is of type torch\.int",
+        ),
+    ],
+)
+def test_a_module_that_names_what_cannot_be_given_is_refused(change: Callable[[Library], None], said: str) -> None:
+    model, library = nn.Sequential(), Library()
+    change(library)
+    model.add_module("encoders", library)
+    with pytest.raises(ModelError, match=said):
+        given_names(model, ())
