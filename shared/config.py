@@ -17,6 +17,7 @@ from shared.settings import Name, Option, Settings
 Unit = Literal["record", "subject", "site"]
 Clipping = Literal["flat", "per-layer", "adaptive"]
 NoiseKind = Literal["float64", "float32", "discrete"]
+EncoderMode = Literal["train", "frozen", "lora"]
 
 
 class PartSettings(Settings):
@@ -39,12 +40,20 @@ class LoraSettings(Settings):
 class EncoderSettings(PartSettings):
     """How one modality becomes an embedding."""
 
-    mode: Literal["train", "frozen", "lora"] = Field(
-        default="train", description="what of the encoder trains: all of it, its last layer, or low-rank additions"
+    mode: EncoderMode | None = Field(
+        default=None,
+        description="what of the encoder trains: all of it, its last layer, or that and low-rank additions; not set: the "
+        'last layer of one with public weights ("frozen"), all of any other ("train")',
     )
     lora: LoraSettings = LoraSettings()
     preprocess: dict[str, Option] = Field(default={}, description="options of the modality's preprocessing")
     augment: dict[str, Option] = Field(default={}, description="how training changes a value, each sample by itself")
+
+    @model_validator(mode="after")
+    def _lora_is_used(self) -> "EncoderSettings":
+        if self.lora != LoraSettings() and self.mode != "lora":
+            raise ValueError(f'lora: settings of mode = "lora", and mode is {self.mode!r}; allowed: one of them changed')
+        return self
 
 
 class LossSettings(Settings):
@@ -256,6 +265,13 @@ class RunConfig(Settings):
             )
         if self.model.modality_dropout and len(self.model.encoders) == 1:
             raise ValueError("model.modality_dropout: a model of one modality has none to drop; allowed: 0")
+        model = self.model
+        is_changed = model.dropout or model.modality_dropout or any(each.augment for each in model.encoders.values())
+        if self.training.augment_multiplicity > 1 and not is_changed:
+            raise ValueError(
+                "training.augment_multiplicity: copies of a record that are all the same; allowed: 1, or augment of an "
+                "encoder, model.dropout or model.modality_dropout"
+            )
         return self
 
     @model_validator(mode="after")

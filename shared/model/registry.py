@@ -40,7 +40,7 @@ from typing import Generic, Literal, TypeVar
 
 from torch import nn
 
-from shared.config import PartSettings
+from shared.config import EncoderMode, PartSettings
 from shared.errors import ConfigError, ModelError
 from shared.model.tasks import Task
 from shared.preprocess import Preprocessor
@@ -131,6 +131,8 @@ class EncoderPlace:
     schema: ModalitySchema
     width: int
     preprocess_table: Mapping[str, Option]
+    mode: EncoderMode | None = None
+    """what the run asks to be trained; encoders with public weights look at it, for all others encoders/modes.py does"""
 
     def preprocess(self, options: type[AnyOptions]) -> AnyOptions:
         """The run's preprocessing options of this modality.

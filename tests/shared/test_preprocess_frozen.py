@@ -16,45 +16,33 @@ from shared.config import RunConfig
 from shared.errors import ModelError
 from shared.model.encoders import build_encoder, preprocessor
 from shared.preprocess import frozen
-from shared.preprocess.audio import load_torchaudio
-from shared.preprocess.frozen import FrozenTextOptions, FrozenTextPreprocessor
-from shared.preprocess.pretrained import local_checkpoint, read_network, read_tokenizer
+from shared.preprocess.frozen import FrozenTextPreprocessor
+from shared.preprocess.pretrained import local_checkpoint, read_tokenizer
+from shared.preprocess.pretrained_network import read_network
+from shared.preprocess.pretrained_text import PretrainedTextOptions
 from shared.preprocess.text import TextOptions, TextPreprocessor
-from tests.shared.example_runs import example_run
-
-VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad", "day", "##s"]
+from tests.shared.example_runs import example_run, raw_value
+from tests.shared.pretrained_folders import KIND_OF, encoder_table, pretrained_folder
 
 
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A BERT of random weights in a folder as save_pretrained writes it."""
-    load_torchaudio()
-    from transformers import BertConfig, BertModel, BertTokenizer
-
-    folder = tmp_path_factory.mktemp("bert")
-    (folder / "vocab.txt").write_text("\n".join(VOCABULARY))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        config = BertConfig(
-            vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
-            max_position_embeddings=16,
-        )  # fmt: skip
-        BertModel(config).save_pretrained(folder)
-    BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
+    folder = pretrained_folder(tmp_path_factory.mktemp("networks") / "bert", kind="bert")
     yield folder
     read_network.cache_clear()
     read_tokenizer.cache_clear()
 
 
 def test_a_text_is_the_mean_of_its_own_tokens_whatever_stands_beside_it(bert: Path) -> None:
-    door = FrozenTextPreprocessor(FrozenTextOptions(max_tokens=8), checkpoint=local_checkpoint(bert))
+    door = FrozenTextPreprocessor(PretrainedTextOptions(max_tokens=8), checkpoint=local_checkpoint(bert))
     short, long, empty = (door.read(text) for text in ("good day", "bad days good bad day", ""))
-    assert short[0].tolist()[:4] == [2, 5, 7, 3]
+    assert short.tolist() == [3, 6, 8, 4, 0, 0, 0, 0]
 
     together = door.finish(torch.stack([short, long, empty]))
 
     torch.testing.assert_close(together[:1], door.finish(short[None]), atol=1e-5, rtol=1e-4)
-    states = read_network(door.checkpoint)(input_ids=short[:1, :4]).last_hidden_state
+    states = read_network(door.checkpoint)(input_ids=short[None, :4] - 1).last_hidden_state
     torch.testing.assert_close(together[0], states[0].mean(dim=0), atol=1e-5, rtol=1e-4)
     assert together.shape == (3, *door.shape) == (3, 8)
     assert not together.requires_grad
@@ -71,7 +59,7 @@ def test_what_the_process_has_seen_goes_through_the_network_once(bert: Path, mon
             return super()._embed(values)
 
     monkeypatch.setattr(frozen, "_remembered", OrderedDict())
-    doors = [Counting(FrozenTextOptions(max_tokens=size), checkpoint=local_checkpoint(bert)) for size in (8, 8, 9)]
+    doors = [Counting(PretrainedTextOptions(max_tokens=size), checkpoint=local_checkpoint(bert)) for size in (8, 8, 9)]
     values = torch.stack([doors[0].read(text) for text in ("good day", "bad day", "good day")])
 
     first = doors[0].finish(values)
@@ -90,8 +78,8 @@ def test_what_the_process_has_seen_goes_through_the_network_once(bert: Path, mon
 
 
 def test_zeros_in_place_of_an_absent_text_are_finite(bert: Path) -> None:
-    door = FrozenTextPreprocessor(FrozenTextOptions(max_tokens=8), checkpoint=local_checkpoint(bert))
-    assert door.finish(torch.zeros(2, 2, 8, dtype=torch.int64)).isfinite().all()
+    door = FrozenTextPreprocessor(PretrainedTextOptions(max_tokens=8), checkpoint=local_checkpoint(bert))
+    assert (door.finish(torch.zeros(2, 8, dtype=torch.int64)) == 0).all()
 
 
 def test_only_the_projection_of_a_frozen_encoder_is_trained(bert: Path) -> None:
@@ -101,6 +89,42 @@ def test_only_the_projection_of_a_frozen_encoder_is_trained(bert: Path) -> None:
 
     assert [name for name, _ in encoder.named_parameters()] == ["linear.weight", "linear.bias"]
     assert encoder(door.finish(torch.stack([door.read("good bad")]))).shape == (1, 6)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "vit", "wav2vec2", "ast"])
+def test_a_frozen_network_of_any_kind_gives_one_vector_a_value_whatever_stands_beside_it(
+    kind: str, tmp_path: Path
+) -> None:
+    folder, modality = pretrained_folder(tmp_path / kind, kind=kind), KIND_OF[kind]
+    door = preprocessor(example_run(encoder_table(folder, kind=kind, mode=None)), modality)
+    read = torch.stack([door.read(raw_value(modality, seed=seed)) for seed in range(3)])
+
+    vectors = door.finish(read)
+
+    assert vectors.shape == (3, *door.shape) == (3, 8)
+    assert vectors.isfinite().all()
+    assert not vectors.requires_grad
+    assert (vectors[0] - vectors[1]).abs().max() > 1e-3
+    frozen._remembered.clear()
+    torch.testing.assert_close(door.finish(read[1:2]), vectors[1:2], atol=1e-5, rtol=1e-4)
+    assert door.finish(torch.zeros_like(read)).isfinite().all()
+
+
+def test_the_speech_embedding_of_openwakeword_tells_sounds_apart_and_can_only_be_frozen() -> None:
+    pytest.importorskip("openwakeword", reason="the package with the network is not installed")
+    run = example_run({"sound": {"name": "openwakeword", "preprocess": {"seconds": 1.0}}})
+    door, encoder = preprocessor(run, "sound"), build_encoder(run, "sound")
+    read = torch.stack([door.read(raw_value("sound", seed=seed)) for seed in range(3)])
+    silence = torch.zeros_like(read[:1])
+
+    vectors = door.finish(torch.cat([read, silence]))
+
+    assert vectors.shape == (4, 96)
+    torch.testing.assert_close(door.finish(read[1:2]), vectors[1:2], atol=0, rtol=0)
+    assert (vectors[0] - vectors[3]).abs().max() > 1
+    assert [name for name, _ in encoder.named_parameters()] == ["linear.weight", "linear.bias"]
+    with pytest.raises(ModelError, match="mode is 'train'; allowed: 'frozen': its network is an ONNX file"):
+        build_encoder(example_run({"sound": {"name": "openwakeword", "mode": "train"}}), "sound")
 
 
 def test_other_weights_have_another_digest_and_the_folders_name_does_not_matter(bert: Path, tmp_path: Path) -> None:
@@ -116,7 +140,7 @@ def test_other_weights_have_another_digest_and_the_folders_name_does_not_matter(
     (copy / "model.safetensors").write_bytes(weights)
 
     assert local_checkpoint(copy).digest != digest
-    options = FrozenTextOptions()
+    options = PretrainedTextOptions()
     doors = [FrozenTextPreprocessor(options, checkpoint=local_checkpoint(path)) for path in (bert, copy)]
     assert doors[0].digest != doors[1].digest
 
@@ -138,13 +162,16 @@ def test_a_folder_that_holds_no_text_network_is_named(tmp_path: Path) -> None:
         local_checkpoint(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(ModelError, match=r"config\.json: no hidden_size"):
-        FrozenTextPreprocessor(FrozenTextOptions(), checkpoint=local_checkpoint(tmp_path))
+        FrozenTextPreprocessor(PretrainedTextOptions(), checkpoint=local_checkpoint(tmp_path))
     (tmp_path / "config.json").write_text(json.dumps({"hidden_size": 4}))
-    door = FrozenTextPreprocessor(FrozenTextOptions(), checkpoint=local_checkpoint(tmp_path))
+    with pytest.raises(ModelError, match=r"config\.json: no model_type"):
+        local_checkpoint(tmp_path).kind  # noqa: B018
+    (tmp_path / "config.json").write_text(json.dumps({"hidden_size": 4, "model_type": "no such"}))
+    door = FrozenTextPreprocessor(PretrainedTextOptions(), checkpoint=local_checkpoint(tmp_path))
     with pytest.raises(ModelError, match="no tokenizer that transformers can read"):
         door.read("good")
     with pytest.raises(ModelError, match="no network that transformers can read"):
-        door.finish(torch.ones(1, 2, 64, dtype=torch.int64))
+        door.finish(torch.ones(1, 64, dtype=torch.int64))
 
 
 def test_minilm_knows_which_sentences_mean_the_same() -> None:

@@ -19,8 +19,10 @@ from shared.config import RunConfig
 from shared.errors import ModelError
 from shared.model.encoders import audio as _audio  # noqa: F401  # each enters its encoders in the registry
 from shared.model.encoders import image as _image  # noqa: F401
+from shared.model.encoders import pretrained as _pretrained  # noqa: F401
 from shared.model.encoders import signal as _signal  # noqa: F401
 from shared.model.encoders import text as _text  # noqa: F401
+from shared.model.encoders.modes import in_mode
 from shared.model.registry import EncoderPart, EncoderPlace, encoder_registry
 from shared.model.seeding import seeded
 from shared.preprocess import Preprocessor
@@ -44,8 +46,11 @@ def build_encoder(run: RunConfig, modality: str) -> nn.Module:
     # the preprocessor beside it computes, so it stays real where only the size of a model is asked (device "meta")
     with torch.device("cpu"):
         part = _part(run, modality)
+    settings = run.model.encoders[modality]
     with seeded(run.seed, part=f"encoders.{modality}"):
-        return part.module()
+        return in_mode(
+            part.module(), settings, width=run.model.embedding_width, of=f"encoder {settings.name!r} of {modality}"
+        )
 
 
 def _part(run: RunConfig, modality: str) -> EncoderPart:
@@ -53,6 +58,10 @@ def _part(run: RunConfig, modality: str) -> EncoderPart:
         raise ModelError(f"modality {modality!r} is not in the run; allowed: {', '.join(run.modalities)}")
     settings, schema = run.model.encoders[modality], run.data.modalities[modality]
     place = EncoderPlace(
-        modality=modality, schema=schema, width=run.model.embedding_width, preprocess_table=settings.preprocess
+        modality=modality,
+        schema=schema,
+        width=run.model.embedding_width,
+        preprocess_table=settings.preprocess,
+        mode=settings.mode,
     )
     return encoder_registry.build(settings, place=place, takes=schema.kind)

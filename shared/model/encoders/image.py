@@ -1,6 +1,6 @@
 """Image encoders: pictures become embeddings.
 
-in        float [B, C, S, S] from preprocess/image.py, or frozen features [B, 1280] from preprocess/frozen.py
+in        float [B, C, S, S] from preprocess/image.py
 out       embeddings [B, D]
 relies on GroupNorm, which looks at one sample at a time
 """
@@ -8,11 +8,8 @@ relies on GroupNorm, which looks at one sample at a time
 from pydantic import Field
 
 from shared.model.encoders.convolution import ConvolutionOptions, Convolutions
-from shared.model.encoders.projection import FixedVectorOptions, Projection
 from shared.model.registry import EncoderPart, EncoderPlace, encoder_registry
-from shared.preprocess.frozen import FrozenImageOptions, FrozenImagePreprocessor
 from shared.preprocess.image import ImageOptions, ImagePreprocessor
-from shared.preprocess.pretrained import efficientnet_checkpoint
 
 
 class CnnOptions(ConvolutionOptions):
@@ -29,13 +26,4 @@ def cnn(place: EncoderPlace, options: CnnOptions) -> EncoderPart:
     return EncoderPart(
         preprocessor=pictures,
         module=lambda: Convolutions(pictures.shape[0], width=place.width, grid=grid, options=options),
-    )
-
-
-@encoder_registry.register("frozen-efficientnet-lite0", options=FixedVectorOptions, takes="image")
-def frozen_efficientnet(place: EncoderPlace, options: FixedVectorOptions) -> EncoderPart:
-    """EfficientNet-Lite0 as it was trained on ImageNet, and one trained layer."""
-    pictures = FrozenImagePreprocessor(place.preprocess(FrozenImageOptions), checkpoint=efficientnet_checkpoint())
-    return EncoderPart(
-        preprocessor=pictures, module=lambda: Projection(pictures.shape[0], width=place.width, options=options)
     )

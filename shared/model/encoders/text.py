@@ -1,11 +1,9 @@
 """Text encoders: token numbers become embeddings.
 
-in        int64 [B, L] from preprocess/text.py, 0 where the text has ended; or frozen features [B, E]
+in        int64 [B, L] from preprocess/text.py, 0 where the text has ended
 out       embeddings [B, D]
 relies on texts without any token giving a finite embedding: absent ones arrive as zeros
 """
-
-from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
@@ -14,10 +12,8 @@ from torch import Tensor, nn
 
 from shared.errors import ModelError
 from shared.model.attention import TransformerBlock, masked_mean
-from shared.model.encoders.projection import FixedVectorOptions, Projection, sample_norm
+from shared.model.encoders.projection import sample_norm
 from shared.model.registry import EncoderPart, EncoderPlace, encoder_registry
-from shared.preprocess.frozen import FrozenTextOptions, FrozenTextPreprocessor
-from shared.preprocess.pretrained import local_checkpoint, minilm_checkpoint
 from shared.preprocess.text import NgramOptions, TextOptions, TextPreprocessor, WordGroupOptions
 from shared.settings import Settings
 
@@ -159,39 +155,4 @@ def bag_of_ngrams(place: EncoderPlace, options: BagOfNgramsOptions) -> EncoderPa
     texts = TextPreprocessor(place.preprocess(NgramOptions))
     return EncoderPart(
         preprocessor=texts, module=lambda: BagOfNgrams(texts.num_ids, width=place.width, options=options)
-    )
-
-
-class CheckpointOptions(FixedVectorOptions):
-    """Where the frozen network lies, and how its vector becomes an embedding."""
-
-    path: str = Field(default="", description="folder that save_pretrained wrote; must be given")
-    weights_digest: str = Field(
-        default="", description="SHA-256 that the folder must have, so that all machines use the same; empty: any"
-    )
-
-
-@encoder_registry.register("frozen-transformers", options=CheckpointOptions, takes="text")
-def frozen_transformers(place: EncoderPlace, options: CheckpointOptions) -> EncoderPart:
-    """Any transformers text encoder in a folder of this machine, frozen, and one trained layer."""
-    if not options.path:
-        raise ModelError("encoder 'frozen-transformers': path is not set; allowed: a folder that save_pretrained wrote")
-    checkpoint = local_checkpoint(Path(options.path))
-    if options.weights_digest not in ("", checkpoint.digest):
-        raise ModelError(
-            f"{checkpoint.path}: its weights and settings have the digest {checkpoint.digest}; allowed: "
-            f"{options.weights_digest}, which the run asks for. Put the same checkpoint there"
-        )
-    texts = FrozenTextPreprocessor(place.preprocess(FrozenTextOptions), checkpoint=checkpoint)
-    return EncoderPart(
-        preprocessor=texts, module=lambda: Projection(texts.shape[0], width=place.width, options=options)
-    )
-
-
-@encoder_registry.register("minilm", options=FixedVectorOptions, takes="text")
-def minilm(place: EncoderPlace, options: FixedVectorOptions) -> EncoderPart:
-    """all-MiniLM-L6-v2 from its package, frozen, and one trained layer."""
-    texts = FrozenTextPreprocessor(place.preprocess(FrozenTextOptions), checkpoint=minilm_checkpoint())
-    return EncoderPart(
-        preprocessor=texts, module=lambda: Projection(texts.shape[0], width=place.width, options=options)
     )

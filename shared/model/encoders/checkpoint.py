@@ -1,0 +1,43 @@
+"""Checkpoint options: which folder of this machine a run's encoder comes from.
+
+in        the options of an encoder that names a folder
+out       the Checkpoint there, whose weights are those that the run asks for
+relies on client/permission.py, which lets a run name no folder but those that the owner lists
+"""
+
+from pathlib import Path
+
+from pydantic import Field
+
+from shared.errors import ModelError
+from shared.model.encoders.projection import FixedVectorOptions
+from shared.preprocess.pretrained import Checkpoint, local_checkpoint
+
+
+class CheckpointOptions(FixedVectorOptions):
+    """Where a pretrained network lies, and how its vector becomes an embedding."""
+
+    path: str = Field(default="", description="folder that save_pretrained wrote; must be given")
+    weights_digest: str = Field(
+        default="", description="SHA-256 that the folder must have, so that all machines use the same; empty: any"
+    )
+
+
+def chosen_checkpoint(options: CheckpointOptions, *, of: str) -> Checkpoint:
+    """The checkpoint in the folder that the options name.
+
+    Args:
+        of: the encoder, for errors.
+
+    Raises:
+        ModelError: no path is given, no weights lie there, or they are not those that the run asks for.
+    """
+    if not options.path:
+        raise ModelError(f"{of}: path is not set; allowed: a folder that save_pretrained wrote")
+    checkpoint = local_checkpoint(Path(options.path))
+    if options.weights_digest not in ("", checkpoint.digest):
+        raise ModelError(
+            f"{checkpoint.path}: its weights and settings have the digest {checkpoint.digest}; allowed: "
+            f"{options.weights_digest}, which the run asks for. Put the same checkpoint there"
+        )
+    return checkpoint

@@ -1,0 +1,99 @@
+"""Networks in ONNX files, run as they are: a door to onnxruntime, and openwakeword's speech embedding behind it.
+
+in        a Waveform; the checkpoint out of openwakeword's package
+out       float32 [96], the mean embedding of a recording
+relies on onnxruntime computing forwards only: such a network can be frozen, and nothing else
+"""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from shared.errors import ModelError
+from shared.media import Waveform
+from shared.preprocess import RawValue, digest_of, wrong_kind
+from shared.preprocess.pretrained import Checkpoint
+from shared.preprocess.pretrained_audio import fixed_length
+from shared.settings import Settings
+
+WAKEWORD_WIDTH = 96
+SAMPLE_RATE_HZ = 16_000
+_WINDOW, _STEP = 76, 8
+"""frames of 10 ms that one embedding looks at, and from one to the next"""
+
+Run = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
+
+
+class WakewordOptions(Settings):
+    """How recordings go through openwakeword's speech embedding."""
+
+    seconds: float = Field(default=2.0, ge=1, le=60, description="longer is cut, shorter is padded with silence")
+
+
+class WakewordPreprocessor:
+    """Recordings as mel frames, then as the mean of the embeddings of overlapping windows of 0.76 seconds.
+
+    Source: Lin et al. 2020, arXiv:2002.01322; frames, windows and scaling as in openwakeword 0.5.1, utils.py.
+    """
+
+    def __init__(self, options: WakewordOptions, *, checkpoint: Checkpoint) -> None:
+        self.options, self.checkpoint = options, checkpoint
+        self.shape = (WAKEWORD_WIDTH,)
+        self.digest = digest_of("wakeword", version=1, settings=options, more={"weights": checkpoint.digest})
+
+    def read(self, value: RawValue) -> Float[Tensor, "T 32"]:
+        """The recording's frames."""
+        if not isinstance(value, Waveform):
+            raise wrong_kind(value, wanted="a waveform")
+        samples = fixed_length(
+            torch.as_tensor(value.samples, dtype=torch.float32).mean(dim=0),
+            sample_rate_hz=value.sample_rate_hz,
+            to_hz=SAMPLE_RATE_HZ,
+            seconds=self.options.seconds,
+        )
+        # the network takes numbers on the scale of 16-bit samples
+        scaled = (samples.clamp(-1, 1) * 32767).round().numpy()
+        frames = onnx_network(self.checkpoint.path / "melspectrogram.onnx")(scaled[None])
+        return torch.as_tensor(frames.reshape(-1, 32) / 10 + 2)
+
+    def finish(self, values: Float[Tensor, "B T 32"]) -> Float[Tensor, "B 96"]:
+        """The mean embedding of each recording."""
+        if not len(values):
+            return torch.zeros(0, WAKEWORD_WIDTH)
+        windows = values.unfold(1, _WINDOW, _STEP).transpose(2, 3)
+        run = onnx_network(self.checkpoint.path / "embedding_model.onnx")
+        # one recording at a time: its embedding must not depend on those beside it, not by a bit
+        found = [run(np.ascontiguousarray(one.numpy()[..., None])).reshape(-1, WAKEWORD_WIDTH) for one in windows]
+        return torch.stack([torch.as_tensor(each).mean(dim=0) for each in found])
+
+
+@functools.lru_cache(maxsize=8)
+def onnx_network(path: Path) -> Run:
+    """The network in an ONNX file of one input and one output, on one thread.
+
+    Raises:
+        ModelError: there is no such file, or onnxruntime cannot read it.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    try:
+        session = onnxruntime.InferenceSession(str(path), sess_options=options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # noqa: BLE001  # onnxruntime's errors have no class in common
+        raise ModelError(f"{path}: no network that onnxruntime can read: {error}") from None
+    name = session.get_inputs()[0].name
+
+    def run(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        found: npt.NDArray[np.float32] = session.run(None, {name: values})[0]
+        return found
+
+    return run
