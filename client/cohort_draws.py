@@ -19,7 +19,7 @@ from client.sample_store import PackedSamples
 from client.sampling import draw_coins
 from shared.batch import Batch, Samples
 from shared.errors import ModelError
-from shared.model.dropout import KEYS
+from shared.model.sample_draws import KEYS
 from shared.privacy.noise import RandomSource
 
 
@@ -61,7 +61,7 @@ class CohortDraws:
         """Takes the sites, those with more steps first."""
         self._samples, self._public, self._sources = samples, public, sources
         self._modality_dropout, self._draws_keys = modality_dropout, draws_keys
-        self._records_per_unit = public[0].records_per_unit
+        self._rows_per_unit = public[0].rows_per_unit
         sizes = [len(each) for each in samples]
         self._starts = torch.tensor([0, *accumulate(sizes)])
         self._data, first_rows = _rows_of_all(samples)
@@ -72,7 +72,7 @@ class CohortDraws:
         self._coins: Tensor | None = None
         """[S, N] bool: who enters each step, where nothing else is drawn in between"""
         draws_more = bool(modality_dropout) or draws_keys
-        if public[0].unit == "record" and self._records_per_unit == 1 and not draws_more:
+        if public[0].unit == "record" and self._rows_per_unit == 1 and not draws_more:
             self._coins = torch.zeros(public[0].steps, sum(sizes), dtype=torch.bool)
             for each, source, start, size in zip(public, sources, self._starts.tolist(), sizes, strict=False):
                 self._coins[: each.steps, start : start + size] = draw_coins(
@@ -85,7 +85,7 @@ class CohortDraws:
         units = int(counts.max())
         if not units:
             return None
-        each = self._records_per_unit
+        each = self._rows_per_unit
         real = torch.arange(units) < counts[:, None]
         places = real.repeat_interleave(each, dim=1) if each > 1 else real
         index = self._firsts[:active, None].expand(places.shape).clone()
@@ -110,7 +110,7 @@ class CohortDraws:
             )
         ]
         lengths = torch.tensor([len(rows) for rows in drawn])
-        return torch.cat(drawn) + starts[:-1].repeat_interleave(lengths), lengths // self._records_per_unit
+        return torch.cat(drawn) + starts[:-1].repeat_interleave(lengths), lengths // self._rows_per_unit
 
     def _with_hidden(self, batch: Batch, *, counts: Int[Tensor, "K"], places: Bool[Tensor, "K R"]) -> Batch:
         """Modalities hidden as each site's own numbers say."""

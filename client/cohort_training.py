@@ -35,7 +35,7 @@ from client.private_training import (
 from shared.batch import Samples
 from shared.config import TrainingSettings
 from shared.errors import PrivacyError
-from shared.model.dropout import draws_keys
+from shared.model.sample_draws import draws_keys
 from shared.privacy.noise import RandomSource
 
 NUMBERS_AT_ONCE = 1 << 22
@@ -256,7 +256,7 @@ class _Piece:
 
     def _rows(self, drawn: Drawn) -> Rows:
         sites, units = drawn.real.shape
-        return Rows(sites, units, self.public[0].records_per_unit)
+        return Rows(sites, units, self.public[0].rows_per_unit)
 
     def _optimizer(self, weights: nn.Parameter) -> StackedNoisyOptimizer:
         training = self.round.training
@@ -327,7 +327,7 @@ def _check(members: Sequence[Member]) -> None:
 def _numbers(samples: Samples, *, public: PublicNumbers, num_weights: int) -> int:
     """About how many weights and inputs a step of one site looks at."""
     row = samples.numbers_a_row
-    return num_weights + int(public.expected_batch_size * public.records_per_unit + 1) * row
+    return num_weights + int(public.expected_batch_size * public.rows_per_unit + 1) * row
 
 
 def _pieces(order: Sequence[int], *, costs: Sequence[int], larger: int, workers: int) -> list[list[int]]:

@@ -22,7 +22,7 @@ from client.plan import PrivacyPlan
 from client.sampling import draw_rows
 from shared.batch import Batch, Samples
 from shared.config import TrainingSettings, Unit
-from shared.model.dropout import draws_keys, with_keys
+from shared.model.sample_draws import draws_keys, with_keys
 from shared.privacy.mechanism import split_noise
 from shared.privacy.noise import RandomSource
 
@@ -87,12 +87,12 @@ def train_round(
         # PRIVACY: as many steps as were charged, whatever was drawn. test_empty_batches_are_noised_and_counted
         for _ in range(public.steps):
             batch = _drawn(samples, public=public, hidden=modality_dropout, keyed=keyed, source=sampling)
-            clipped = engine.clipped_sum(model, batch, names=names, clip=clip, rows_per_unit=public.records_per_unit)
+            clipped = engine.clipped_sum(model, batch, names=names, clip=clip, rows_per_unit=public.rows_per_unit)
             optimizer.zero_grad()
             optimizer.clipped_sums = [clipped.sums[name] for name in names]
             optimizer.step()
             if plan is not None and is_adaptive(plan):
-                units = len(batch) // public.records_per_unit
+                units = len(batch) // public.rows_per_unit
                 excess += noisy_excess(clipped.unclipped, units=units, plan=plan, noise=noise)
         update = {name: parameter.detach() - start[name] for name, parameter in trained.items()}
     return TrainedRound(update, unclipped_share=unclipped_share(excess, public=public, plan=plan))
@@ -166,25 +166,36 @@ class PublicNumbers:
     sample_rate: float
     expected_batch_size: float
     steps: int
+    copies: int = 1
+    """of each record drawn, each augmented by itself"""
+
+    @property
+    def rows_per_unit(self) -> int:
+        """Rows of a batch whose gradients are averaged before they are clipped."""
+        return self.records_per_unit * self.copies
 
     def draw(self, samples: Samples, *, source: RandomSource) -> Tensor:
-        """Rows of one step."""
-        return draw_rows(
+        """Rows of one step, copies of a record one after the other."""
+        rows = draw_rows(
             samples,
             unit=self.unit,
             sample_rate=self.sample_rate,
             records_per_unit=self.records_per_unit,
             source=source,
         )
+        # PRIVACY: a record with all its copies is one unit, of which one gradient is clipped.
+        # test_a_record_with_all_its_copies_moves_the_sum_by_at_most_the_clip_norm
+        return rows.repeat_interleave(self.copies) if self.copies > 1 else rows
 
 
 def public_numbers(training: TrainingSettings, *, plan: PrivacyPlan | None, nominal_size: int) -> PublicNumbers:
     """The public numbers of a round: the plan's, or without one those of ordinary training on batches of records."""
+    copies = training.augment_multiplicity
     if plan is None:
         rate = training.sampling(nominal_size)
-        return PublicNumbers("record", 1, rate, rate * nominal_size, training.steps(nominal_size))
+        return PublicNumbers("record", 1, rate, rate * nominal_size, training.steps(nominal_size), copies)
     return PublicNumbers(
-        plan.unit, plan.records_per_unit, plan.sample_rate, plan.expected_batch_size, plan.steps_per_round
+        plan.unit, plan.records_per_unit, plan.sample_rate, plan.expected_batch_size, plan.steps_per_round, copies
     )
 
 

@@ -21,7 +21,7 @@ from shared.model.parameters import trainable_names
 from tests.client.cohorts import How, alone, member, one_vector, rows, rows_of_run, together
 from tests.client.layered import Chain, names_of
 from tests.client.toy import plan_of, training_settings
-from tests.shared.example_runs import FUSIONS, OF_KIND, example_run, small
+from tests.shared.example_runs import FUSIONS, OF_KIND, augment_of, example_run, small
 
 CLIPPINGS: tuple[Clipping, ...] = ("flat", "per-layer", "adaptive")
 OUT, IN = 140, 150
@@ -57,12 +57,19 @@ class Case:
     """of modalities"""
     drops: float
     """of an embedding's numbers"""
+    augments: bool
+    copies: int
+    """of each record"""
     by_epochs: bool
     training: dict[str, object]
 
     @property
     def run(self) -> RunConfig:
         encoders = {kind_of(name): small(name) for name in self.encoders}
+        if self.augments:
+            encoders |= {
+                kind: {**encoder, "augment": augment_of(str(encoder["name"]))} for kind, encoder in encoders.items()
+            }
         run = example_run(encoders, fusion=self.fusion, head=self.head, rating=self.is_rating)
         return run.model_copy(update={"model": run.model.model_copy(update={"dropout": self.drops})})
 
@@ -98,6 +105,8 @@ CASES = st.builds(
     noise=st.sampled_from(["float64", "float32"]),
     dropout=st.sampled_from([0.0, 0.4]),
     drops=st.sampled_from([0.0, 0.3]),
+    augments=st.booleans(),
+    copies=st.sampled_from([1, 1, 2]),
     by_epochs=st.booleans(),
     training=st.fixed_dictionaries(
         {
@@ -124,6 +133,7 @@ def test_every_site_gets_what_it_would_have_been_given_alone(case: Case) -> None
         names = tuple(name for name in names if not name.startswith("encoders.")) or names
     length = {"local_steps": None, "local_epochs": 1.3} if case.by_epochs else {"local_steps": 2}
     training = TrainingSettings.model_validate({"learning_rate": 0.1, "sample_rate": 0.5, **length, **case.training})
+    training = training.model_copy(update={"augment_multiplicity": case.copies})
     how = How(names=names, training=training, round_number=2, rounds=3, modality_dropout=case.dropout)
 
     def members() -> list[Member]:

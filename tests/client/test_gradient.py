@@ -22,14 +22,15 @@ from client.gradient.reference import ReferenceEngine
 from shared.batch import Batch
 from shared.config import EncoderSettings, FederationSettings, ModelSettings, PartSettings, RunConfig, TrainingSettings
 from shared.errors import ModelError, PrivacyError
-from shared.model.dropout import with_keys
 from shared.model.encoders import preprocessor
 from shared.model.multimodal import build_model
 from shared.model.registry import encoder_registry, fusion_registry
+from shared.model.sample_draws import draws_keys, with_keys
 from shared.privacy.mechanism import GRIDS_PER_NORM, Clip
 from shared.privacy.noise import reproducible_source
 from shared.schema import DataSchema, Kind, ModalitySchema
 from tests.client.toy import NAMES, WIDTH, Planted, Toy, planted_samples, toy_samples
+from tests.shared.example_runs import augment_of
 
 ENGINES: dict[str, GradientEngine] = {
     "reference": ReferenceEngine(),
@@ -314,7 +315,7 @@ def registry_batch(run: RunConfig, *, size: int) -> Batch:
     present[:, 0] |= ~present.any(dim=1)
     classes = torch.randint(3, (size,), generator=generator)
     batch = Batch(inputs=inputs, present=present, targets=classes.double() if run.data.task == "rating" else classes)
-    return with_keys(batch, source=reproducible_source(4, purpose="dropout")) if run.model.dropout else batch
+    return with_keys(batch, source=reproducible_source(4, purpose="dropout")) if draws_keys(build_model(run)) else batch
 
 
 def assert_engines_agree(run: RunConfig, *, clip: Clip, rows_per_unit: int) -> None:
@@ -352,6 +353,19 @@ def test_engines_agree_on_what_dropout_leaves(clip: Clip, rows_per_unit: int) ->
     run = registry_run([("text", "transformer"), ("features", "linear")], fusion="concat")
     run = run.model_copy(update={"model": run.model.model_copy(update={"dropout": 0.4})})
     assert_engines_agree(run, clip=clip, rows_per_unit=rows_per_unit)
+
+
+@pytest.mark.parametrize(("clip", "rows_per_unit"), WAYS)
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("image", "cnn"), ("text", "transformer"), ("audio", "mel-cnn"), ("signal", "conv1d"), ("features", "linear")],
+)
+def test_engines_agree_on_what_augmentation_changes(kind: Kind, name: str, clip: Clip, rows_per_unit: int) -> None:
+    run = registry_run([(kind, name), ("features", "linear")], fusion="concat")
+    first = run.modalities[0]
+    encoder = run.model.encoders[first].model_copy(update={"augment": augment_of(name)})
+    changed = run.model.model_copy(update={"encoders": {**run.model.encoders, first: encoder}})
+    assert_engines_agree(run.model_copy(update={"model": changed}), clip=clip, rows_per_unit=rows_per_unit)
 
 
 @pytest.mark.parametrize(("clip", "rows_per_unit"), WAYS)

@@ -38,6 +38,24 @@ OF_KIND = {
     "motion": ("conv1d", "statistics"),
     "vector": ("linear",),
 }
+AUGMENT: dict[str, dict[str, object]] = {
+    "photo": {
+        "rotate": 20.0,
+        "scale": 0.2,
+        "shift": 0.1,
+        "flip": 0.5,
+        "flip_upright": 0.5,
+        "brightness": 0.3,
+        "contrast": 0.3,
+        "saturation": 0.5,
+        "noise": 0.1,
+    },
+    "words": {"word_dropout": 0.4},
+    "sound": {"gain_db": 6.0, "noise_db": -20.0, "echo_db": -6.0, "time_masks": 2, "band_masks": 2},
+    "motion": {"gain": 0.3, "noise": 0.2, "shift": 0.2, "time_mask": 0.4, "drop_channel": 0.3},
+    "vector": {"noise": 0.3, "drop": 0.4},
+}
+"""options of the augmentation of pictures, tokens, log-mel frames, windows and vectors"""
 FUSIONS = (
     "concat",
     "sum",
@@ -84,6 +102,15 @@ def example_run(
         "federation": {"rounds": 1, "server_optimizer": {"name": "fedavg"}},
     }
     return parse_settings(RunConfig, table, place="example")
+
+
+def augment_of(encoder: str) -> dict[str, object]:
+    """Options of the augmentation of what reaches an encoder."""
+    if encoder == "mfcc-lstm":
+        return {"gain_db": 6.0, "time_masks": 1}
+    if encoder in ("mel-statistics", "statistics"):
+        return AUGMENT["vector"]
+    return next(AUGMENT[modality] for modality, names in OF_KIND.items() if encoder in names)
 
 
 def small(name: str) -> dict[str, object]:

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from shared.batch import Batch
 from shared.errors import ModelError
-from shared.model.dropout import KEYS, SampleDropout, draws_keys, with_keys
+from shared.model.dropout import SampleDropout
+from shared.model.sample_draws import KEYS, draws_keys, with_keys
 from shared.privacy.noise import reproducible_source
 
 NUMBERS = 1_000_000
