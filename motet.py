@@ -172,7 +172,8 @@ def scenarios() -> None:
 
 
 app.add_typer(data.app, name="data")
-app.command()(model.predict)
+for command in (model.predict, model.export, model.serve):
+    app.command()(command)
 for command in (privacy.budget, privacy.preflight, privacy.audit, privacy.report):
     app.command()(command)
 

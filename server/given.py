@@ -20,6 +20,7 @@ from shared.findings import Findings
 from shared.manifest import Row, scan_manifest
 from shared.media import SUFFIXES, decode, read_file
 from shared.preprocess import RawValue
+from shared.settings import Settings
 
 ROWS_AT_ONCE = 64
 TEXT_SUFFIX = ".txt"
@@ -37,6 +38,17 @@ class Readers:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Modality -> shape of one prepared value."""
         return {name: way.shape for name, way in self._ways.items()}
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """Modality -> digest of its preprocessing: equal digest, equal tensors."""
+        return {name: way.digest for name, way in self._ways.items()}
+
+    def options(self, modality: str) -> dict[str, object]:
+        """A modality's preprocessing options, defaults included where the preprocessor tells them."""
+        options = getattr(self._ways[modality], "options", None)
+        asked: dict[str, object] = dict(self.run.model.encoders[modality].preprocess)
+        return options.model_dump(mode="json") if isinstance(options, Settings) else asked
 
     def decoded(self, modality: str, data: bytes, *, name: str) -> RawValue:
         """What the bytes of one file hold.

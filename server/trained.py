@@ -69,7 +69,7 @@ def _read_weights(path: Path, *, run_digest: str) -> dict[str, Tensor]:
     if told != run_digest:
         raise RunError(
             f"{path}: its weights belong to settings {str(told)[:12]}, and server.json holds {run_digest[:12]}; put "
-            "back the file that the run wrote. Where nobody changed it, the run is of another version of Motet: use that"
+            "back the file that the run wrote. Where nobody changed it, another version of Motet made it: use that"
         )
     return weights
 

@@ -7,7 +7,7 @@ relies on importing torch, and all that needs it, only in the commands that do
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -58,6 +58,39 @@ def predict(
         values = _values(given or [], run=settings, texts=text or [], by_kind=by_kind)
         predictions = [predictor.of_values(values)]
     _show(predictions, json=json, out=out)
+
+
+def export(
+    run: Run,
+    to: Annotated[Literal["onnx", "torch-export"], typer.Option("--to", help="What kind of file.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for it; RUN/export if not given.")] = None,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="With --to onnx: also a file with weights of 8 bits, and what that costs.")
+    ] = False,
+) -> None:
+    """Write a trained model as one file for machines without Motet, checked against the model it was made from."""
+    from rich.console import Console
+
+    from server.export import export as write
+    from server.export import export_table
+    from server.trained import open_trained
+
+    exported = write(open_trained(run), to=to, out=out or run / "export", int8=int8)
+    Console().print(export_table(exported))
+
+
+def serve(
+    run: Run,
+    host: Annotated[
+        str, typer.Option("--host", help="Address to listen at; this machine alone if not given.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=1, max=65_535)] = 8000,
+) -> None:
+    """Answer over HTTP what a trained model makes of a sample, with a page to try it."""
+    from server.service.run import serve as listen
+    from server.trained import open_trained
+
+    listen(open_trained(run), host=host, port=port)
 
 
 def _values(

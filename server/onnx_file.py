@@ -1,0 +1,118 @@
+"""ONNX file: a model as a graph that runs without torch or Motet. The only door to onnx and onnxruntime.
+
+in        an exported program of torch, as export.py makes it
+out       a .onnx file, one with 8-bit weights, and what either says of a batch
+relies on torch.onnx for the translation; export.py checks what comes out against the model itself
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from shared.errors import RunError
+
+if TYPE_CHECKING:
+    import onnx
+
+PRESENT, OUTPUTS = "present", "outputs"
+_TABLES_AND_PRODUCTS = ("Gather", "Gemm", "MatMul")
+_CONVOLUTION_SHARE = 0.5
+"""of the weights, from which on convolutions are quantised too: in integers they are smaller, and slower on a CPU"""
+
+
+def write_onnx(program: torch.export.ExportedProgram, path: Path, *, inputs: tuple[str, ...]) -> None:
+    """The program as one .onnx file, with names for its inputs and no trace of where it was made.
+
+    Raises:
+        RunError: an operation has no counterpart in ONNX.
+    """
+    import logging
+    import warnings
+
+    import onnx
+
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            # of torch about itself, and that two inputs share the name of their first axis, as they shall
+            warnings.simplefilter("ignore")
+            made = torch.onnx.export(
+                program,
+                input_names=list(inputs),
+                output_names=[OUTPUTS],
+                dynamo=True,
+                verbose=False,
+                external_data=False,
+            )
+    except torch.onnx.OnnxExporterError as error:
+        raise RunError(
+            f"the model has an operation that ONNX lacks: {str(error).splitlines()[0]}; use: --to torch-export"
+        ) from None
+    if made is None:
+        raise AssertionError("torch.onnx gave no program")
+    model: onnx.ModelProto = made.model_proto
+    _forget_origin(model)
+    onnx.checker.check_model(model)
+    path.write_bytes(model.SerializeToString())
+
+
+def write_quantised(source: Path, path: Path) -> None:
+    """The same graph with weights of 8 bits, a scale for each channel; activations are scaled as they come.
+
+    No example data is needed for it, so nobody's values leave a mark in the file.
+    """
+    import logging
+
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    kinds = list(_TABLES_AND_PRODUCTS)
+    if _convolution_share(onnx.load(source)) >= _CONVOLUTION_SHARE:
+        kinds.append("Conv")
+    # it advises a preparation that torch's exporter has done
+    logging.disable(logging.WARNING)
+    try:
+        quantize_dynamic(source, path, op_types_to_quantize=kinds, weight_type=QuantType.QInt8, per_channel=True)
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+class OnnxModel(nn.Module):
+    """A .onnx file behind the face of the model that it was made from; one thread, on the CPU."""
+
+    def __init__(self, path: Path) -> None:
+        import onnxruntime
+
+        super().__init__()
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+    def forward(self, inputs: Mapping[str, Tensor], present: Tensor) -> Tensor:
+        """The outputs [B, K]; every input of the file is needed, zeros where it is absent in all samples."""
+        given = {name: value.numpy() for name, value in {**inputs, PRESENT: present}.items()}
+        names = [each.name for each in self._session.get_inputs()]
+        (outputs,) = self._session.run([OUTPUTS], {name: given[name] for name in names})
+        return torch.from_numpy(np.asarray(outputs))
+
+
+def _forget_origin(model: "onnx.ModelProto") -> None:
+    """Takes out classes, source lines and folders of the machine that exported, and shapes to be found again."""
+    graph = model.graph
+    for owner in (model, graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
+        del owner.metadata_props[:]
+        owner.doc_string = ""
+    # they contradict what the quantiser finds for weights that were turned
+    del graph.value_info[:]
+
+
+def _convolution_share(model: "onnx.ModelProto") -> float:
+    """The share of weights that belongs to convolutions."""
+    sizes = {each.name: int(np.prod(each.dims)) for each in model.graph.initializer}
+    held = {node.input[1] for node in model.graph.node if node.op_type == "Conv"}
+    return sum(sizes.get(name, 0) for name in held) / max(1, sum(sizes.values()))
