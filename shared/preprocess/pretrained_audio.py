@@ -7,7 +7,7 @@ relies on pretrained_network.py for layers that every sample's gradient can be f
 
 import functools
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,7 @@ from shared.preprocess.pretrained_tokens import with_tables
 from shared.settings import Settings
 
 
+@runtime_checkable
 class Extractor(Protocol):
     """What transformers calls a feature extractor, of recordings."""
 

