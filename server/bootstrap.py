@@ -1,8 +1,8 @@
 """Bootstrap: how far each metric would move if other people had been in the held-out data.
 
-in        outputs, targets and subjects of held-out rows, from evaluation.py
+in        outputs, targets and subjects of held-out rows, from scoring.py
 out       95 % percentile intervals by metric name, and by class
-relies on metrics.py for every value; here rows are only drawn and counted
+relies on metrics.py and label_metrics.py for every value; here rows are only drawn and counted
 
 Rows of one subject are not independent: windows of one person look alike. So subjects are drawn with replacement, each
 with all its rows (the cluster bootstrap: Davison and Hinkley 1997, section 3.8). Where every row has a subject of its
@@ -12,7 +12,7 @@ narrow.
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
@@ -21,7 +21,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from server.metrics import calibration_gaps, correlations, count_metrics, is_constant, predicted_classes, row_losses
+from server.label_metrics import label_draws
+from server.metrics import (
+    calibration_gaps,
+    correlations,
+    count_metrics,
+    is_constant,
+    predicted_classes,
+    row_losses,
+    shares,
+)
+from shared.schema import TaskKind
 
 Interval = tuple[float, float]
 CHUNK = 64
@@ -39,75 +49,91 @@ def resample_counts(subjects: tuple[str, ...], *, resamples: int, seed: int) -> 
         yield counts[:, subject_of]
 
 
-def classification_intervals(
+def drawn(
     outputs: Float[Tensor, "N K"],
-    targets: Int[Tensor, "N"],
+    targets: Tensor,
     *,
+    kind: TaskKind,
     subjects: tuple[str, ...],
     resamples: int,
     seed: int,
+    rows: Int[Tensor, "B"] | None = None,
+) -> dict[str, NDArray[np.float64]]:
+    """Metrics of every resample: [R], or [R, K] under precision, recall and f1; NaN where one has none.
+
+    Args:
+        subjects: of all rows of the part, the same for all tasks, so that their resamples are of the same people.
+        rows: those of outputs and targets among them; None: all.
+    """
+    if len(set(subjects)) < 2 or not resamples:
+        return {}
+    make = {"single-label": class_draws, "multi-label": label_draws, "rating": rating_draws}[kind]
+    found: dict[str, list[NDArray[np.float64]]] = defaultdict(list)
+    for counts in resample_counts(subjects, resamples=resamples, seed=seed):
+        own = counts if rows is None else counts[:, rows.numpy()]
+        for name, values in make(outputs, targets, counts=own).items():
+            values[own.sum(axis=1) == 0] = np.nan
+            found[name].append(values)
+    return {name: np.concatenate(chunks) for name, chunks in found.items()}
+
+
+def intervals(
+    found: Mapping[str, NDArray[np.float64]],
 ) -> tuple[dict[str, Interval], dict[str, list[Interval | None]]]:
-    """Intervals of the metrics of `classification_metrics`, and of precision, recall and f1 of each class.
+    """Of the metrics of `drawn`, and of precision, recall and f1 of each class; where too few define one, none."""
+    overall = {
+        name: interval for name, values in found.items() if values.ndim == 1 and (interval := interval_of(values))
+    }
+    by_class = {
+        name: [interval_of(column) for column in values.T] for name, values in found.items() if values.ndim == 2
+    }
+    return overall, by_class
+
+
+def class_draws(
+    outputs: Float[Tensor, "N K"], targets: Int[Tensor, "N"], *, counts: Int[np.ndarray, "R N"]
+) -> dict[str, NDArray[np.float64]]:
+    """Metrics of `classification_metrics` of R resamples, and precision, recall and f1 of each class.
 
     All but the calibration error and the loss follow from how many rows of a resample are true, false, taken or missed
     for each class: the counts of all resamples become metrics at once. A class without a row in a resample has no score
     there and is left out of that resample.
     """
-    if len(set(subjects)) < 2 or not resamples:
-        return {}, {}
     num_classes = outputs.shape[1]
-    predicted = predicted_classes(outputs)
     truth_rows = functional.one_hot(targets, num_classes).float()
-    taken_rows = functional.one_hot(predicted, num_classes).float()
-    finite = bool(outputs.isfinite().all())
-    losses, gaps = row_losses(outputs, targets), calibration_gaps(outputs.softmax(dim=1), targets)
-    drawn: dict[str, list[NDArray[np.float64]]] = defaultdict(list)
-    for counts in resample_counts(subjects, resamples=resamples, seed=seed):
-        weights = torch.from_numpy(counts)
-        # float32 sums of whole numbers are exact up to 16 million rows
-        true_positive = weights.float() @ (truth_rows * taken_rows)
-        truth, taken = weights.float() @ truth_rows, weights.float() @ taken_rows
-        held = truth.double().numpy()
-        for name, values in count_metrics(true_positive.double().numpy(), held, taken.double().numpy()).items():
-            drawn[name].append(values if values.ndim == 1 else np.where(held > 0, values, np.nan))
-        if finite:
-            drawn["loss"].append(_averages(losses.numpy(), counts=counts))
-            drawn["calibration_error"].append(_calibration_errors(gaps, counts=counts))
-    merged = {name: np.concatenate(chunks) for name, chunks in drawn.items()}
-    overall = {
-        name: interval for name, values in merged.items() if values.ndim == 1 and (interval := _interval(values))
+    taken_rows = functional.one_hot(predicted_classes(outputs), num_classes).float()
+    weights = torch.from_numpy(counts).float()
+    # float32 sums of whole numbers are exact up to 16 million rows
+    true_positive = (weights @ (truth_rows * taken_rows)).double().numpy()
+    held, taken = (weights @ truth_rows).double().numpy(), (weights @ taken_rows).double().numpy()
+    found = {
+        name: values if values.ndim == 1 else np.where(held > 0, values, np.nan)
+        for name, values in count_metrics(true_positive, held, taken).items()
     }
-    by_class = {name: [_interval(column) for column in values.T] for name, values in merged.items() if values.ndim == 2}
-    return overall, by_class
+    if bool(outputs.isfinite().all()):
+        found["loss"] = _averages(row_losses(outputs, targets).numpy(), counts=counts)
+        gaps = calibration_gaps(outputs.softmax(dim=1), targets)
+        found["calibration_error"] = _calibration_errors(gaps, counts=counts)
+    return found
 
 
-def rating_intervals(
-    outputs: Float[Tensor, "N 1"],
-    targets: Float[Tensor, "N"],
-    *,
-    subjects: tuple[str, ...],
-    resamples: int,
-    seed: int,
-) -> dict[str, Interval]:
-    """Intervals of the metrics of `rating_metrics`.
-
-    The errors are averages over the rows of a resample, whose errors are computed once.
-    """
-    if len(set(subjects)) < 2 or not resamples or not bool(outputs.isfinite().all()):
+def rating_draws(
+    outputs: Float[Tensor, "N 1"], targets: Float[Tensor, "N"], *, counts: Int[np.ndarray, "R N"]
+) -> dict[str, NDArray[np.float64]]:
+    """Metrics of `rating_metrics` of R resamples; none of outputs that are not finite."""
+    if not bool(outputs.isfinite().all()):
         return {}
     predicted, truth = outputs[:, 0].double(), targets.double()
-    squares = row_losses(outputs, targets).numpy()
     distances = functional.l1_loss(predicted, truth, reduction="none").numpy()
-    drawn: dict[str, list[NDArray[np.float64]]] = defaultdict(list)
-    for counts in resample_counts(subjects, resamples=resamples, seed=seed):
-        drawn["mae"].append(_averages(distances, counts=counts))
-        drawn["loss"].append(_averages(squares, counts=counts))
-        drawn["rmse"].append(np.sqrt(drawn["loss"][-1]))
-        pairs = [_correlations(truth.numpy()[rows], predicted.numpy()[rows]) for rows in _rows(counts)]
-        drawn["pearson"].append(np.array([pearson for pearson, _ in pairs]))
-        drawn["spearman"].append(np.array([spearman for _, spearman in pairs]))
-    merged = {name: np.concatenate(chunks) for name, chunks in drawn.items()}
-    return {name: found for name, values in merged.items() if (found := _interval(values))}
+    found = {
+        "mae": _averages(distances, counts=counts),
+        "loss": _averages(row_losses(outputs, targets).numpy(), counts=counts),
+    }
+    found["rmse"] = np.sqrt(found["loss"])
+    pairs = [_correlations(truth.numpy()[rows], predicted.numpy()[rows]) for rows in _rows(counts)]
+    found["pearson"] = np.array([pearson for pearson, _ in pairs])
+    found["spearman"] = np.array([spearman for _, spearman in pairs])
+    return found
 
 
 def _calibration_errors(gaps: NDArray[np.float64], *, counts: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -116,14 +142,12 @@ def _calibration_errors(gaps: NDArray[np.float64], *, counts: NDArray[np.int64])
     That is the mean over rows of how far each bin's confidence lies from its accuracy, so sums over bins suffice; one
     call for each of a thousand resamples took most of a run's last evaluation.
     """
-    errors: NDArray[np.float64] = np.abs(counts @ gaps).sum(axis=1) / counts.sum(axis=1)
-    return errors
+    return shares(np.abs(counts @ gaps).sum(axis=1), counts.sum(axis=1, dtype=np.float64))
 
 
 def _averages(values: NDArray[np.float64], *, counts: NDArray[np.int64]) -> NDArray[np.float64]:
     """Mean over the rows of each resample: values [N], counts [R, N] -> [R]."""
-    averages: NDArray[np.float64] = counts @ values / counts.sum(axis=1)
-    return averages
+    return shares(counts @ values, counts.sum(axis=1, dtype=np.float64))
 
 
 def _correlations(truth: NDArray[np.float64], predicted: NDArray[np.float64]) -> tuple[float, float]:
@@ -136,7 +160,7 @@ def _rows(counts: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
     return (np.repeat(np.arange(counts.shape[1]), row) for row in counts)
 
 
-def _interval(values: NDArray[np.float64]) -> Interval | None:
+def interval_of(values: NDArray[np.float64]) -> Interval | None:
     """The middle 95 % of the resamples in which the metric is defined; None where that is less than half of them."""
     defined = values[np.isfinite(values)]
     if len(defined) < max(2, len(values) / 2):

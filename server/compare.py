@@ -13,16 +13,18 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from server.headline import headline_of
 from server.records import RunRecord
 from server.report.html import flat_settings, read_record
 from server.report.levels import is_withheld, levels, run_time_text
 from server.report.numbers import (
-    METRIC_NAMES,
     bytes_text,
     count_text,
     delta_text,
     epsilon_text,
     estimate_text,
+    in_order,
+    metric_name,
 )
 from server.report.participation import participation
 from server.report.promise import bound_of, highest_epsilon
@@ -40,14 +42,13 @@ def compare_runs(folders: Sequence[Path]) -> Table:
     table.add_column("")
     for folder, record in zip(folders, records, strict=True):
         table.add_column(_heading(folder, record=record), overflow="fold")
-    shown = [record.test.overall.metrics for record in records]
-    for name, label in METRIC_NAMES.items():
-        if any(name in metrics for metrics in shown):
-            table.add_row(label, *(estimate_text(metrics.get(name)) for metrics in shown))
+    shown = [record.test.overall.named for record in records]
+    for name in in_order(name for metrics in shown for name in metrics):
+        table.add_row(escape(metric_name(name)), *(estimate_text(metrics.get(name)) for metrics in shown))
     subsets = [record.test.by_modalities for record in records]
     for subset in dict.fromkeys(name for found in subsets for name in found):
         cells = [
-            estimate_text(found[subset].metrics.get(_headline(record))) if subset in found else "–"
+            estimate_text(found[subset].named.get(headline_of(record.run.data).main)) if subset in found else "–"
             for found, record in zip(subsets, records, strict=True)
         ]
         table.add_row(f"  only {escape(subset.replace('+', ' + '))}", *cells)
@@ -85,11 +86,13 @@ def _result(record: RunRecord) -> dict[str, object]:
         "chosen_round": record.chosen_round,
         "sites": len(record.sites),
         **{
-            part: {name: [e.value, e.low, e.high] for name, e in found.overall.metrics.items()}
+            part: {name: [e.value, e.low, e.high] for name, e in found.overall.named.items()}
             for part, found in parts.items()
         },
         "by_modalities": {
-            names: scores.metrics[_headline(record)].value for names, scores in record.test.by_modalities.items()
+            names: main.value
+            for names, scores in record.test.by_modalities.items()
+            if (main := scores.named.get(headline_of(record.run.data).main)) is not None
         },
         "seconds": None if is_withheld(record) else round(record.seconds, 1),
         "peak_memory_bytes": record.peak_memory_bytes,
@@ -120,10 +123,6 @@ def _heading(folder: Path, *, record: RunRecord) -> Text:
     if record.card is not None and record.card.generated:
         heading.append("\nGENERATED DATA", style="yellow")
     return heading
-
-
-def _headline(record: RunRecord) -> str:
-    return "mae" if record.run.data.task == "rating" else "macro_f1"
 
 
 def _privacy(record: RunRecord) -> str:

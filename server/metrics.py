@@ -94,16 +94,21 @@ def count_metrics(
         taken: rows that were given the class.
     """
     total = truth.sum(axis=1)
-    by_class = {"precision": _share(hits, taken), "recall": _share(hits, truth), "f1": _share(2 * hits, truth + taken)}
+    by_class = {"precision": shares(hits, taken), "recall": shares(hits, truth), "f1": shares(2 * hits, truth + taken)}
     found = {
-        "accuracy": _share(hits.sum(axis=1), total),
-        "balanced_accuracy": _share(by_class["recall"].sum(axis=1), (truth > 0).sum(axis=1, dtype=np.float64)),
+        "accuracy": shares(hits.sum(axis=1), total),
+        "balanced_accuracy": shares(by_class["recall"].sum(axis=1), (truth > 0).sum(axis=1, dtype=np.float64)),
     }
     for name, values in by_class.items():
-        found[f"macro_{name}"] = _share(values.sum(axis=1), (truth + taken > 0).sum(axis=1, dtype=np.float64))
-        found[f"weighted_{name}"] = _share((values * truth).sum(axis=1), total)
+        found[f"macro_{name}"] = shares(values.sum(axis=1), (truth + taken > 0).sum(axis=1, dtype=np.float64))
+        found[f"weighted_{name}"] = shares((values * truth).sum(axis=1), total)
         found[name] = values
     return found
+
+
+def shares(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Part over whole; 0 where there is nothing to share."""
+    return np.divide(part, whole, out=np.zeros_like(whole), where=whole > 0)
 
 
 def class_counts(
@@ -146,11 +151,6 @@ def calibration_gaps(probabilities: Float[Tensor, "N K"], targets: Int[Tensor, "
     bins = (torch.bucketize(confidence, edges, right=True) - 1).clamp(0, CALIBRATION_BINS - 1)
     gaps = (predicted == targets).double() - confidence.double()
     return (functional.one_hot(bins, CALIBRATION_BINS).double() * gaps[:, None]).numpy()
-
-
-def _share(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Part over whole; 0 where there is nothing to share."""
-    return np.divide(part, whole, out=np.zeros_like(whole), where=whole > 0)
 
 
 def _finite(found: dict[str, float]) -> dict[str, float]:

@@ -11,6 +11,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from server.headline import headline_of
 from server.records import RoundRecord
 from server.report.numbers import epsilon_text
 from shared.config import RunConfig
@@ -51,7 +52,7 @@ class ProgressLine:
         self._highest = max((site.epsilon or 0.0 for site in record.sites), default=0.0) or self._highest
         self._of_sites = record.site_epsilon or self._of_sites
         if record.validation is not None:
-            self._shown = headline(record)
+            self._shown = headline(record, run=self._run)
         state = f"{self._shown}  {self._privacy()}  {_absences(record)}".rstrip()
         self._bar.update(self._task, completed=record.round, state=state)
         now, last = time.monotonic(), record.round == self._run.federation.rounds
@@ -73,13 +74,11 @@ class ProgressLine:
         return ", ".join(shown)
 
 
-def headline(record: RoundRecord) -> str:
+def headline(record: RoundRecord, *, run: RunConfig) -> str:
     """The number a run is steered by, as the progress line shows it."""
-    metrics = record.validation.metrics if record.validation else {}
-    for name, label in (("macro_f1", "validation F1"), ("mae", "validation MAE")):
-        if name in metrics:
-            return f"{label} {metrics[name].value:.3f}"
-    return ""
+    shown = headline_of(run.data)
+    found = record.validation.named.get(shown.main) if record.validation else None
+    return f"validation {shown.short} {found.value:.3f}" if found is not None else ""
 
 
 def _absences(record: RoundRecord) -> str:

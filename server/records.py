@@ -48,11 +48,22 @@ class Scores(Settings):
     num_samples: int
     metrics: dict[str, Estimate]
     """single-label: accuracy, balanced_accuracy, macro_precision, macro_recall, macro_f1, weighted_precision,
-    weighted_recall, weighted_f1, calibration_error, loss; rating: mae, rmse, pearson, spearman, loss. One that is not
-    defined on these samples (a correlation of a constant) is left out."""
+    weighted_recall, weighted_f1, calibration_error, loss; multi-label: macro_, micro_, samples_ precision, recall, f1,
+    subset_accuracy, hamming_loss, average_precision, ranking_precision, loss; rating: mae, rmse, pearson, spearman,
+    loss, and closeness among several tasks; several: mean_score. One that is not defined on these samples (a
+    correlation of a constant) is left out."""
     classes: tuple[ClassScores, ...] = ()
+    """labels, of a multi-label task"""
     confusion: tuple[tuple[int, ...], ...] = ()
-    """confusion[true class][predicted class], counts"""
+    """confusion[true class][predicted class], counts; single-label only"""
+    tasks: dict[str, "Scores"] = Field(default={})
+    """several: each task's own, over the samples that have an answer to it"""
+
+    @property
+    def named(self) -> dict[str, Estimate]:
+        """All metrics; those of each of several tasks under `task/metric`."""
+        own = {f"{task}/{name}": found for task, scores in self.tasks.items() for name, found in scores.metrics.items()}
+        return {**self.metrics, **own}
 
 
 class Evaluation(Settings):
@@ -197,6 +208,41 @@ class Audit(Settings):
     """the training code was broken on purpose, to show what an audit sees"""
 
 
+class Origin(Settings):
+    """What a run took of an earlier one to begin with."""
+
+    file_digest: str
+    """SHA-256 of the earlier run's model file"""
+    run_digest: str | None = None
+    """of the settings that the file belongs to, by its own word"""
+    run_id: str | None = None
+    """None: the file did not lie in its run's folder"""
+    parameters: int
+    """numbers that were taken"""
+    tensors: tuple[str, ...]
+    """their names"""
+    privacy: Literal["private", "none", "unknown"] = "unknown"
+    """whether the earlier run, and all that it began with itself, was differentially private for those it trained on"""
+
+
+class SiteShare(Settings):
+    """What one site was sent and trained, by its owner's public word."""
+
+    site: str
+    modalities: tuple[str, ...]
+    tasks: tuple[str, ...] | None = None
+    """of several tasks, those that it has answers to; None: all"""
+    frozen: tuple[str, ...] = ()
+    """patterns of what it uses and does not train"""
+    nominal_modality_sizes: dict[str, int] = Field(default={})
+    sent: int
+    """numbers of its updates"""
+    given: int
+    """numbers that it is sent and does not train"""
+    personal: int
+    """numbers that it trains and keeps"""
+
+
 class RunRecord(Settings):
     """A finished run: report.json."""
 
@@ -224,5 +270,9 @@ class RunRecord(Settings):
     statistics: tuple[SiteStatistics, ...] = ()
     preflight: tuple[PreflightCheck, ...] = ()
     audit: Audit | None = None
+    start: Origin | None = None
+    """None: the run began with weights that its seed made"""
+    shares: tuple[SiteShare, ...] = ()
+    """of every site that took part"""
     code_digest: str = ""
     """SHA-256 over the program's own files: equal digest, equal program"""

@@ -18,6 +18,7 @@ from torch import Tensor
 from server.aggregation import ServerOptimizer, Weights
 from server.checkpoint import Progress, load_progress, save_progress
 from server.evaluation import score
+from server.headline import selection_score
 from server.intake import Intake
 from server.judgement import Reply, StatisticsAnswer, judge_statistics
 from server.plan import Central, Plan, participants
@@ -116,7 +117,9 @@ def run_rounds(
         # on the disk before round 1: whoever was asked has paid, and is not asked twice
         save_progress(progress, folder=folder, run_digest=run.digest)
     if progress.round_number == 0 and progress.best_score is None:
-        progress.best_score = _selection_score(_scores(model, progress.weights, samples=validation, run=run))
+        progress.best_score = selection_score(
+            _scores(model, progress.weights, samples=validation, run=run), data=run.data
+        )
     while progress.round_number < run.federation.rounds:
         if _patience_is_over(progress, run=run):
             return progress, "early"
@@ -209,7 +212,7 @@ def _one_round(
     scores = None
     if number % run.evaluation.every_rounds == 0 or number == run.federation.rounds:
         scores = _scores(model, progress.weights, samples=validation, run=run)
-        _remember_best(progress, scores)
+        _remember_best(progress, scores, run=run)
     return RoundRecord(
         round=number,
         # PRIVACY: how long a round took tells how many sites were in it. test_records_do_not_tell_who_was_drawn
@@ -289,17 +292,8 @@ def _scores(model: MultimodalModel, weights: Weights, *, samples: Samples, run: 
     return score(model, samples, run=run)
 
 
-def _selection_score(scores: Scores) -> float | None:
-    """What best-model selection compares, higher is better: macro-F1, or minus the mean absolute error."""
-    metrics = scores.metrics
-    value = (
-        metrics["macro_f1"].value if "macro_f1" in metrics else -metrics["mae"].value if "mae" in metrics else math.nan
-    )
-    return None if math.isnan(value) else value
-
-
-def _remember_best(progress: Progress, scores: Scores) -> None:
-    now = _selection_score(scores)
+def _remember_best(progress: Progress, scores: Scores, *, run: RunConfig) -> None:
+    now = selection_score(scores, data=run.data)
     if now is not None and (progress.best_score is None or now > progress.best_score):
         progress.best_round, progress.best_score, progress.best_weights = (
             progress.round_number,

@@ -70,7 +70,7 @@ def round_scalars(record: RoundRecord) -> dict[str, float]:
     if record.site_epsilon is not None:
         scalars["privacy/site_epsilon"] = record.site_epsilon
     if record.validation is not None:
-        scalars |= {f"validation/{name}": estimate.value for name, estimate in record.validation.metrics.items()}
+        scalars |= {f"validation/{name}": estimate.value for name, estimate in record.validation.named.items()}
     return scalars
 
 

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from server.headline import Curves, headline_of
 from server.records import RunRecord
-from server.report.numbers import METRIC_NAMES, epsilon_text, metric_text
+from server.report.numbers import epsilon_text, metric_name, metric_text
 from server.report.participation import participation
 from server.report.plots import Axes, Band, Mark, Points, Series, line_chart
 
@@ -73,14 +74,7 @@ def _edges(band: Band) -> tuple[tuple[str, Points], ...]:
 
 def learning_charts(record: RunRecord) -> list[Chart]:
     """Validation metrics by round; empty when no round was measured."""
-    if record.run.data.task == "rating":
-        return [
-            *_learning_chart(record, ("mae", "rmse"), heading="Error by round", y="error, lower is better"),
-            *_learning_chart(
-                record, ("pearson", "spearman"), heading="Correlation by round", y="correlation", y_to=1.0
-            ),
-        ]
-    return _learning_chart(record, ("macro_f1", "accuracy"), heading="Learning curve", y="share", y_to=1.0)
+    return [chart for curves in headline_of(record.run.data).curves for chart in _learning_chart(record, curves)]
 
 
 def participation_charts(record: RunRecord) -> list[Chart]:
@@ -100,38 +94,36 @@ def participation_charts(record: RunRecord) -> list[Chart]:
 
 def headline_metric(record: RunRecord) -> str:
     """The metric by which a run is judged."""
-    return "mae" if record.run.data.task == "rating" else "macro_f1"
+    return headline_of(record.run.data).main
 
 
-def _learning_chart(
-    record: RunRecord, names: tuple[str, ...], *, heading: str, y: str, y_to: float | None = None
-) -> list[Chart]:
+def _learning_chart(record: RunRecord, curves: Curves) -> list[Chart]:
     series = []
-    for style, name in enumerate(names):
+    for style, name in enumerate(curves.names):
         points = metric_points(record, name=name, x=lambda number: float(record.rounds[number].round))
         if points:
-            series.append(Series(METRIC_NAMES[name], points, style=style))
+            series.append(Series(metric_name(name), points, style=style))
     if not series:
         return []
     marks = [Mark(f"kept: round {record.chosen_round}", x=float(record.chosen_round))] if record.chosen_round else []
     first, last = series[0].points[0], series[0].points[-1]
     told = (
-        f"{heading}: {series[0].name} on the validation part is {metric_text(first[1])} after round {first[0]:.0f} "
-        f"and {metric_text(last[1])} after round {last[0]:.0f}."
+        f"{curves.heading}: {series[0].name} on the validation part is {metric_text(first[1])} after round "
+        f"{first[0]:.0f} and {metric_text(last[1])} after round {last[0]:.0f}."
     )
     caption = "Measured by the server on its validation part after every round; the round that is kept is chosen by it."
     if record.run.evaluation.every_rounds > 1:
         caption = caption.replace("after every round", f"after every {record.run.evaluation.every_rounds} rounds")
     if record.run.federation.select == "last":
         caption = caption.replace("the round that is kept is chosen by it", "the last round is the one that is kept")
-    axes = Axes(x="round", y=y, y_from=0.0, y_to=y_to)
-    return [draw(heading, series, axes=axes, told=told, caption=caption, number=metric_text, marks=marks)]
+    axes = Axes(x="round", y=curves.y, y_from=0.0, y_to=curves.y_to)
+    return [draw(curves.heading, series, axes=axes, told=told, caption=caption, number=metric_text, marks=marks)]
 
 
 def metric_points(record: RunRecord, *, name: str, x: Callable[[int], float]) -> list[tuple[float, float]]:
     """A validation metric over what `x` says of the round at a place in the record."""
     return [
-        (x(number), entry.validation.metrics[name].value)
+        (x(number), named[name].value)
         for number, entry in enumerate(record.rounds)
-        if entry.validation is not None and name in entry.validation.metrics
+        if entry.validation is not None and name in (named := entry.validation.named)
     ]

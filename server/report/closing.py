@@ -12,21 +12,25 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from server.headline import headline_of
 from server.records import RunRecord, Scores
 from server.report.html import HTML_NAME
 from server.report.levels import is_withheld, levels, run_time_text
 from server.report.numbers import (
-    METRIC_NAMES,
     bytes_text,
     delta_text,
     epsilon_text,
     interval_text,
+    metric_name,
     metric_text,
 )
 from server.report.participation import MISSING, participation
 from server.report.privacy_words import read_privacy_words
 from server.report.promise import bound_of, notices
 from server.report.words import read_words
+
+_MOST_COLUMNS = 5
+"""of scores; further tasks are in the report"""
 
 
 def closing_table(record: RunRecord, *, folder: Path) -> RenderableType:
@@ -43,12 +47,13 @@ def closing_table(record: RunRecord, *, folder: Path) -> RenderableType:
 
 
 def _scores_table(record: RunRecord) -> Table:
-    names = ("mae", "rmse", "pearson") if record.run.data.task == "rating" else ("macro_f1", "accuracy", "macro_recall")
+    shown = headline_of(record.run.data)
+    names = (shown.main, *shown.beside)[:_MOST_COLUMNS]
     table = Table(title=f"{escape(record.run.name)}: test part, 95 % intervals", title_justify="left")
     table.add_column("modalities")
     table.add_column("samples", justify="right")
     for name in names:
-        table.add_column(METRIC_NAMES[name], justify="right")
+        table.add_column(metric_name(name), justify="right")
     everything = "+".join(record.run.modalities)
     subsets = {name: scores for name, scores in record.test.by_modalities.items() if name != everything}
     for subset, scores in subsets.items():
@@ -67,7 +72,7 @@ def _scores_table(record: RunRecord) -> Table:
 def _cells(scores: Scores, *, names: tuple[str, ...]) -> list[str]:
     cells = []
     for name in names:
-        estimate = scores.metrics.get(name)
+        estimate = scores.named.get(name)
         interval = interval_text(estimate).replace(" to ", "–") if estimate else ""
         cells.append("–" if estimate is None else f"{metric_text(estimate.value)} {interval}".strip())
     return cells

@@ -7,9 +7,10 @@ relies on charts.py for drawing and table; an epsilon is written as numbers.py w
 
 import numpy as np
 
+from server.headline import headline_of
 from server.records import RunRecord
 from server.report.charts import Chart, draw, headline_metric, metric_points
-from server.report.numbers import METRIC_NAMES, epsilon_text, metric_text
+from server.report.numbers import epsilon_text, metric_name, metric_text
 from server.report.participation import participation
 from server.report.plots import Axes, Band, Mark, Series
 
@@ -116,17 +117,17 @@ def _trade_chart(record: RunRecord, highest: list[float], *, is_central: bool) -
     points = metric_points(record, name=name, x=lambda place: highest[place])
     if not points:
         return []
-    label = METRIC_NAMES[name]
+    label = metric_name(name)
     chosen = next((place for place, entry in enumerate(record.rounds) if entry.round == record.chosen_round), None)
     marks = []
-    if chosen is not None and (scores := record.rounds[chosen].validation) is not None and name in scores.metrics:
-        marks = [Mark(f"kept: round {record.chosen_round}", x=highest[chosen], y=scores.metrics[name].value)]
+    if chosen is not None and (scores := record.rounds[chosen].validation) is not None and name in scores.named:
+        marks = [Mark(f"kept: round {record.chosen_round}", x=highest[chosen], y=scores.named[name].value)]
     reached, spent = metric_text(points[-1][1]), epsilon_text(points[-1][0])
     whose = "epsilon of whole sites" if is_central else "highest epsilon of all sites"
     chart = draw(
         f"{label} against epsilon",
         [Series(label, points)],
-        axes=Axes(x=whose, y=label, y_from=0.0, y_to=1.0 if name == "macro_f1" else None, whole_x=False),
+        axes=Axes(x=whose, y=label, y_from=0.0, y_to=headline_of(record.run.data).largest, whole_x=False),
         told=f"{label} on the validation part is {reached} when the {whose} is {spent}.",
         caption="What had been learned by the time that so much of the budget was spent. Each point is a round.",
         number=metric_text,

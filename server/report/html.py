@@ -15,6 +15,7 @@ from pydantic import BaseModel, TypeAdapter
 from server.history import METRICS_FILE, metrics_line, read_rounds
 from server.records import RunRecord
 from server.report import summary, tables
+from server.report.aim import metrics_note
 from server.report.charts import learning_charts, participation_charts
 from server.report.evidence import evidence_blocks
 from server.report.left import field_rows
@@ -132,10 +133,11 @@ def render(record: RunRecord) -> str:
         evidence=evidence_blocks(record, sentences=sentences),
         pyramid=pyramid_blocks(record, words=words, sentences=sentences),
         metrics=tables.metric_rows(record),
+        metrics_note=metrics_note(record.run.data, words=words),
         subsets=tables.subset_table(record),
-        classes=tables.class_table(record),
+        classes=tables.class_tables(record),
         groups=tables.group_tables(record.test, record=record),
-        confusion=tables.confusion_rows(record),
+        confusions=tables.confusions(record),
         sites=tables.site_rows(record, words=words),
         fields=field_rows(record, words=words),
         settings=list(flat_settings(record.run)),

@@ -6,26 +6,65 @@ relies on epsilon and delta being rounded up, never down: a shown bound must sti
 """
 
 import math
+from collections.abc import Iterable
 
 from server.records import Estimate
 
 METRIC_NAMES = {
+    "mean_score": "Mean score",
     "macro_f1": "Macro-F1",
+    "micro_f1": "Micro-F1",
+    "samples_f1": "F1 by sample",
+    "subset_accuracy": "All labels right",
+    "hamming_loss": "Labels wrong",
+    "average_precision": "Mean average precision",
+    "ranking_precision": "Label ranking precision",
     "accuracy": "Accuracy",
     "balanced_accuracy": "Balanced accuracy",
     "macro_precision": "Macro precision",
     "macro_recall": "Macro recall",
+    "micro_precision": "Micro precision",
+    "micro_recall": "Micro recall",
+    "samples_precision": "Precision by sample",
+    "samples_recall": "Recall by sample",
     "weighted_f1": "Weighted F1",
     "weighted_precision": "Weighted precision",
     "weighted_recall": "Weighted recall",
     "calibration_error": "Calibration error",
     "loss": "Loss",
+    "recall_at_10": "Recall@10",
+    "recall_at_5": "Recall@5",
+    "recall_at_1": "Recall@1",
+    "mrr": "Mean reciprocal rank",
+    "ndcg_at_10": "nDCG@10",
+    "median_rank": "Median rank",
+    "closeness": "Closeness",
     "mae": "Mean absolute error",
     "rmse": "Root mean squared error",
     "pearson": "Pearson correlation",
     "spearman": "Spearman correlation",
 }
 """in the order in which they are shown"""
+
+
+def metric_name(name: str) -> str:
+    """What a metric is called, one of several tasks as `task: Macro-F1`."""
+    task, _, metric = name.rpartition("/")
+    label = METRIC_NAMES.get(metric, metric)
+    return f"{task.replace('_', ' ')}: {label}" if task else label
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Metrics as they are shown: those of the whole first, then task by task; names that are not known last."""
+    found, order = list(dict.fromkeys(names)), list(METRIC_NAMES)
+    tasks = list(dict.fromkeys(name.rpartition("/")[0] for name in sorted(found, key=lambda name: "/" in name)))
+
+    def place(name: str) -> tuple[int, int]:
+        task, _, metric = name.rpartition("/")
+        return tasks.index(task), order.index(metric) if metric in METRIC_NAMES else len(order)
+
+    return sorted(found, key=place)
+
 
 _THREE_DECIMALS = 1e-3
 

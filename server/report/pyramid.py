@@ -15,7 +15,7 @@ from server.report.charts import headline_metric
 from server.report.document import Block, Cell, Table, Words, rows
 from server.report.exactly import disagreement_text, neighbours_name
 from server.report.levels import Level, levels
-from server.report.numbers import METRIC_NAMES, delta_text, epsilon_text, estimate_text, listed, metric_text
+from server.report.numbers import delta_text, epsilon_text, estimate_text, listed, metric_name, metric_text
 from server.report.participation import participation
 from server.report.privacy_words import PrivacyWords
 from server.report.promise import bound_of, seen_by_server
@@ -67,7 +67,7 @@ def _middle(record: RunRecord, *, words: Meanings, sentences: PrivacyWords) -> I
     reached = estimate_text(record.test.overall.metrics.get(name))
     yield (
         "Utility: what is the result good for?",
-        f"{METRIC_NAMES[name]} {reached} on {record.test.overall.num_samples:,} test samples. What the same run "
+        f"{metric_name(name)} {reached} on {record.test.overall.num_samples:,} test samples. What the same run "
         "reaches without noise is not in this record; set runs side by side with: motet compare",
         _RECORD,
     )
@@ -147,10 +147,13 @@ def _bias(record: RunRecord) -> str:
     found = [
         f"{column}: {text}" for column, values in record.test.by_group.items() if (text := _spread(values, record))
     ]
-    classes = [(each.f1.value, each.label) for each in record.test.overall.classes if each.support]
-    if classes:
-        low, high = min(classes), max(classes)
-        found.append(f"classes: F1 from {metric_text(low[0])} ({low[1]}) to {metric_text(high[0])} ({high[1]})")
+    overall = record.test.overall
+    for task, scores in {"": overall, **overall.tasks}.items():
+        classes = [(each.f1.value, each.label) for each in scores.classes if each.support]
+        if classes:
+            low, high = min(classes), max(classes)
+            of = f"classes of {task.replace('_', ' ')}" if task else "classes"
+            found.append(f"{of}: F1 from {metric_text(low[0])} ({low[1]}) to {metric_text(high[0])} ({high[1]})")
     if not record.test.by_group:
         found.append("the data names no group of people, so no difference between groups was measured")
     return f"{'; '.join(found)}."[:1].upper() + f"{'; '.join(found)}."[1:]
@@ -158,11 +161,11 @@ def _bias(record: RunRecord) -> str:
 
 def _spread(values: Mapping[str, Scores], record: RunRecord) -> str:
     name = headline_metric(record)
-    scores = [(found.metrics[name].value, value) for value, found in values.items() if name in found.metrics]
+    scores = [(found.named[name].value, value) for value, found in values.items() if name in found.named]
     if not scores:
         return ""
     low, high = min(scores), max(scores)
-    return f"{METRIC_NAMES[name]} from {metric_text(low[0])} ({low[1]}) to {metric_text(high[0])} ({high[1]})"
+    return f"{metric_name(name)} from {metric_text(low[0])} ({low[1]}) to {metric_text(high[0])} ({high[1]})"
 
 
 def _correctness(record: RunRecord) -> str:

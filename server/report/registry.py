@@ -16,6 +16,7 @@ from typing import Literal
 from pydantic import Field
 
 from server.records import RunRecord
+from server.report.aim import answer_words, short_aim
 from server.report.exactly import disagreement_text, neighbours_name
 from server.report.levels import Level, is_protected, levels
 from server.report.numbers import delta_text, epsilon_text, listed
@@ -154,15 +155,14 @@ def registry_entry(record: RunRecord) -> RegistryEntry | None:
 
 
 def _basic(record: RunRecord) -> Basic:
-    task = "tell classes apart" if record.run.data.labels else "give ratings"
     return Basic(
         name=record.run.name,
         data_curators=record.sites,
         intended_use=UNKNOWN,
         data_product_type="Machine learning model",
         data_product_region=UNKNOWN,
-        description=f"A model that learned to {task} from {listed(list(record.run.modalities))}, trained by "
-        f"{len(record.sites)} sites together in {len(record.rounds)} rounds.",
+        description=f"A model that learned to {short_aim(record.run.data)} from {listed(list(record.run.modalities))}, "
+        f"trained by {len(record.sites)} sites together in {len(record.rounds)} rounds.",
         publication_date=record.started[:10],
     )
 
@@ -171,8 +171,8 @@ def _flavor(record: RunRecord, *, sentences: PrivacyWords) -> DpFlavor:
     title = f"“{record.card.title}”" if record.card else "the data folders of the sites"
     return DpFlavor(
         name="Approximate DP",
-        data_domain=f"Any data folder of the form the run declares ({listed(list(record.run.modalities))} and a "
-        f"label or rating); here: {title}.",
+        data_domain=f"Any data folder of the form the run declares ({listed(list(record.run.modalities))}; "
+        f"{answer_words(record.run.data)}); here: {title}.",
         unprotected_quantities=" ".join(not_protected(record, sentences=sentences)),
     )
 

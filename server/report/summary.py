@@ -7,16 +7,18 @@ relies on promise.py and trust.py for what is claimed, levels.py for the numbers
 
 from dataclasses import dataclass
 
+from server.headline import headline_of
 from server.records import RunRecord
+from server.report.aim import aim
 from server.report.levels import Level, is_protected, levels, run_time_text
 from server.report.numbers import (
-    METRIC_NAMES,
     bytes_text,
     count_text,
     delta_text,
     epsilon_text,
     interval_text,
     listed,
+    metric_name,
     metric_text,
 )
 from server.report.participation import participation
@@ -45,10 +47,10 @@ class View:
 
 def headlines(record: RunRecord) -> list[Headline]:
     """The numbers one asks for first: what it reaches on the test part, and what it cost; four at most."""
-    metrics, promised = record.test.overall.metrics, levels(record)
-    names = ("mae", "pearson", "rmse") if record.run.data.task == "rating" else ("macro_f1", "accuracy", "macro_recall")
+    metrics, promised, shown = record.test.overall.named, levels(record), headline_of(record.run.data)
+    names = (shown.main, *shown.beside)
     found = [
-        Headline(METRIC_NAMES[name], metric_text(metrics[name].value), interval_text(metrics[name]))
+        Headline(metric_name(name), metric_text(metrics[name].value), interval_text(metrics[name]))
         for name in names[: 4 - max(1, len(promised))]
         if name in metrics
     ]
@@ -75,7 +77,7 @@ def lead(record: RunRecord, *, words: Words) -> list[str]:
     data = f" on the data set “{record.card.title}”" if record.card else ""
     trained = (
         f"{count_text(len(record.sites), 'site')} trained one model together{data}, for "
-        f"{count_text(len(record.rounds), 'round')}, to {_aim(record)} from {listed(list(run.modalities))}. "
+        f"{count_text(len(record.rounds), 'round')}, to {aim(record.run.data)} from {listed(list(run.modalities))}. "
         f"{words.texts['how']}"
     )
     tested = (
@@ -119,14 +121,6 @@ def costs(record: RunRecord) -> list[tuple[str, str]]:
         ("Sent by all sites", bytes_text(sent)),
         ("Seed", str(record.run.seed)),
     ]
-
-
-def _aim(record: RunRecord) -> str:
-    data = record.run.data
-    if data.rating_range is not None:
-        return f"give a rating between {data.rating_range[0]:g} and {data.rating_range[1]:g}"
-    named = list(data.labels) if len(data.labels) <= 12 else [*data.labels[:11], "others"]
-    return f"tell {len(data.labels)} classes apart ({listed(named)})"
 
 
 def _choice(record: RunRecord) -> str:

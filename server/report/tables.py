@@ -10,14 +10,15 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from server.records import Estimate, Evaluation, RunRecord, Scores
-from server.report.charts import headline_metric
+from server.headline import headline_of
+from server.records import ClassScores, Estimate, Evaluation, RunRecord, Scores
 from server.report.numbers import (
-    METRIC_NAMES,
     bytes_text,
     epsilon_text,
     estimate_text,
+    in_order,
     interval_text,
+    metric_name,
     metric_text,
 )
 from server.report.participation import MISSING, SiteTotals, participation
@@ -28,6 +29,8 @@ _MOST_CONFUSED = 30
 """classes up to which the confusion matrix is drawn"""
 _MOST_VALUES = 40
 """values of a group column up to which each has a row"""
+_MOST_BESIDE = 4
+"""columns of scores beside the one with the bar; all are in report.json"""
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ class BarTable:
     others: tuple[str, ...]
     rows: tuple[BarRow, ...]
     note: str = ""
+    heading: str = ""
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,14 @@ class Cell:
     share: str
     background: str
     ink: str
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """The confusion matrix of one task."""
+
+    heading: str
+    rows: tuple[tuple[str, tuple[Cell, ...]], ...]
 
 
 @dataclass(frozen=True)
@@ -93,11 +105,10 @@ class SiteRow:
 
 def metric_rows(record: RunRecord) -> list[MetricRow]:
     """Every metric with its interval, test beside validation."""
-    test, validation = record.test.overall.metrics, record.validation.overall.metrics
+    test, validation = record.test.overall.named, record.validation.overall.named
     return [
-        MetricRow(label, estimate_text(test.get(name)), estimate_text(validation.get(name)))
-        for name, label in METRIC_NAMES.items()
-        if name in test or name in validation
+        MetricRow(metric_name(name), estimate_text(test.get(name)), estimate_text(validation.get(name)))
+        for name in in_order((*test, *validation))
     ]
 
 
@@ -106,9 +117,9 @@ def subset_table(record: RunRecord) -> BarTable | None:
     found = record.test.by_modalities
     if len(found) < 2:
         return None
-    metric, everything = headline_metric(record), "+".join(record.run.modalities)
-    sign = 1 if metric == "mae" else -1
-    order = sorted(found, key=lambda name: (name.count("+"), sign * _value(found[name], metric)))
+    shown, everything = headline_of(record.run.data), "+".join(record.run.modalities)
+    sign = 1 if shown.is_error else -1
+    order = sorted(found, key=lambda name: (name.count("+"), sign * _value(found[name], shown.main)))
     named = [(name.replace("+", " + "), found[name], name == everything) for name in order]
     return _bar_table("Modalities", named, record=record)
 
@@ -125,10 +136,31 @@ def group_tables(evaluation: Evaluation, *, record: RunRecord) -> list[BarTable]
     return tables
 
 
-def class_table(record: RunRecord) -> BarTable | None:
-    """Precision, recall and F1 of each class on the test part."""
-    classes = record.test.overall.classes
-    rows = tuple(
+def class_tables(record: RunRecord) -> list[BarTable]:
+    """Precision, recall and F1 of each class or label on the test part, task by task."""
+    tables = []
+    for column, part in record.run.data.parts.items():
+        is_many = part.kind == "multi-label"
+        heading = "Label by label" if is_many else "Class by class"
+        if record.run.data.task == "several":
+            heading = f"{column.replace('_', ' ').capitalize()}: {heading.lower()}"
+        rows = _class_rows(_scores_of(column, record=record).classes)
+        if rows:
+            first = "Label" if is_many else "Class"
+            tables.append(BarTable(first, "F1", ("Precision", "Recall"), rows, heading=heading))
+    return tables
+
+
+def _scores_of(column: str, *, record: RunRecord) -> Scores:
+    """The test scores of a task, by the column that its answers stand in."""
+    overall = record.test.overall
+    if record.run.data.task != "several":
+        return overall
+    return overall.tasks.get(column, Scores(num_samples=0, metrics={}))
+
+
+def _class_rows(classes: Sequence[ClassScores]) -> tuple[BarRow, ...]:
+    return tuple(
         BarRow(
             name=scores.label,
             num_samples=f"{scores.support:,}",
@@ -141,19 +173,24 @@ def class_table(record: RunRecord) -> BarTable | None:
         else BarRow(scores.label, "0", Markup(""), "–", "", ("–", "–"))
         for scores in classes
     )
-    return BarTable("Class", "F1", ("Precision", "Recall"), rows) if rows else None
 
 
-def confusion_rows(record: RunRecord) -> list[tuple[str, list[Cell]]]:
-    """True class by predicted class; the darker, the larger its share of the true class. Empty where there is none."""
-    counts, labels = record.test.overall.confusion, record.run.data.labels
-    if not counts or len(counts) > _MOST_CONFUSED:
-        return []
-    rows = []
-    for label, row in zip(labels, counts, strict=True):
-        total = sum(row)
-        rows.append((label, [_cell(count, share=count / total if total else 0.0) for count in row]))
-    return rows
+def confusions(record: RunRecord) -> list[Confusion]:
+    """True class by predicted class, of each task with single labels; the darker, the larger its share of the class."""
+    found = []
+    for column, part in record.run.data.parts.items():
+        counts = _scores_of(column, record=record).confusion
+        if not counts or len(counts) > _MOST_CONFUSED:
+            continue
+        rows = []
+        for label, row in zip(part.labels, counts, strict=True):
+            total = sum(row)
+            rows.append((label, tuple(_cell(count, share=count / total if total else 0.0) for count in row)))
+        heading = "Which classes are taken for which"
+        if record.run.data.task == "several":
+            heading = f"{column.replace('_', ' ').capitalize()}: {heading.lower()}"
+        found.append(Confusion(heading, tuple(rows)))
+    return found
 
 
 def site_rows(record: RunRecord, *, words: Words) -> list[SiteRow]:
@@ -188,23 +225,23 @@ def site_rows(record: RunRecord, *, words: Words) -> list[SiteRow]:
 
 
 def _bar_table(first: str, named: Sequence[tuple[str, Scores, bool]], *, record: RunRecord, note: str = "") -> BarTable:
-    metric = headline_metric(record)
-    others = ("pearson",) if metric == "mae" else ("accuracy", "macro_recall")
-    highest = [estimate.high or estimate.value for _, scores, _ in named if (estimate := scores.metrics.get(metric))]
-    largest = 1.0 if metric == "macro_f1" else max(highest, default=1.0)
+    shown = headline_of(record.run.data)
+    metric, others = shown.main, shown.beside[:_MOST_BESIDE]
+    highest = [estimate.high or estimate.value for _, scores, _ in named if (estimate := scores.named.get(metric))]
+    largest = shown.largest or max(highest, default=1.0)
     rows = tuple(
         BarRow(
             name=name,
             num_samples=f"{scores.num_samples:,}",
-            bar=_bar(scores.metrics.get(metric), largest=largest),
-            value=metric_text(scores.metrics[metric].value) if metric in scores.metrics else "–",
-            interval=interval_text(scores.metrics[metric]) if metric in scores.metrics else "",
-            others=tuple(estimate_text(scores.metrics.get(other)) for other in others),
+            bar=_bar(scores.named.get(metric), largest=largest),
+            value=metric_text(scores.named[metric].value) if metric in scores.named else "–",
+            interval=interval_text(scores.named[metric]) if metric in scores.named else "",
+            others=tuple(estimate_text(scores.named.get(other)) for other in others),
             is_all=is_all,
         )
         for name, scores, is_all in named
     )
-    return BarTable(first, METRIC_NAMES[metric], tuple(METRIC_NAMES[name] for name in others), rows, note)
+    return BarTable(first, metric_name(metric), tuple(metric_name(name) for name in others), rows, note)
 
 
 def _bar(estimate: Estimate | None, *, largest: float) -> Markup:
@@ -214,7 +251,7 @@ def _bar(estimate: Estimate | None, *, largest: float) -> Markup:
 
 
 def _value(scores: Scores, metric: str) -> float:
-    return scores.metrics[metric].value if metric in scores.metrics else 0.0
+    return scores.named[metric].value if metric in scores.named else 0.0
 
 
 def _cell(count: int, *, share: float) -> Cell:

@@ -12,13 +12,14 @@ from sklearn import metrics as sk
 from sklearn.calibration import calibration_curve
 from torch import Tensor, nn
 
-from server.bootstrap import classification_intervals, rating_intervals, resample_counts
+from server.bootstrap import Interval, drawn, intervals, resample_counts
 from server.evaluation import NO_VALUE, evaluate, modality_subsets, predict, score
 from server.metrics import class_metrics, classification_metrics, rating_metrics
 from server.records import Evaluation
 from shared.batch import Samples
 from shared.config import RunConfig
 from shared.errors import RunError
+from shared.schema import TaskKind
 
 LABELS = ("calm", "cross", "glad")
 
@@ -94,6 +95,14 @@ def evaluated(samples: Samples, *, run: RunConfig, resamples: int = 200, subsets
     return evaluate(model, samples, run=run, part="test", bootstrap_samples=resamples, subsets=subsets, seed=1)
 
 
+def intervals_of(
+    outputs: Tensor, targets: Tensor, *, subjects: tuple[str, ...], resamples: int, seed: int
+) -> tuple[dict[str, Interval], dict[str, list[Interval | None]]]:
+    """Of a rating where targets are no whole numbers."""
+    kind: TaskKind = "rating" if targets.is_floating_point() else "single-label"
+    return intervals(drawn(outputs, targets, kind=kind, subjects=subjects, resamples=resamples, seed=seed))
+
+
 def calibration_by_scikit_learn(probabilities: Tensor, truth: NDArray[np.int64]) -> float:
     confidence, predicted = (each.numpy() for each in probabilities.max(dim=1))
     right, sure = calibration_curve(predicted == truth, confidence, n_bins=15)
@@ -141,22 +150,20 @@ def test_the_metrics_of_counted_resamples_are_those_of_scikit_learn_on_the_drawn
     """Two ways, one number: ours from counts, scikit-learn's from rows that are really repeated."""
     samples = samples_of(40, modalities=("image",), subjects=tuple(f"p{row % 7}" for row in range(40)))
     logits, resamples = samples.inputs["image"], 60
-    overall, by_class = classification_intervals(
-        logits, samples.targets, subjects=samples.subjects, resamples=resamples, seed=5
-    )
-    drawn: dict[str, list[float]] = {}
+    overall, by_class = intervals_of(logits, samples.targets, subjects=samples.subjects, resamples=resamples, seed=5)
+    seen: dict[str, list[float]] = {}
     for counts in resample_counts(samples.subjects, resamples=resamples, seed=5):
         for row in counts:
             rows = torch.from_numpy(np.repeat(np.arange(40), row))
             found = classification_metrics(logits[rows], samples.targets[rows], calibration=True)
             found["f1 of class 0"] = float(class_metrics(logits[rows], samples.targets[rows])[0][2, 0])
             for name, value in found.items():
-                drawn.setdefault(name, []).append(value)
+                seen.setdefault(name, []).append(value)
 
-    low, high = np.quantile(drawn.pop("f1 of class 0"), (0.025, 0.975))
+    low, high = np.quantile(seen.pop("f1 of class 0"), (0.025, 0.975))
     assert by_class["f1"][0] == pytest.approx((low, high), abs=1e-6)
-    assert set(overall) == set(drawn)
-    for name, values in drawn.items():
+    assert set(overall) == set(seen)
+    for name, values in seen.items():
         assert overall[name] == pytest.approx(tuple(np.quantile(values, (0.025, 0.975))), abs=1e-6), name
 
 
@@ -177,7 +184,7 @@ def test_intervals_are_wider_when_rows_share_subjects() -> None:
     logits = nn.functional.one_hot((~right).long(), 3).float()
     widths = []
     for subjects in (tuple(map(str, range(1000))), tuple(f"p{row // 40}" for row in range(1000))):
-        low, high = classification_intervals(logits, targets, subjects=subjects, resamples=500, seed=0)[0]["accuracy"]
+        low, high = intervals_of(logits, targets, subjects=subjects, resamples=500, seed=0)[0]["accuracy"]
         widths.append(high - low)
     assert 4 < widths[1] / widths[0] < 9  # the square root of 40 is 6.3
 
@@ -229,7 +236,7 @@ def test_a_correlation_of_a_constant_is_left_out_without_a_warning() -> None:
     nearly = outputs + torch.arange(10)[:, None] * 1e-7
     assert set(rating_metrics(nearly, torch.arange(10.0))) == {"mae", "rmse", "loss"}
     subjects = tuple(map(str, range(10)))
-    assert set(rating_intervals(nearly, torch.arange(10.0), subjects=subjects, resamples=50, seed=0)) == {
+    assert set(intervals_of(nearly, torch.arange(10.0), subjects=subjects, resamples=50, seed=0)[0]) == {
         "mae",
         "rmse",
         "loss",
@@ -239,15 +246,15 @@ def test_a_correlation_of_a_constant_is_left_out_without_a_warning() -> None:
 def test_the_rating_metrics_of_resamples_are_those_of_the_libraries_on_the_drawn_rows() -> None:
     samples = samples_of(40, rating=True, modalities=("image",), subjects=tuple(f"p{row % 7}" for row in range(40)))
     outputs = samples.inputs["image"][:, :1]
-    found = rating_intervals(outputs, samples.targets, subjects=samples.subjects, resamples=60, seed=5)
-    drawn: dict[str, list[float]] = {}
+    found, _ = intervals_of(outputs, samples.targets, subjects=samples.subjects, resamples=60, seed=5)
+    seen: dict[str, list[float]] = {}
     for counts in resample_counts(samples.subjects, resamples=60, seed=5):
         for row in counts:
             rows = torch.from_numpy(np.repeat(np.arange(40), row))
             for name, value in rating_metrics(outputs[rows], samples.targets[rows]).items():
-                drawn.setdefault(name, []).append(value)
-    assert set(found) == set(drawn)
-    for name, values in drawn.items():
+                seen.setdefault(name, []).append(value)
+    assert set(found) == set(seen)
+    for name, values in seen.items():
         assert found[name] == pytest.approx(tuple(np.quantile(values, (0.025, 0.975))), abs=1e-9), name
 
 
