@@ -61,14 +61,7 @@ class MultimodalModel(nn.Module):
         """
         if not all(name in inputs for name in self.modalities):
             present = present & torch.tensor([name in inputs for name in self.modalities], device=present.device)
-        # asked of the numbers, which torch.func allows of no sample's, and which an exported model could not ask again
-        is_looked_into = torch._C._are_functorch_transforms_active() or torch.compiler.is_exporting()
-        is_whole = not is_looked_into and bool(present.all())
-        embeddings = [
-            self._encoded(name, inputs[name], inputs) if is_whole else self._embedding(name, inputs, present[:, place])
-            for place, name in enumerate(self.modalities)
-        ]
-        stacked = self.dropout(torch.stack(embeddings, dim=1), inputs.get(KEYS))
+        stacked = self.dropout(self.embeddings(inputs, present), inputs.get(KEYS))
         if self.fusion.level == "decision":
             outputs = self.fusion(apply_each(self.head, stacked), present)
         else:
@@ -84,6 +77,17 @@ class MultimodalModel(nn.Module):
             return self.task.loss(outputs, targets)
         num = len(self.costs)
         return self.task.loss(outputs[:, :-num], targets) + outputs[:, -num:].sum(dim=1)
+
+    def embeddings(self, inputs: Mapping[str, Tensor], present: Bool[Tensor, "B M"]) -> Float[Tensor, "B M D"]:
+        """What each encoder makes of each sample, before dropout; zeros where the modality is absent."""
+        # asked of the numbers, which torch.func allows of no sample's, and which an exported model could not ask again
+        is_looked_into = torch._C._are_functorch_transforms_active() or torch.compiler.is_exporting()
+        is_whole = not is_looked_into and all(name in inputs for name in self.modalities) and bool(present.all())
+        embeddings = [
+            self._encoded(name, inputs[name], inputs) if is_whole else self._embedding(name, inputs, present[:, place])
+            for place, name in enumerate(self.modalities)
+        ]
+        return torch.stack(embeddings, dim=1)
 
     def _embedding(self, name: str, inputs: Mapping[str, Tensor], present: Bool[Tensor, "B"]) -> Float[Tensor, "B D"]:
         if name not in inputs:
