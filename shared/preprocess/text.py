@@ -3,13 +3,12 @@
 in        a text from the manifest
 out       int64 [L], 0 where the text has ended
 relies on a hash that is the same on every machine; two tokens may share a number, and no table of words exists that
-          could give away who used which
+          could give away who used which; text_clean.py, text_words.py and text_stop_words.py for what a run asks for
 """
 
 import functools
 import hashlib
 import itertools
-import re
 import unicodedata
 from collections.abc import Iterable
 from typing import Literal
@@ -21,16 +20,17 @@ from torch import Tensor
 
 from shared.preprocess import RawValue, digest_of, wrong_kind
 from shared.preprocess.pretrained import Checkpoint, minilm_checkpoint, read_tokenizer
-from shared.settings import Settings
+from shared.preprocess.text_clean import CleaningOptions, cleaned
+from shared.preprocess.text_stop_words import STOP_WORDS
+from shared.preprocess.text_words import Language, Word, tagged_words_of, version_for, words_of
 
-_WORD = re.compile(r"\w+|[^\w\s]")
 REMEMBERED = 16_384
 """words whose numbers are kept in this process's memory: most words of a text have come before"""
 LONGEST_REMEMBERED = 32
 """characters; what is longer is a word that hardly comes again"""
 
 
-class TextOptions(Settings):
+class TextOptions(CleaningOptions):
     """How texts become token numbers."""
 
     encoding: Literal["words", "words-and-ngrams", "bytes", "minilm"] = Field(
@@ -44,6 +44,29 @@ class TextOptions(Settings):
         default=0, ge=0, le=8, description="words-and-ngrams only: groups of all sizes from ngram to this; 0: of one"
     )
     lowercase: bool = True
+    language: Language = Field(
+        default="any", description="of words: any: runs of letters; en: contractions cut; zh: by jieba's dictionary"
+    )
+    stop_words: Literal["keep", "drop"] = Field(
+        default="keep", description="drop: words of grammar go, those of negation stay; language en or zh"
+    )
+    tags: Literal["none", "beside", "joined", "only"] = Field(
+        default="none",
+        description="parts of speech, language en or zh: a token after each word; one token with it; in place of it",
+    )
+
+    @model_validator(mode="after")
+    def _words_are_words(self) -> "TextOptions":
+        for option, off in (("stop_words", "keep"), ("tags", "none")):
+            value = getattr(self, option)
+            if value != off and self.language == "any":
+                raise ValueError(f"{option} is {value!r} and language is 'any'; allowed with it: language 'en' or 'zh'")
+            if value != off and self.encoding not in ("words", "words-and-ngrams"):
+                raise ValueError(
+                    f"{option} is {value!r} and encoding is {self.encoding!r}; allowed with it: 'words' or "
+                    "'words-and-ngrams'"
+                )
+        return self
 
     @model_validator(mode="after")
     def _sizes_are_in_order(self) -> "TextOptions":
@@ -74,8 +97,14 @@ class TextPreprocessor:
     def __init__(self, options: TextOptions) -> None:
         self.options = options
         self.shape = (options.max_tokens,)
+        grouped = options.encoding == "words-and-ngrams"
+        self._least, self._longest = (options.ngram, options.longest_ngram) if grouped else (0, 0)
+        self._stop_words: frozenset[str] = frozenset()
+        if options.stop_words == "drop" and options.language != "any":
+            self._stop_words = STOP_WORDS[options.language]
         self._pieces: Checkpoint | None = minilm_checkpoint() if options.encoding == "minilm" else None
-        more = {"pieces": self._pieces.digest} if self._pieces else None
+        more = {"pieces": self._pieces.digest} if self._pieces else {}
+        more |= version_for(options.language, tagged=options.tags != "none")
         self.digest = digest_of("text", version=1, settings=options, more=more)
 
     @property
@@ -97,20 +126,42 @@ class TextPreprocessor:
         return values
 
     def _numbers(self, text: str) -> Iterable[int]:
-        text = unicodedata.normalize("NFKC", text)
-        text = text.casefold() if self.options.lowercase else text
-        if self.options.encoding == "bytes":
-            return (byte + 1 for byte in text.encode("utf-8", "surrogatepass"))
         options = self.options
+        text = cleaned(unicodedata.normalize("NFKC", text), options=options)
+        if options.tags != "none":
+            return itertools.chain.from_iterable(map(self._numbers_of_tagged, self._tagged(text)))
+        text = text.casefold() if options.lowercase else text
+        if options.encoding == "bytes":
+            return (byte + 1 for byte in text.encode("utf-8", "surrogatepass"))
         if self._pieces is not None:
             pieces: Iterable[str] = read_tokenizer(self._pieces).tokenize(text)
             return (1 + stable_hash(piece) % options.vocabulary for piece in pieces)
-        least, longest = options.ngram, options.longest_ngram
-        if options.encoding != "words-and-ngrams":
-            least = longest = 0
-        words = _WORD.findall(text)
-        each = (_numbers_of(word, least=least, longest=longest, vocabulary=options.vocabulary) for word in words)
-        return itertools.chain.from_iterable(each)
+        words = words_of(text, language=options.language)
+        if self._stop_words:
+            words = (word for word in words if word.casefold() not in self._stop_words)
+        return itertools.chain.from_iterable(map(self._numbers_of_word, words))
+
+    def _tagged(self, text: str) -> Iterable[Word]:
+        language: Literal["en", "zh"] = "zh" if self.options.language == "zh" else "en"
+        for word, tag in tagged_words_of(text, language=language):
+            if word.casefold() not in self._stop_words:
+                # only now: whether a word is a name is told by its capital
+                yield Word(word.casefold() if self.options.lowercase else word, tag)
+
+    def _numbers_of_word(self, word: str) -> Iterable[int]:
+        return _numbers_of(word, least=self._least, longest=self._longest, vocabulary=self.options.vocabulary)
+
+    def _numbers_of_tagged(self, word: Word) -> Iterable[int]:
+        options = self.options
+        # no word holds a sign beside letters, so that a tag is never taken for a word
+        tag = _numbers_of(f"/{word.tag}", least=0, longest=0, vocabulary=options.vocabulary)
+        if options.tags == "only":
+            return tag
+        numbers = self._numbers_of_word(word.text)
+        if options.tags == "beside":
+            return itertools.chain(numbers, tag)
+        both = _numbers_of(f"{word.text}/{word.tag}", least=0, longest=0, vocabulary=options.vocabulary)
+        return itertools.chain(both, itertools.islice(numbers, 1, None))
 
 
 def _numbers_of(word: str, *, least: int, longest: int, vocabulary: int) -> Iterable[int]:

@@ -199,6 +199,6 @@ def test_an_even_window_has_no_middle() -> None:
 
 
 def test_a_frozen_network_takes_no_mask_as_a_channel() -> None:
+    frozen = FrozenImageOptions(segment="otsu", segment_as="channel")
     with pytest.raises(ModelError, match="segment_as is 'channel'; allowed: 'mask' or 'crop'"):
-        frozen = FrozenImageOptions(segment="otsu", segment_as="channel")
         FrozenImagePreprocessor(frozen, checkpoint=Checkpoint(path=Path("nowhere"), digest=""))
