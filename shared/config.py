@@ -52,7 +52,9 @@ class EncoderSettings(PartSettings):
     @model_validator(mode="after")
     def _lora_is_used(self) -> "EncoderSettings":
         if self.lora != LoraSettings() and self.mode != "lora":
-            raise ValueError(f'lora: settings of mode = "lora", and mode is {self.mode!r}; allowed: one of them changed')
+            raise ValueError(
+                f'lora: settings of mode = "lora", and mode is {self.mode!r}; allowed: one of them changed'
+            )
         return self
 
 
@@ -85,8 +87,10 @@ class MatchingSettings(Settings):
 class AdversarySettings(Settings):
     """A small network that guesses an embedding's modality, which the encoders learn to keep it from."""
 
-    weight: float = Field(default=0.1, gt=0, le=100)
-    hidden: int = Field(default=16, ge=1, le=1024)
+    weight: float = Field(
+        default=0.05, gt=0, le=100, description="how hard the encoders work against it; too hard, and neither settles"
+    )
+    hidden: int = Field(default=16, ge=1, le=1024, description="width of its hidden layer")
 
 
 class StartSettings(Settings):

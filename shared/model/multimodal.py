@@ -18,6 +18,7 @@ from shared.errors import ModelError
 from shared.model import fusion as _fusion  # noqa: F401  # enters the fusions in their registry
 from shared.model import heads as _heads  # noqa: F401  # and the heads in theirs
 from shared.model.augment import Augmentation, build_augmentation
+from shared.model.costs import build_costs
 from shared.model.dropout import SampleDropout
 from shared.model.encoders import build_encoder, preprocessor
 from shared.model.parameters import PerModality, PerTask, apply_each, check_per_sample
@@ -127,6 +128,7 @@ def build_model(run: RunConfig) -> MultimodalModel:
         width=width,
         task=task,
         dropout=dropout,
+        costs=build_costs(run),
         augment=_augmentations(run),
     )
     check_per_sample(model)

@@ -68,6 +68,104 @@ def test_a_gate_can_choose() -> None:
     torch.testing.assert_close(fused[2], embeddings[2, 1])
 
 
+def test_learned_weights_start_equal_and_add_up_to_one_over_those_present() -> None:
+    embeddings, present = example()
+    fusion = build("weighted")
+
+    torch.testing.assert_close(fusion(embeddings, present), build("mean")(embeddings, present))
+
+    with torch.no_grad():
+        for modality, weight in zip(PLACE.modalities, (3.0, 1.0, 2.0), strict=True):
+            fusion.get_parameter(f"weights.score.{modality}.weight").fill_(torch.tensor(weight).log())
+    first, second, third = embeddings.unbind(dim=1)
+    fused = fusion(embeddings, present)
+    torch.testing.assert_close(fused[0], (3 * first + second + 2 * third)[0] / 6)
+    torch.testing.assert_close(fused[1], (3 * first + 2 * third)[1] / 5)
+    torch.testing.assert_close(fused[2], second[2])
+
+
+def test_product_multiplies_what_is_present() -> None:
+    embeddings, present = example()
+    fusion = build("product")
+    weights = dict(fusion.named_parameters())
+    first, second, third = (
+        1
+        + nn.functional.linear(
+            embeddings[:, place], weights[f"project.{name}.weight"], weights[f"project.{name}.bias"]
+        ).tanh()
+        for place, name in enumerate(PLACE.modalities)
+    )
+
+    expected = torch.stack([(first * second * third)[0], (first * third)[1], second[2]])
+    torch.testing.assert_close(fusion(embeddings, present), expected)
+
+
+def test_bilinear_is_the_whole_tensor_of_low_rank() -> None:
+    """Of two modalities: all products of numbers of the one and the other, and of each with 1, by weights in a tensor."""
+    place = FusionPlace(modalities=("photo", "words"), width=4, task=SingleLabel(num_outputs=3))
+    fusion = fusion_registry.build(PartSettings(name="bilinear", options={"rank": 3}), place=place)
+    embeddings, _ = example()
+    one = torch.ones(3, 1)
+    first, second = (torch.cat([one, embeddings[:, place]], dim=1) for place in range(2))
+    weights = dict(fusion.named_parameters())
+    factors = [
+        torch.cat([1 + weights[f"factor.{name}.bias"][:, None], weights[f"factor.{name}.weight"]], dim=1).reshape(
+            3, 4, 5
+        )
+        for name in place.modalities
+    ]
+    tensor = torch.einsum("rdi,rdj->dij", *factors) / 3
+
+    fused = fusion(embeddings[:, :2], torch.ones(3, 2, dtype=torch.bool))
+
+    torch.testing.assert_close(fused, torch.einsum("dij,bi,bj->bd", tensor, first, second))
+
+
+def test_products_over_nothing_are_one() -> None:
+    embeddings, present = example()
+    for name in ("product", "bilinear"):
+        assert torch.equal(build(name)(embeddings, torch.zeros_like(present)), torch.ones(3, 4))
+
+
+def test_only_what_multiplies_learns_a_product_of_signs() -> None:
+    """Whether two numbers have the same sign: a sum of them says nothing of it."""
+    draws = torch.Generator().manual_seed(0)
+    embeddings = torch.randn(128, 2, 4, generator=draws)
+    targets = (embeddings[:, 0, 0] * embeddings[:, 1, 0] > 0).long()
+    place = FusionPlace(modalities=("photo", "words"), width=4, task=SingleLabel(num_outputs=2))
+    right = {}
+    for name in ("concat", "weighted", "product", "bilinear", "mlp"):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = nn.ModuleList([fusion_registry.build(PartSettings(name=name), place=place), nn.Linear(4, 2)])
+        steps = torch.optim.Adam(model.parameters(), lr=0.1)
+        for _ in range(60):
+            outputs = model[1](model[0](embeddings, torch.ones(128, 2, dtype=torch.bool)))
+            steps.zero_grad()
+            torch.autograd.backward(nn.functional.cross_entropy(outputs, targets))
+            steps.step()
+        right[name] = float((outputs.argmax(dim=1) == targets).float().mean())
+
+    assert max(right["concat"], right["weighted"]) < 0.75
+    assert min(right["product"], right["bilinear"], right["mlp"]) > 0.8
+
+
+def test_mlp_of_one_layer_is_concat_with_a_bend() -> None:
+    embeddings, present = example()
+    fusion, concat = build("mlp", layers=1, activation="tanh"), build("concat", activation="tanh")
+    concat.load_state_dict(fusion.state_dict())
+
+    torch.testing.assert_close(fusion(embeddings, present), concat(embeddings, present))
+
+
+def test_mlp_has_the_layers_that_are_asked_for() -> None:
+    shapes = [
+        tuple(value.shape) for key, value in build("mlp", layers=3, hidden=5).named_parameters() if "weight" in key
+    ]
+    assert shapes == [(5, 4)] * 3 + [(5, 5), (4, 5)]
+    assert build("mlp").get_parameter("layers.0.weight").shape == (4, 8)
+
+
 def test_attention_lets_modalities_see_each_other_but_no_absent_one() -> None:
     embeddings, _ = example()
     block = TransformerBlock(4, heads=2, hidden=8)
