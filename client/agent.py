@@ -27,6 +27,7 @@ from client.charge import (
 from client.open_round import OpenRound, nominal_size, open_round, permitted_here, source_of, sources_of
 from client.passed import note_of
 from client.permission import Permitted
+from client.personal import keep_own, own_weights, tell_what_own_is_worth
 from client.plan import PrivacyPlan
 from client.private_training import TrainedRound, train_round
 from client.run_model import RunKey, key_of, model_with
@@ -49,6 +50,7 @@ from shared.messages import (
 )
 from shared.privacy.ledger import Ledger, Reservation
 from shared.privacy.ledger_totals import History
+from shared.targets import answers_to
 
 ReadWeights = Callable[[Shapes], dict[str, Tensor]]
 log = logging.getLogger("motet.site")
@@ -63,6 +65,9 @@ def answer_hello(site_file: Path) -> Hello | Refusal:
             site=site.name,
             modalities=site.modalities,
             nominal_size=site.nominal_units(site.privacy.unit),
+            nominal_modality_sizes=site.nominal_modality_sizes,
+            tasks=site.tasks,
+            frozen=site.frozen,
         )
     except Exception as error:  # noqa: BLE001  whatever it is, its text must not travel
         return refuse(site_file, error)
@@ -119,10 +124,12 @@ def try_out(opened: OpenRound, *, history: History) -> None:
 def train_alone(
     opened: OpenRound, weights: Mapping[str, Tensor], samples: Samples, *, plan: PrivacyPlan | None
 ) -> TrainedRound:
-    """One round of local training of one site, with random numbers of its own."""
+    """One round of local training of one site, with random numbers of its own, and weights that it keeps to itself."""
     run, (noise, sampling) = opened.permitted.run, sources_of(opened, plan=plan)
-    return train_round(
-        model_with(opened.key, weights),
+    own = own_weights(opened) if opened.shapes.personal else {}
+    begun = {**weights, **own}
+    trained = train_round(
+        model_with(opened.key, begun),
         samples,
         names=opened.names,
         training=run.training,
@@ -134,6 +141,11 @@ def train_alone(
         noise=noise,
         sampling=sampling,
     )
+    if opened.shapes.personal:
+        keep_own(opened, {name: begun[name] + trained.update[name] for name in opened.shapes.personal})
+        if opened.header.round_number == run.federation.rounds:
+            tell_what_own_is_worth(opened, weights, samples)
+    return trained
 
 
 def bounded_updates(opened: OpenRound, trained: Sequence[TrainedRound]) -> list[Bounded]:
@@ -258,6 +270,7 @@ class WantedSamples:
     data: Path
     cache: Path
     modalities: tuple[str, ...]
+    tasks: tuple[str, ...] | None
     needs_subjects: bool
     stamp: tuple[int, int]
     """of the manifest: another one, when it has changed since"""
@@ -275,6 +288,7 @@ def wanted_samples(permitted: Permitted, *, site: SiteConfig) -> WantedSamples:
         site.data,
         site.cache,
         permitted.modalities,
+        permitted.tasks,
         permitted.unit == "subject",
         (manifest.st_mtime_ns, manifest.st_size),
     )
@@ -286,13 +300,18 @@ def read_samples(wanted: WantedSamples) -> Samples:
     Raises:
         ManifestError: the folder has faults, all of which are named; nothing was loaded.
     """
-    return load_samples(
+    samples = load_samples(
         wanted.data,
         run=wanted.key.run,
         cache=wanted.cache,
         modalities=wanted.modalities,
         needs_subjects=wanted.needs_subjects,
     )
+    if wanted.tasks is None:
+        return samples
+    # an answer that may stand there all the same would be learned from in what all tasks share
+    kept = answers_to(wanted.tasks, samples.targets, schema=wanted.key.run.data)
+    return replace(samples, targets=kept)
 
 
 _manifest_name = Unchanged(lambda folder: find_manifest(folder).name)

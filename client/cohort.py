@@ -98,6 +98,8 @@ def _apart(sites: Iterable[CohortSite]) -> dict[int, str]:
         opened = first.opened
         model, training = built_model(opened.key), opened.permitted.run.training
         why = why_apart(model, names=opened.names, training=training, plan=first.plan)
+        if opened.shapes.personal:
+            why = "each begins with weights of its own, which a pass of many does not"
         if why is not None:
             reasons[number] = why
             _tell(opened.header.run_id, sizes[number], why)

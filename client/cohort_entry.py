@@ -79,7 +79,8 @@ class CohortSite:
         kind = None if plan is None else (plan.unit, plan.clipping, plan.records_per_unit, plan.noise)
         # the very weights, which sites that were sent the same share: comparing their numbers would cost more
         asked = (opened.header.round_number, opened.site_clip_norm, id(self.asked.weights))
-        return (opened.key, opened.permitted.modalities, asked, kind)
+        permitted = opened.permitted
+        return (opened.key, permitted.modalities, permitted.tasks, permitted.frozen, asked, kind)
 
     @property
     def num_bytes(self) -> int:

@@ -62,12 +62,18 @@ def open_round(header: RequestHeader, *, site: SiteConfig, cards: Cards | None =
         raise PermissionRefused(
             f"the run's model has {size:,} parameters; allowed: {site.max_parameters:,} (max_parameters)"
         )
+    shapes = exchanged_shapes(key, permitted.modalities, tasks=permitted.tasks, frozen=permitted.frozen)
+    if not shapes.trained.keys() - set(shapes.personal):
+        raise PermissionRefused(
+            f"of what the run's sites train in common nothing is left here; allowed: patterns in frozen, "
+            f"{list(site.frozen)}, that spare something"
+        )
     return OpenRound(
         header=header,
         site=site,
         permitted=permitted,
         key=key,
-        shapes=exchanged_shapes(key, permitted.modalities),
+        shapes=shapes,
         clip_norm=clip_norm,
         site_clip_norm=site_clip_norm,
     )

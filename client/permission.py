@@ -28,6 +28,10 @@ class Permitted:
     """with the owner's schema in place of the server's"""
     modalities: tuple[str, ...]
     """what is trained and sent here"""
+    tasks: tuple[str, ...] | None
+    """of several tasks, those that rows here answer; None: there are not several, or all"""
+    frozen: tuple[str, ...]
+    """patterns of what is used here and not trained"""
     unit: Literal["record", "subject"] | None
     """what the site protects by its own noise; None: nothing, which the owner has permitted"""
 
@@ -69,7 +73,13 @@ def permit(run: RunConfig, *, site: SiteConfig, cards: Cards | None = None) -> P
         ConfigError: the owner's own dataset.toml is missing or not allowed.
     """
     mine = _with_owners_schema(run, site=site, cards=cards or Cards())
-    return Permitted(run=mine, modalities=_modalities(mine, site=site), unit=_unit(mine, site=site))
+    return Permitted(
+        run=mine,
+        modalities=_modalities(mine, site=site),
+        tasks=_tasks(mine, site=site),
+        frozen=site.frozen,
+        unit=_unit(mine, site=site),
+    )
 
 
 def clip_norm_of_round(header: RequestHeader) -> float | None:
@@ -144,7 +154,7 @@ def _with_owners_schema(run: RunConfig, *, site: SiteConfig, cards: Cards) -> Ru
     mine = _with_schema(Same(run), Same(card))
     if mine is None:
         raise PermissionRefused(
-            f"{site.data}: the run's task, labels, range or modalities differ from the owner's dataset.toml"
+            f"{site.data}: the run's tasks, labels, range or modalities differ from the owner's dataset.toml"
         )
     return mine
 
@@ -153,7 +163,7 @@ def _with_owners_schema(run: RunConfig, *, site: SiteConfig, cards: Cards) -> Ru
 def _with_schema(run: Same[RunConfig], card: Same[DataCard]) -> RunConfig | None:
     """The run with the schema of a card; None where the two do not say the same. One object for all sites of a card."""
     # PRIVACY: no word of the server's decides which records are faults. test_a_run_with_another_schema_is_refused
-    agreed = {"task", "labels", "rating_range", "modalities"}
+    agreed = {"task", "labels", "rating_range", "tasks", "pair", "item", "modalities"}
     if run.it.data.model_dump_json(include=agreed) != card.it.content.model_dump_json(include=agreed):
         return None
     return run.it.model_copy(update={"data": card.it.content})
@@ -175,3 +185,13 @@ def _modalities(run: RunConfig, *, site: SiteConfig) -> tuple[str, ...]:
     if not modalities:
         raise PermissionRefused(f"the run uses {list(run.modalities)}; this site has {list(site.modalities)}")
     return modalities
+
+
+def _tasks(run: RunConfig, *, site: SiteConfig) -> tuple[str, ...] | None:
+    """Which of several tasks the rows here answer, in the run's order."""
+    if not run.data.tasks or site.tasks is None:
+        return None
+    tasks = tuple(name for name in run.data.tasks if name in site.tasks)
+    if not tasks:
+        raise PermissionRefused(f"the run asks for {list(run.data.tasks)}; rows at this site answer {list(site.tasks)}")
+    return None if len(tasks) == len(run.data.tasks) else tasks

@@ -61,6 +61,15 @@ class SiteConfig(Settings):
         default=None, ge=1, description="public; takes the place of nominal_size where subjects are protected"
     )
     modalities: tuple[Name, ...] = Field(min_length=1, description="public: which modalities rows here may have")
+    nominal_modality_sizes: dict[Name, int] = Field(
+        default={}, description="public: about how many rows have each modality; nominal_size where it is not named"
+    )
+    tasks: tuple[Name, ...] | None = Field(
+        default=None, description="public: of several tasks, those that rows here answer; all, if not set"
+    )
+    frozen: tuple[str, ...] = Field(
+        default=(), description="public: patterns of the names of parameters that are used here and not trained"
+    )
     ledger: Path
     cache: Path
     max_parameters: int = Field(default=50_000_000, ge=1, description="largest model that a run may ask to train")
@@ -80,6 +89,16 @@ class SiteConfig(Settings):
                 f"privacy.delta is {self.privacy.delta}; allowed: at most 1/{units} = "
                 f"{1 / units:.1e}, above which publishing one whole {self.privacy.unit} would keep the promise"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _modalities_are_of_the_site(self) -> "SiteConfig":
+        unknown = sorted(set(self.nominal_modality_sizes) - set(self.modalities))
+        if unknown:
+            raise ValueError(f"nominal_modality_sizes: {unknown} not in modalities; allowed: {list(self.modalities)}")
+        wrong = sorted(name for name, size in self.nominal_modality_sizes.items() if not 1 <= size <= self.nominal_size)
+        if wrong:
+            raise ValueError(f"nominal_modality_sizes: of {wrong}; allowed: 1 to nominal_size, {self.nominal_size}")
         return self
 
     @property
@@ -123,10 +142,11 @@ def _one_object(value: Hashable) -> Hashable:
     return value
 
 
-_OWN = ("name", "data", "data_set", "nominal_size", "nominal_subjects", "max_parameters")
+_OWN = ("name", "data", "data_set", "nominal_size", "nominal_subjects", "nominal_modality_sizes", "max_parameters")
 """numbers, and what hardly two sites have the same"""
 _FIELDS = set(SiteConfig.model_fields)
-_terms = itemgetter(
-    *sorted(_FIELDS - {"name", "data", "data_set", "nominal_size", "nominal_subjects", "ledger", "cache"})
-)
+_SAYS_NOTHING = {
+    "name", "data", "data_set", "nominal_size", "nominal_subjects", "nominal_modality_sizes", "ledger", "cache"
+}  # fmt: skip
+_terms = itemgetter(*sorted(_FIELDS - _SAYS_NOTHING))
 _read_unless_known = Unchanged(_read)

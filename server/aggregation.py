@@ -21,18 +21,19 @@ from shared.config import FederationSettings, ServerOptimizerSettings
 from shared.row import row_of_all
 
 Weights = dict[str, Tensor]
+Weight = float | Mapping[str, float]
 
 
 @runtime_checkable
 class Average(Protocol):
     """The updates of one round, taken one after the other."""
 
-    def add(self, update: Weights, *, weight: float, row: Tensor | None = None) -> None:
+    def add(self, update: Weights, *, weight: Weight, row: Tensor | None = None) -> None:
         """Takes one site's update.
 
         Args:
             update: by parameter.
-            weight: how much it counts in a mean, above 0.
+            weight: how much it counts in a mean, above 0; or how much each of its parameters does.
             row: all of the update one behind the other, where who calls has it.
         """
 
@@ -45,12 +46,15 @@ def start_average(settings: FederationSettings) -> Average:
     return RunningMean() if settings.aggregation == "mean" else RobustAverage(settings)
 
 
-def aggregate(updates: Mapping[str, Weights], *, weights: Mapping[str, float], settings: FederationSettings) -> Weights:
+def aggregate(
+    updates: Mapping[str, Weights], *, weights: Mapping[str, Weight], settings: FederationSettings
+) -> Weights:
     """One update out of many, each parameter from the sites that trained it; a parameter nobody trained is not in it.
 
     Args:
         updates: site -> parameter name -> change.
-        weights: site -> how much its update counts in a mean, above 0; median and trimmed mean count sites alike.
+        weights: site -> how much its update, or each parameter of it, counts in a mean, above 0; median and trimmed
+            mean count sites alike.
         settings: which aggregation.
     """
     average = start_average(settings)
@@ -93,21 +97,30 @@ class RunningMean:
     def __init__(self) -> None:
         self._rows: dict[tuple[str, ...], RunningRow] = {}
         self._weights: dict[tuple[str, ...], float] = {}
+        """of updates that were counted as a whole"""
+        self._of_parameters: dict[str, float] = {}
+        """of those that were counted by parameter"""
         self._dtypes: dict[str, torch.dtype] = {}
 
-    def add(self, update: Weights, *, weight: float, row: Tensor | None = None) -> None:
+    def add(self, update: Weights, *, weight: Weight, row: Tensor | None = None) -> None:
         """Adds an update to the sum of those with the same parameters."""
         names = tuple(update)
         if names not in self._rows:
             self._rows[names], self._weights[names] = RunningRow(update), 0.0
             self._dtypes |= {name: value.dtype for name, value in update.items()}
+        sums = self._rows[names]
         # torch turns float32 into float64 on the way
-        self._rows[names].total.add_(row_of_all(list(update.values())) if row is None else row, alpha=weight)
+        if isinstance(weight, Mapping):
+            for name, total in sums.parts(sums.total).items():
+                total.add_(update[name], alpha=weight[name])
+                self._of_parameters[name] = self._of_parameters.get(name, 0.0) + weight[name]
+            return
+        sums.total.add_(row_of_all(list(update.values())) if row is None else row, alpha=weight)
         self._weights[names] += weight
 
     def result(self) -> Weights:
         """The sums over all forms of updates that hold a parameter, over their weights."""
-        sums, weights = Weights(), dict[str, float]()
+        sums, weights = Weights(), dict(self._of_parameters)
         for names, row in self._rows.items():
             for name, part in row.parts(row.total).items():
                 sums[name] = sums[name] + part if name in sums else part
@@ -125,7 +138,7 @@ class RobustAverage:
         self._settings = settings
         self._updates: list[Weights] = []
 
-    def add(self, update: Weights, *, weight: float, row: Tensor | None = None) -> None:  # noqa: ARG002  as a mean
+    def add(self, update: Weights, *, weight: Weight, row: Tensor | None = None) -> None:  # noqa: ARG002  as a mean
         """Keeps an update."""
         self._updates.append(update)
 

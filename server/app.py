@@ -23,6 +23,7 @@ from server.checkpoint import Progress, save_model
 from server.code_digest import code_digest
 from server.evaluation import evaluate
 from server.heldout import HeldOut, load_held_out
+from server.negatives import public_negatives
 from server.plan import Central, Plan, make_plan, start_central
 from server.privacy_summary import summarise_central, summarise_privacy
 from server.progress import ProgressLine
@@ -55,6 +56,7 @@ def main(grid: Grid, context: Context) -> None:
     attempt, began = count_start(folder), time.monotonic()
     transport, run = FlowerTransport(grid), settings.run
     held_out = load_held_out(settings)
+    renew = public_negatives(settings, held_out=held_out)
     model = build_model(run)
     sites = transport.hello(
         expected=settings.num_sites, min_sites=run.federation.min_sites, timeout_s=run.federation.wait_for_sites_s
@@ -80,6 +82,7 @@ def main(grid: Grid, context: Context) -> None:
             attempt=attempt,
             tell=tell,
             central=central,
+            renew=renew,
         )
     record = _record(
         progress,
@@ -155,6 +158,8 @@ def _record(
             for site, reply in sorted(statistics.items())
         ),
         preflight=preflight,
+        start=progress.start,
+        shares=plan.shares(model),
         code_digest=code_digest(),
     )
 

@@ -11,25 +11,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import safetensors.torch
 from pydantic import Field
-from safetensors import SafetensorError
 from torch import Tensor
 
 from server.aggregation import Weights
 from server.history import METRICS_FILE, LastReplies, metrics_line, read_rounds
-from server.records import RoundRecord
+from server.records import Origin, RoundRecord
 from server.settings import write_atomically
 from shared.errors import RunError
 from shared.messages import StatisticsReply
 from shared.settings import Settings, parse_settings_json
+from shared.tensor_file import as_bytes, read_tensors
 
 STATE_FILE = "state.json"
 PARTICIPATIONS_FILE = "participations.json"
 _PARTS, _BEST = ("weights", "moments", "second_moments"), "best"
 
 
-class _State(Settings):
+class State(Settings):
+    """What of a run's standing is no tensor: RUN/checkpoints/state.json."""
+
     run_digest: str
     round_number: int = Field(ge=0)
     best_round: int = Field(ge=0)
@@ -40,6 +41,7 @@ class _State(Settings):
     site_clip_norm: float | None = None
     statistics: dict[str, StatisticsReply] | None = None
     reproducible_noise: bool = False
+    start: Origin | None = None
 
 
 @dataclass
@@ -66,6 +68,8 @@ class Progress:
     """site -> its noisy counts, of those that gave any; None: nobody was asked yet"""
     reproducible_noise: bool = False
     """a site whose update was used said that a seed gives its noise back"""
+    start: Origin | None = None
+    """what the run took of an earlier one"""
 
 
 def save_progress(progress: Progress, *, folder: Path, run_digest: str) -> None:
@@ -86,7 +90,7 @@ def save_progress(progress: Progress, *, folder: Path, run_digest: str) -> None:
     if progress.best_on_disk != progress.best_round:
         _write_tensors(best, {_BEST: progress.best_weights})
         progress.best_on_disk = progress.best_round
-    state = _State(
+    state = State(
         run_digest=run_digest,
         round_number=progress.round_number,
         best_round=progress.best_round,
@@ -97,6 +101,7 @@ def save_progress(progress: Progress, *, folder: Path, run_digest: str) -> None:
         site_clip_norm=progress.site_clip_norm,
         statistics=progress.statistics,
         reproducible_noise=progress.reproducible_noise,
+        start=progress.start,
     )
     write_atomically(checkpoints / STATE_FILE, state.model_dump_json(indent=2).encode())
     for old in checkpoints.glob("*.safetensors"):
@@ -110,10 +115,9 @@ def load_progress(*, folder: Path, run_digest: str) -> Progress | None:
     Raises:
         RunError: the checkpoint is damaged or belongs to other settings.
     """
-    path = folder / "checkpoints" / STATE_FILE
-    if not path.is_file():
+    path, state = folder / "checkpoints" / STATE_FILE, read_state(folder)
+    if state is None:
         return None
-    state = parse_settings_json(_State, path.read_text(encoding="utf-8"), place=str(path))
     if state.run_digest != run_digest:
         raise RunError(
             f"{path}: written under other settings than {folder}/server.json; start a new run in another folder"
@@ -137,7 +141,20 @@ def load_progress(*, folder: Path, run_digest: str) -> Progress | None:
         site_clip_norm=state.site_clip_norm,
         statistics=state.statistics,
         reproducible_noise=state.reproducible_noise,
+        start=state.start,
     )
+
+
+def read_state(folder: Path) -> State | None:
+    """Where a run stands, but for its tensors; None where it has no checkpoint.
+
+    Raises:
+        ConfigError: the file is damaged.
+    """
+    path = folder / "checkpoints" / STATE_FILE
+    if not path.is_file():
+        return None
+    return parse_settings_json(State, path.read_text(encoding="utf-8"), place=str(path))
 
 
 def read_participations(folder: Path) -> dict[str, int]:
@@ -165,7 +182,7 @@ def write_participations(participations: Mapping[str, int], *, folder: Path) -> 
 
 def save_model(weights: Weights, *, path: Path, run_digest: str) -> None:
     """The chosen model as one safetensors file, with the digest of the settings it belongs to."""
-    write_atomically(path, safetensors.torch.save(weights, metadata={"format": "pt", "run_digest": run_digest}))
+    write_atomically(path, as_bytes(weights, words={"format": "pt", "run_digest": run_digest}))
 
 
 def _append(records: Sequence[RoundRecord], *, path: Path) -> None:
@@ -192,15 +209,14 @@ def _history(path: Path, *, rounds: int) -> list[RoundRecord]:
 
 
 def _write_tensors(path: Path, parts: Mapping[str, Mapping[str, Tensor]]) -> None:
-    # a copy each: tensors that share memory are refused
-    flat = {f"{part}/{name}": value.clone() for part, tensors in parts.items() for name, value in tensors.items()}
-    write_atomically(path, safetensors.torch.save(flat))
+    flat = {f"{part}/{name}": value for part, tensors in parts.items() for name, value in tensors.items()}
+    write_atomically(path, as_bytes(flat))
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
     try:
-        return safetensors.torch.load(path.read_bytes())
-    except (OSError, SafetensorError) as error:
+        return read_tensors(path)[0]
+    except OSError as error:
         raise RunError(f"{path}: not readable ({error}); restore it from a backup or start a new run") from None
 
 

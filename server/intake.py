@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
-from server.aggregation import Weights, start_average
+from server.aggregation import Weight, Weights, start_average
 from server.central import ProtectedSum, noisy_unclipped_share
 from server.checkpoint import Progress
 from server.judgement import Failure, Reply, judge
@@ -19,6 +19,8 @@ from server.plan import Central, Plan
 from server.records import Outcome, SiteRound
 from shared.config import RunConfig
 from shared.messages import Refusal, ReplyHeader, TrainReply, TrainRequest, reply_fields
+from shared.model.multimodal import MultimodalModel
+from shared.model.parameters import modality_of
 from shared.privacy.mechanism import next_clip_norm
 from shared.threads import threads_for
 
@@ -28,9 +30,15 @@ _FLOAT32_BYTES = 4
 class Intake:
     """One round's replies; `take` each, then `settle`."""
 
-    def __init__(self, progress: Progress, *, run: RunConfig, central: Central | None) -> None:
-        """Starts with no reply; `progress` is changed by `settle` only."""
-        self._progress, self._run, self._central = progress, run, central
+    def __init__(
+        self, progress: Progress, *, run: RunConfig, central: Central | None, shares: "ModalityShares | None" = None
+    ) -> None:
+        """Starts with no reply; `progress` is changed by `settle` only.
+
+        Args:
+            shares: weighting "modality": what each site's parameters count; there if the run asks for it.
+        """
+        self._progress, self._run, self._central, self._shares_of = progress, run, central, shares
         self._counts = {site: sum(reply.counts) for site, reply in (progress.statistics or {}).items()}
         self._lines: dict[str, SiteRound] = {}
         self._read: _Read | None = None
@@ -71,8 +79,12 @@ class Intake:
             if self._protected is not None:
                 self._protected.add(reply.update, row=reply.row)
             else:
-                weight = weight_of(site, reply.header, counts=self._counts, run=self._run)
-                self._average.add(reply.update, weight=weight, row=reply.row)
+                self._average.add(reply.update, weight=self._weight(site, reply), row=reply.row)
+
+    def _weight(self, site: str, reply: TrainReply) -> Weight:
+        if self._shares_of is not None:
+            return self._shares_of.weights(site, header=reply.header, names=tuple(reply.update))
+        return weight_of(site, reply.header, counts=self._counts, run=self._run)
 
     def _reading(self, reply: TrainReply, *, request: TrainRequest) -> "_Read":
         """What follows from header, names and request alone: worked out once for neighbours that have the same ones."""
@@ -120,6 +132,30 @@ class Intake:
                 progress.site_clip_norm, unclipped_share=share, settings=plan.privacy
             )
         return update
+
+
+class ModalityShares:
+    """How much each parameter of a site's update counts: as many rows as its owner says have the parameter's modality.
+
+    What serves all modalities counts by the nominal size, and so does a modality of which the owner says nothing. No
+    number of it was counted at a site for this purpose: all stands in Hello and in the reply's header.
+    """
+
+    def __init__(self, plan: Plan, *, model: MultimodalModel) -> None:
+        """For the sites of a plan; `model` says which modality a parameter serves."""
+        self._plan, self._model = plan, model
+        self._serves: dict[tuple[str, ...], dict[str, str | None]] = {}
+
+    def weights(self, site: str, *, header: ReplyHeader, names: tuple[str, ...]) -> dict[str, float]:
+        """Parameter -> weight, above 0."""
+        if names not in self._serves:
+            self._serves[names] = {name: modality_of(self._model, name) for name in names}
+        # PRIVACY: what owners declare, never what somebody counted. test_modality_weights_are_what_owners_declare
+        declared = self._plan.hello(site).nominal_modality_sizes
+        return {
+            name: float(declared.get(modality or "", header.nominal_size))
+            for name, modality in self._serves[names].items()
+        }
 
 
 def weight_of(site: str, header: ReplyHeader, *, counts: Mapping[str, float], run: RunConfig) -> float:

@@ -6,14 +6,15 @@ relies on schedule.py for the order or the draw; central.py for what a round cos
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from server.central import CentralPlan, SiteBudget, make_central_plan, steps_due, with_round
 from server.checkpoint import read_participations, write_participations
-from server.judgement import is_plausible_size
+from server.judgement import LARGEST_NOMINAL_SIZE, is_plausible_size
+from server.records import SiteShare
 from server.schedule import draw_sites, plan_rounds, planned_participations
 from server.settings import ServerSettings
 from shared.config import RunConfig
@@ -21,6 +22,7 @@ from shared.errors import RunError
 from shared.messages import Hello
 from shared.model.exchange import Exchange, exchange_of
 from shared.model.multimodal import MultimodalModel
+from shared.model.parameters import tensor_of
 
 log = logging.getLogger("motet.server")
 
@@ -43,8 +45,36 @@ class Plan:
         return tuple(site.site for site in self.sites)
 
     @cached_property
-    def _sizes(self) -> Mapping[str, int | None]:
-        return {site.site: site.nominal_size for site in self.sites}
+    def _hellos(self) -> Mapping[str, Hello]:
+        return {site.site: site for site in self.sites}
+
+    def hello(self, name: str) -> Hello:
+        """What a site has said of itself."""
+        return self._hellos[name]
+
+    def shares(self, model: MultimodalModel) -> tuple[SiteShare, ...]:
+        """What each site is sent and trains, for the record of the run."""
+        counted: dict[Exchange, tuple[int, int, int]] = {}
+        for exchange in dict.fromkeys(self.exchanges.values()):
+            kinds = (exchange.updated, exchange.given, exchange.personal)
+            sent, given, personal = (sum(tensor_of(model, name).numel() for name in names) for names in kinds)
+            counted[exchange] = (sent, given, personal)
+        found = []
+        for site in self.sites:
+            sent, given, personal = counted[self.exchanges[site.site]]
+            found.append(
+                SiteShare(
+                    site=site.site,
+                    modalities=site.modalities,
+                    tasks=site.tasks,
+                    frozen=site.frozen,
+                    nominal_modality_sizes=site.nominal_modality_sizes,
+                    sent=sent,
+                    given=given,
+                    personal=personal,
+                )
+            )
+        return tuple(found)
 
     def nominal_size(self, name: str) -> int:
         """The public number of units at a site.
@@ -52,7 +82,7 @@ class Plan:
         Raises:
             RunError: its introduction does not tell.
         """
-        size = self._sizes[name]
+        size = self.hello(name).nominal_size
         if size is None:
             raise RunError(f"{name}: its introduction holds no nominal_size; install the newest Motet there")
         return size
@@ -67,17 +97,18 @@ class Central:
 
 
 def make_plan(sites: list[Hello], *, run: RunConfig, model: MultimodalModel) -> Plan:
-    """The schedule of a run over the sites that introduced themselves and share a modality with it."""
-    able = sorted((site for site in sites if _is_able(site, run=run)), key=lambda site: site.site)
+    """The schedule of a run over the sites that introduced themselves and can train something of it.
+
+    Raises:
+        RunError: they are fewer than the run asks for, or the size of one is not told and needed.
+    """
+    exchanges = _exchanges(sites, run=run, model=model)
+    able = sorted((site for site in sites if site.site in exchanges), key=lambda site: site.site)
     if len(able) < run.federation.min_sites:
         raise RunError(
-            f"{len(able)} of {len(sites)} sites have any of {list(run.modalities)} and a nominal size that can be; "
-            f"federation.min_sites asks for {run.federation.min_sites}"
+            f"{len(able)} of {len(sites)} sites have any of {list(run.modalities)} to train and a nominal size that "
+            f"can be; federation.min_sites asks for {run.federation.min_sites}"
         )
-    shared = {site.site: tuple(name for name in run.modalities if name in site.modalities) for site in able}
-    # one object for all sites with the same modalities: the model is gone through once for them, not ten thousand times
-    of_modalities = {some: exchange_of(model, some) for some in dict.fromkeys(shared.values())}
-    exchanges = {site: of_modalities[some] for site, some in shared.items()}
     if run.federation.site_sample_rate is not None:
         planned = dict.fromkeys(exchanges, run.federation.rounds)
         plan = Plan(tuple(able), rounds=None, planned=planned, exchanges=exchanges)
@@ -137,9 +168,30 @@ def participants(
     return possible, epsilon
 
 
-def _is_able(site: Hello, *, run: RunConfig) -> bool:
-    """Whether a site shares a modality with the run and declares a size that can be."""
-    is_of_a_size = site.nominal_size is None or is_plausible_size(site.nominal_size, run=run)
-    if not is_of_a_size:
-        log.warning("%s is left out: no site has the nominal size that it declares", site.site)
-    return is_of_a_size and bool(set(site.modalities) & set(run.modalities))
+def _exchanges(sites: Sequence[Hello], *, run: RunConfig, model: MultimodalModel) -> dict[str, Exchange]:
+    """What each site is sent and sends, of those that train something of the run and declare sizes that can be."""
+    # one object for all sites that say the same: the model is gone through once for them, not ten thousand times
+    made: dict[tuple[tuple[str, ...], tuple[str, ...] | None, tuple[str, ...]], Exchange] = {}
+    exchanges = {}
+    for site in sorted(sites, key=lambda site: site.site):
+        modalities = tuple(name for name in run.modalities if name in site.modalities)
+        tasks = (
+            None if site.tasks is None or not run.data.tasks else tuple(t for t in run.data.tasks if t in site.tasks)
+        )
+        if not _is_of_a_size(site, run=run):
+            log.warning("%s is left out: no site has the nominal size that it declares", site.site)
+        elif modalities and (tasks is None or tasks):
+            key = (modalities, tasks, site.frozen)
+            if key not in made:
+                made[key] = exchange_of(model, modalities, tasks=tasks, frozen=site.frozen)
+            if made[key].updated:
+                exchanges[site.site] = made[key]
+            else:
+                log.warning("%s is left out: its owner freezes all that the run's sites train in common", site.site)
+    return exchanges
+
+
+def _is_of_a_size(site: Hello, *, run: RunConfig) -> bool:
+    sizes = site.nominal_modality_sizes.values()
+    is_of_sizes = all(1 <= size <= LARGEST_NOMINAL_SIZE for size in sizes)
+    return is_of_sizes and (site.nominal_size is None or is_plausible_size(site.nominal_size, run=run))

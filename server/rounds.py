@@ -19,11 +19,12 @@ from server.aggregation import ServerOptimizer, Weights
 from server.checkpoint import Progress, load_progress, save_progress
 from server.evaluation import score
 from server.headline import selection_score
-from server.intake import Intake
+from server.intake import Intake, ModalityShares
 from server.judgement import Reply, StatisticsAnswer, judge_statistics
 from server.plan import Central, Plan, participants
 from server.records import RoundRecord, Scores
 from server.settings import ServerSettings
+from server.start import read_start
 from shared.batch import Samples
 from shared.config import RunConfig
 from shared.errors import BudgetError, ModelError
@@ -66,15 +67,23 @@ class Transport(Protocol):
 
 
 def start_or_resume(model: MultimodalModel, *, settings: ServerSettings, folder: Path) -> Progress:
-    """The last checkpoint, or the untrained model where there is none."""
+    """The last checkpoint; where there is none the untrained model, with what the run takes of an earlier one.
+
+    Raises:
+        RunError, ModelError: as `read_start`; or the checkpoint is damaged.
+    """
     run = settings.run
     found = load_progress(folder=folder, run_digest=run.digest)
     if found is not None:
         return found
     everything = exchange_of(model, run.modalities)
     weights = {name: tensor_of(model, name).detach().clone() for name in everything.sent}
+    start = read_start(model, run=run)
+    if start is not None:
+        weights |= start[0]
     local, central = run.local_privacy, run.central_privacy
     return Progress(
+        start=start[1] if start is not None else None,
         weights=weights,
         best_weights=dict(weights),
         clip_norm=local.clip_norm if local and local.clipping == "adaptive" else None,
@@ -202,7 +211,8 @@ def _one_round(
         progress.weights = renewed(model, progress.weights, renew=renew)
     asked, site_epsilon = participants(plan, central, number=number, attempt=attempt, folder=folder)
     requests = _requests(asked, progress, plan=plan, settings=settings, attempt=attempt)
-    intake = Intake(progress, run=run, central=central)
+    shares = ModalityShares(plan, model=model) if run.federation.weighting == "modality" else None
+    intake = Intake(progress, run=run, central=central, shares=shares)
     for site, reply in transport.train(requests, timeout_s=run.federation.round_timeout_s):
         intake.take(site, reply, request=requests[site])
         del reply  # or its update would be held while the next one is made

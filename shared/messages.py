@@ -18,7 +18,7 @@ from shared.config import Clipping, NoiseKind, RunConfig
 from shared.row import view_of_all
 from shared.settings import Settings
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 
 Shapes = Mapping[str, tuple[int, ...]]
 """parameter name -> shape: what a message may and must hold"""
@@ -31,6 +31,15 @@ class Hello(Settings):
     site: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     modalities: tuple[str, ...] = Field(min_length=1, max_length=64)
     nominal_size: int | None = Field(default=None, ge=1, description="of the unit that the owner protects; public")
+    nominal_modality_sizes: dict[str, int] = Field(
+        default={}, max_length=64, description="modality -> about how many rows have it, where the owner says so"
+    )
+    tasks: tuple[str, ...] | None = Field(
+        default=None, max_length=1000, description="of several tasks, those that rows here answer; None: all"
+    )
+    frozen: tuple[str, ...] = Field(
+        default=(), max_length=1000, description="patterns of the names of parameters that are not trained here"
+    )
 
 
 class RequestHeader(Settings):

@@ -15,10 +15,11 @@ relies on schema.py for what may be asked
 import json
 import math
 import re
+from collections.abc import Collection
 from typing import TypeAlias
 
 import torch
-from jaxtyping import Int64, Num
+from jaxtyping import Float, Int64, Num
 from torch import Tensor
 
 from shared.findings import Findings, choices, shown
@@ -203,3 +204,9 @@ def _listed(text: str) -> object:
         except ValueError:
             return None
     return [label.strip() for label in text.split(_SEPARATOR)]
+
+
+def answers_to(tasks: Collection[str], targets: Float[Tensor, "N T"], *, schema: DataSchema) -> Float[Tensor, "N T"]:
+    """The targets of several tasks with the answers to all others left out."""
+    other = [name not in tasks for name, part in schema.parts.items() for _ in range(part.num_targets)]
+    return targets.masked_fill(torch.tensor(other), math.nan)

@@ -8,6 +8,8 @@ relies on manifest.py for what a folder holds; nothing is written here
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from client.site import SiteConfig
@@ -15,7 +17,8 @@ from shared.errors import ManifestError, RunError
 from shared.manifest import read_manifest
 from shared.schema import DataSchema
 from shared.settings import parse_settings
-from simulations.scenario import Scenario, motet_home
+from shared.targets import cells_of
+from simulations.scenario import OneOwnerSettings, Scenario, motet_home
 
 Table = dict[str, object]
 
@@ -34,9 +37,10 @@ def settings_of_owners(
 
     Raises:
         ManifestError: one site's manifest has faults.
-        RunError: several have, or a run that protects subjects meets rows about nobody.
+        RunError: several have, or a run that protects subjects meets rows about nobody, or a pattern meets no site.
         ConfigError: the scenario asks of an owner what no owner may say.
     """
+    _check_patterns(scenario, sites=sites)
     common, privacy = _common(scenario, folder=folder, extensions=extensions), _privacy(scenario)
     tables, faults = dict[str, Table](), list[ManifestError]()
     for site in sites:
@@ -91,28 +95,70 @@ def _privacy(scenario: Scenario) -> Table:
 
 
 def _table(site: Path, *, scenario: Scenario, common: Table, privacy: Table) -> Table:
-    """What a simulated owner declares: rows and subjects, rounded to two digits, and the modalities its rows have."""
-    num_rows, num_subjects, modalities = _public_facts(site, schema=scenario.run.data)
-    local = scenario.run.local_privacy
-    if local is not None and local.unit == "subject" and not num_subjects:
+    """What a simulated owner declares: rows and subjects, rounded to two digits, the modalities and tasks of its rows.
+
+    How many rows have each modality, where the run weighs by that.
+    """
+    facts, own = _public_facts(site, schema=scenario.run.data), _said_by(scenario, name=site.name)
+    local, size = scenario.run.local_privacy, _two_digits(facts.num_rows)
+    if local is not None and local.unit == "subject" and not facts.num_subjects:
         raise RunError(f'{site}: no subject_id in its manifest; unit "subject" needs one in every row')
+    tasks, by_modality = own.tasks or facts.tasks, scenario.run.federation.weighting == "modality"
+    sizes = {name: min(size, _two_digits(number)) for name, number in facts.rows_with.items()}
     return {
         "name": site.name,
         "data": os.path.realpath(site),
         "data_set": site.name,
-        "nominal_size": _two_digits(num_rows),
-        **({"nominal_subjects": _two_digits(num_subjects)} if num_subjects else {}),
-        "modalities": list(modalities),
+        "nominal_size": size,
+        **({"nominal_subjects": _two_digits(facts.num_subjects)} if facts.num_subjects else {}),
+        "modalities": list(facts.rows_with),
+        **({"tasks": list(tasks)} if tasks else {}),
+        **({"frozen": list(own.frozen)} if own.frozen else {}),
         **common,
-        "privacy": {**privacy, "delta": scenario.owners.delta or (local.delta if local else min(1e-5, 1 / num_rows))},
+        **({"nominal_modality_sizes": sizes} if by_modality else {}),
+        "privacy": {
+            **privacy,
+            "delta": scenario.owners.delta or (local.delta if local else min(1e-5, 1 / facts.num_rows)),
+        },
     }
 
 
-def _public_facts(site: Path, *, schema: DataSchema) -> tuple[int, int, tuple[str, ...]]:
-    """Rows, subjects that they name, and modalities that they have."""
+def _said_by(scenario: Scenario, *, name: str) -> OneOwnerSettings:
+    """What the scenario has one owner say by itself."""
+    own = (said for pattern, said in scenario.owners.sites.items() if fnmatchcase(name, pattern))
+    return next(own, OneOwnerSettings())
+
+
+def _check_patterns(scenario: Scenario, *, sites: Sequence[Path]) -> None:
+    names = [site.name for site in sites]
+    idle = [pattern for pattern in scenario.owners.sites if not any(fnmatchcase(name, pattern) for name in names)]
+    if idle and names:
+        raise RunError(f"owners.sites: {idle} match no site; there are: {', '.join(names[:40])}")
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What a folder holds."""
+
+    num_rows: int
+    num_subjects: int
+    """that the rows name"""
+    rows_with: dict[str, int]
+    """modality -> rows that have it, of those that any has"""
+    tasks: tuple[str, ...]
+    """of several, those that any row answers; none where there are not several"""
+
+
+def _public_facts(site: Path, *, schema: DataSchema) -> _Facts:
     rows = read_manifest(site, schema=schema).rows
-    modalities = tuple(name for name in schema.modalities if any(name in row.values for row in rows))
-    return len(rows), len({row.subject for row in rows} - {None}), modalities
+    counted = {name: sum(name in row.values for row in rows) for name in schema.modalities}
+    answered = {task for row in rows for task in cells_of(row.target, schema=schema)} if schema.tasks else set()
+    return _Facts(
+        num_rows=len(rows),
+        num_subjects=len({row.subject for row in rows} - {None}),
+        rows_with={name: number for name, number in counted.items() if number},
+        tasks=tuple(name for name in schema.tasks if name in answered),
+    )
 
 
 def _two_digits(number: int) -> int:

@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 from shared.config import NoiseKind, RunConfig
 from shared.errors import ConfigError
 from shared.schema import DataCard, DataSchema
-from shared.settings import Option, Settings, parse_settings, read_toml
+from shared.settings import Name, Option, Settings, parse_settings, read_toml
 
 SCENARIOS = Path(__file__).parent / "scenarios"
 
@@ -52,6 +52,17 @@ class SourceSettings(Settings):
         return self
 
 
+class OneOwnerSettings(Settings):
+    """What some simulated owners say otherwise than the rest."""
+
+    frozen: tuple[str, ...] = Field(
+        default=(), description="patterns of the names of parameters that these use and do not train"
+    )
+    tasks: tuple[Name, ...] | None = Field(
+        default=None, description="of several tasks, those that these answer; those that their rows do, if not set"
+    )
+
+
 class OwnerSettings(Settings):
     """What every simulated owner permits."""
 
@@ -63,6 +74,9 @@ class OwnerSettings(Settings):
     noise: NoiseKind = "float64"
     tell_budget: bool = True
     reproducible_noise: bool = Field(default=False, description="the server's too; it protects nobody")
+    sites: dict[str, OneOwnerSettings] = Field(
+        default={}, description="pattern of sites' names -> what those owners say; the first that matches holds"
+    )
 
 
 class Scenario(Settings):

@@ -16,6 +16,7 @@ from client.arithmetic import PLAIN, Arithmetic
 from server.settings import ServerSettings, read_preflight, read_settings, write_preflight, write_settings
 from shared.config import RunConfig
 from shared.errors import ModelError, RunError
+from shared.model.encoders.checkpoint import with_digests
 from simulations.engine import EngineName
 from simulations.engine.held_memory import without_search
 from simulations.owners import settings_of_owners
@@ -56,7 +57,9 @@ def prepare_run(
             f"{data_set}/sites: no folders in it; allowed: one folder a site, or, for a deployment whose sites keep "
             "their own: motet prepare SCENARIO --num-sites NUMBER"
         )
-    _try_to_build(scenario.run, extensions=extensions)
+    run = _with_whole_path(scenario.run)
+    _try_to_build(run, extensions=extensions)
+    run = with_digests(run)
     owners = settings_of_owners(
         scenario,
         sites=sites if engine != DEPLOYMENT else (),
@@ -70,7 +73,7 @@ def prepare_run(
         (folder / SITES_FOLDER / f"{name}.toml").write_text(text, encoding="utf-8")
     card, is_deployment = read_card(data_set), engine == DEPLOYMENT
     settings = ServerSettings(
-        run=scenario.run,
+        run=run,
         run_id=f"{scenario.run.name}-{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.urandom(3).hex()}",
         held_out=data_set / "held-out",
         cache=motet_home() / "features",
@@ -163,10 +166,20 @@ def _check_first(settings: ServerSettings, *, engine: str, folder: Path) -> None
 
 
 def _try_to_build(run: RunConfig, *, extensions: Sequence[Path]) -> None:
-    """Names and options of the model's parts are told wrong before anything is made."""
+    """Names and options of the model's parts, or what it begins with, are told wrong before anything is made."""
+    from server.start import read_start
     from shared.model.multimodal import build_model
     from shared.model.registry import load_extensions
 
     for extension in extensions:
         load_extensions(extension)
-    build_model(run)
+    read_start(build_model(run), run=run)
+
+
+def _with_whole_path(run: RunConfig) -> RunConfig:
+    """The run with the path of what it begins with as seen from anywhere: the server app may run in another folder."""
+    start = run.model.start
+    if start is None:
+        return run
+    whole = start.model_copy(update={"path": str(Path(start.path).expanduser().resolve())})
+    return run.model_copy(update={"model": run.model.model_copy(update={"start": whole})})

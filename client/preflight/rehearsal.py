@@ -199,7 +199,7 @@ def _with_plain_steps(run: RunConfig) -> RunConfig:
         records_per_subject=min(run.training.records_per_subject, MOST_ROWS_OF_A_UNIT),
     )
     federation = run.federation.model_copy(update={"rounds": ROUNDS})
-    model = run.model.model_copy(update={"modality_dropout": 0.0, "dropout": 0.0})
+    model = run.model.model_copy(update={"modality_dropout": 0.0, "dropout": 0.0, "personal": ()})
     changes = {"training": training, "federation": federation, "model": model, "statistics": None}
     return run.model_copy(update=changes)
 

@@ -1,0 +1,104 @@
+"""Personal: the part of a model that a site trains and keeps to itself, from round to round.
+
+in        a round that is paid for, and what its training made of the parameters that the run calls personal
+out       a file beside the owner's ledger, read at the next round of the same run; lines on the owner's own screen
+relies on those parameters being clipped and noised with all others: what the ledger charged covers them too
+
+A file that is lost or damaged costs what the site had learned for itself: it begins again with the weights that the
+request brings, which are the run's first.
+"""
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from client.open_round import OpenRound
+from client.run_model import model_with
+from client.site import SiteConfig
+from shared.batch import Samples
+from shared.tensor_file import as_bytes, read_tensors
+
+log = logging.getLogger("motet.site")
+_ROWS_AT_ONCE = 256
+
+
+def personal_file(site: SiteConfig, *, run_id: str) -> Path:
+    """Where a site keeps what is its own of a run; simulated owners share a ledger, and each has a file of its own."""
+    return site.ledger.with_name(f"{site.ledger.name}-personal") / site.name / f"{run_id}.safetensors"
+
+
+def own_weights(opened: OpenRound) -> dict[str, Tensor]:
+    """What the rounds of this run before have made of the site's own parameters; nothing before the first."""
+    path = personal_file(opened.site, run_id=opened.header.run_id)
+    try:
+        held, _ = read_tensors(path)
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        log.warning("%s: not readable (%s); the site begins again with the run's first weights", path, error)
+        return {}
+    shapes = {name: opened.shapes.trained[name] for name in opened.shapes.personal}
+    if {name: tuple(value.shape) for name, value in held.items()} != shapes or not _are_numbers(held):
+        log.warning("%s: holds other weights than the run's; the site begins again with its first ones", path)
+        return {}
+    return held
+
+
+def keep_own(opened: OpenRound, weights: Mapping[str, Tensor]) -> None:
+    """Writes them, whole or not at all, for nobody but the owner to read; only for a round that is in the ledger.
+
+    Raises:
+        OSError: they cannot be written; the round stays paid for, and nothing of it leaves.
+    """
+    path = personal_file(opened.site, run_id=opened.header.run_id)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path.parent.parent.chmod(0o700)
+    new = path.with_name(f"{path.name}.{os.getpid()}.new")
+    # PRIVACY: nobody else's to read: without the owner's noise, as in unit "site", it shows records.
+    # test_what_is_personal_is_the_owners_alone_to_read
+    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(as_bytes(weights))
+        file.flush()
+        os.fsync(file.fileno())
+    new.replace(path)
+
+
+def tell_what_own_is_worth(opened: OpenRound, common: Mapping[str, Tensor], samples: Samples) -> None:
+    """Writes to the owner's log what the model costs on the site's rows, with its own parameters and without.
+
+    Said on the owner's screen and nowhere else: it is not noised. Both are measured on rows that were trained on, and
+    with the common weights as this round began with them.
+    """
+    if not len(samples):
+        return
+    first = _mean_loss(opened, common, samples)
+    own = _mean_loss(opened, {**common, **own_weights(opened)}, samples)
+    log.info(
+        "%s: loss on the site's own rows %.4g with its own parameters, %.4g with the run's first ones in their place",
+        opened.site.name, own, first,
+    )  # fmt: skip
+
+
+def _mean_loss(opened: OpenRound, weights: Mapping[str, Tensor], samples: Samples) -> float:
+    model = model_with(opened.key, weights)
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    total = 0.0
+    try:
+        with torch.no_grad():
+            for start in range(0, len(samples), _ROWS_AT_ONCE):
+                rows = samples.take(torch.arange(start, min(start + _ROWS_AT_ONCE, len(samples))))
+                total += float(model.loss(model(rows.inputs, rows.present), rows.targets).sum())
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    return total / len(samples)
+
+
+def _are_numbers(weights: Mapping[str, Tensor]) -> bool:
+    return all(value.dtype == torch.float32 and bool(value.isfinite().all()) for value in weights.values())
