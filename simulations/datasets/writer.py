@@ -19,7 +19,8 @@ from pathlib import Path
 import tomli_w
 
 from shared.errors import ConfigError
-from shared.schema import DataCard
+from shared.schema import DataCard, DataSchema
+from shared.targets import count_names
 
 VALIDATION = "held-out/validation"
 TEST = "held-out/test"
@@ -106,7 +107,7 @@ class DatasetWriter:
             line["subject_id"] = row.subject
         line.update(row.columns)
         self._lines.setdefault(place, []).append(json.dumps(line, ensure_ascii=False))
-        self._labels.setdefault(place, Counter()).update(map(str, row.targets.values()))
+        self._labels.setdefault(place, Counter()).update(_counted(row.targets, schema=content))
 
     def _store(self, place: str, modality: str, row: NewRow) -> str:
         value = row.values[modality]
@@ -142,7 +143,7 @@ class DatasetWriter:
 
     def _readme(self, how_it_was_made: str) -> str:
         card, content = self.card, self.card.content
-        labels = content.labels if content.task == "single-label" else ()
+        labels = () if content.task in ("rating", "matching") else count_names(content)
         head = ["part", "rows", *(f"with {name}" for name in content.modalities), *labels]
         table = [head, ["---", *("---:" for _ in head[1:])]]
         for place in sorted(self._lines):
@@ -189,6 +190,18 @@ def built(target: Path, *, writer: DatasetWriter) -> BuiltDataset:
         validation_rows=writer.rows(VALIDATION),
         test_rows=writer.rows(TEST),
     )
+
+
+def _counted(targets: Mapping[str, object], *, schema: DataSchema) -> Iterator[str]:
+    """The names of `count_names` that a row counts in."""
+    prefix = schema.task == "several"
+    for column, part in schema.parts.items():
+        cell = targets.get(column)
+        if cell is not None and part.rating_range is not None:
+            yield column if prefix else "all"
+        elif cell is not None:
+            labels = cell if isinstance(cell, list) else [cell]
+            yield from (f"{column}.{label}" if prefix else str(label) for label in labels)
 
 
 def is_file_name(name: str) -> bool:
