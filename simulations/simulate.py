@@ -16,7 +16,6 @@ from client.arithmetic import PLAIN, Arithmetic
 from server.settings import ServerSettings, read_preflight, read_settings, write_preflight, write_settings
 from shared.config import RunConfig
 from shared.errors import ModelError, RunError
-from shared.model.encoders.checkpoint import with_digests
 from simulations.engine import EngineName
 from simulations.engine.held_memory import without_search
 from simulations.owners import settings_of_owners
@@ -59,7 +58,7 @@ def prepare_run(
         )
     run = _with_whole_path(scenario.run)
     _try_to_build(run, extensions=extensions)
-    run = with_digests(run)
+    run = _with_digests(run)
     owners = settings_of_owners(
         scenario,
         sites=sites if engine != DEPLOYMENT else (),
@@ -174,6 +173,12 @@ def _try_to_build(run: RunConfig, *, extensions: Sequence[Path]) -> None:
     for extension in extensions:
         load_extensions(extension)
     read_start(build_model(run), run=run)
+
+
+def _with_digests(run: RunConfig) -> RunConfig:
+    from shared.model.encoders.checkpoint import with_digests
+
+    return with_digests(run)
 
 
 def _with_whole_path(run: RunConfig) -> RunConfig:

@@ -9,8 +9,10 @@ from pathlib import Path
 
 from pydantic import Field
 
+from shared.config import RunConfig
 from shared.errors import ModelError
 from shared.model.encoders.projection import FixedVectorOptions
+from shared.model.registry import encoder_registry
 from shared.preprocess.pretrained import Checkpoint, local_checkpoint
 
 
@@ -21,6 +23,29 @@ class CheckpointOptions(FixedVectorOptions):
     weights_digest: str = Field(
         default="", description="SHA-256 that the folder must have, so that all machines use the same; empty: any"
     )
+
+
+def with_digests(run: RunConfig) -> RunConfig:
+    """The run with the digest of what lies in the folders it names, so that no site can use other weights by mistake.
+
+    Additions to one network mean nothing to another, and no message carries weights that nobody trains.
+
+    Args:
+        run: with encoders that exist; what it says of a digest is left as it is.
+
+    Raises:
+        ModelError: no weights lie in such a folder.
+    """
+    encoders = dict(run.model.encoders)
+    for name, encoder in encoders.items():
+        options = encoder_registry.get(encoder.name, takes=run.data.modalities[name].kind).options
+        if issubclass(options, CheckpointOptions) and not encoder.options.get("weights_digest"):
+            digest = local_checkpoint(Path(str(encoder.options.get("path", "")))).digest
+            told = {**encoder.options, "weights_digest": digest}
+            encoders[name] = encoder.model_copy(update={"options": told})
+    if encoders == run.model.encoders:
+        return run
+    return run.model_copy(update={"model": run.model.model_copy(update={"encoders": encoders})})
 
 
 def chosen_checkpoint(options: CheckpointOptions, *, of: str) -> Checkpoint:
