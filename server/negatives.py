@@ -24,7 +24,7 @@ from shared.model.multimodal import MultimodalModel
 
 FOLDER = "public"
 """beside held-out/"""
-GIVEN = "fusion.negatives"
+NEGATIVES, CENTERS = "fusion.negatives", "fusion.centers"
 ROWS_AT_ONCE = 256
 
 
@@ -50,7 +50,9 @@ def public_negatives(settings: ServerSettings, *, held_out: HeldOut) -> Renew | 
     sides = [samples.subset(torch.tensor(each)) for each in rows]
 
     def renew(model: MultimodalModel) -> dict[str, Tensor]:
-        return {GIVEN: torch.stack([_places(model, each, task=task)[side] for side, each in enumerate(sides)])}
+        vectors = torch.stack([_of_head(model, name, each) for name, each in zip(task.pair, sides, strict=True)])
+        centers = vectors.mean(dim=1)
+        return {NEGATIVES: task.placed(vectors - centers[:, None]), CENTERS: centers}
 
     return renew
 
@@ -72,16 +74,11 @@ def _spread_rows(samples: Samples, modality: str, *, run: RunConfig, task: Match
 
 
 @torch.no_grad()
-def _places(model: MultimodalModel, samples: Samples, *, task: Matching) -> tuple[Tensor, Tensor]:
-    device = next(model.parameters()).device
-    pieces = []
-    for start in range(0, len(samples), ROWS_AT_ONCE):
-        batch = samples.take(torch.arange(start, min(start + ROWS_AT_ONCE, len(samples))))
-        inputs = {name: values.to(device) for name, values in batch.inputs.items()}
-        pieces.append(model(inputs, batch.present.to(device)).float().cpu())
-    outputs: Float[Tensor, "N K"] = torch.cat(pieces)
-    first, second, _ = task.places_of(outputs)
-    return first, second
+def _of_head(model: MultimodalModel, modality: str, samples: Samples) -> Float[Tensor, "N D"]:
+    """What a modality's encoder and head give for each sample."""
+    encoder, head = model.get_submodule(f"encoders.{modality}"), model.get_submodule(f"head.{modality}")
+    values = samples.inputs[modality].to(next(model.parameters()).device)
+    return torch.cat([head(encoder(piece)).float().cpu() for piece in values.split(ROWS_AT_ONCE)])
 
 
 def _refuse_known_items(samples: Samples, *, held_out: HeldOut, run: RunConfig, folder: Path) -> None:

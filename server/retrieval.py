@@ -29,8 +29,6 @@ from shared.model.matching import Matching, matching_of
 
 SIZES = (1, 5, 10)
 GAINS_AT = 10
-MAIN = "recall_at_10"
-"""by which a model is chosen: the mean of both directions"""
 QUERIES_AT_ONCE = 256
 Interval = tuple[float, float]
 
@@ -77,10 +75,10 @@ def retrieval_scores(
     """
     task = matching_of(run)
     first, second = distinct_values(outputs, samples, run=run)
-    shared = np.intersect1d(first.items, second.items)
-    if len(shared) < 2:
+    num_shared = len(np.intersect1d(first.items, second.items))
+    if num_shared < 2:
         raise RunError(
-            f"held-out data: {len(shared)} items with both {task.pair[0]} and {task.pair[1]}; allowed: two or more, so "
+            f"held-out data: {num_shared} items with both {task.pair[0]} and {task.pair[1]}; allowed: two or more, so "
             "that one could be taken for another"
         )
     found = {
@@ -98,6 +96,12 @@ def retrieval_scores(
         for name, metrics in values.items()
     }
     return scores.pop("both"), scores
+
+
+def num_pairs(outputs: Float[Tensor, "N K"], samples: Samples, *, run: RunConfig) -> int:
+    """How many items have a value of either modality."""
+    first, second = distinct_values(outputs, samples, run=run)
+    return len(np.intersect1d(first.items, second.items))
 
 
 def search(queries: Values, candidates: Values, *, task: Matching) -> Found:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from client.gradient.layers import KINDS, Rows, WatchedLayer, why_not_watched
 from client.gradient.layers.linear import LinearLayer
 from shared.errors import ModelError
+from shared.model.matching import Matching
 from shared.model.recurrence import SITE_WEIGHTS
 from shared.privacy.mechanism import layers_of
 
@@ -61,6 +62,11 @@ def owners_of(model: nn.Module, *, names: Sequence[str]) -> list[Owner]:
 
 def why_not_stacked(model: nn.Module, *, names: Sequence[str]) -> str | None:
     """Why the gradients of a model's trained parameters cannot be followed layer by layer; None where they can."""
+    task = getattr(model, "task", None)
+    if isinstance(task, Matching) and not task.has_independent_rows:
+        # PRIVACY: one site's pairs must not be another's negatives.
+        # test_sites_with_in_batch_negatives_are_trained_one_by_one
+        return "the rows of a batch are each other's negatives, so that no row has a gradient of its own"
     for path in layers_of(tuple(names)):
         reason = why_not_watched(model.get_submodule(path))
         if reason is not None:

@@ -98,23 +98,23 @@ class Matching:
             # PRIVACY: a row's own columns and public constants, so that one pair more moves the clipped sum by at most
             # the clip norm. test_one_pair_more_moves_the_clipped_sum_by_at_most_the_clip_norm
             own, others = outputs[:, 2 * self.num_outputs + 2], outputs[:, 2 * self.num_outputs + 3 :]
-            costs = self._costs(own, others.unflatten(1, (2, self.num_negatives)))
+            costs = self._costs(own, others.unflatten(1, (2, self.num_negatives)), num=float(self.num_negatives))
         else:
             costs = self._costs_in_batch(first, second, is_pair=is_pair)
         return costs.masked_fill(~is_pair, 0.0)
 
-    def _costs(self, own: Float[Tensor, "B"], others: Float[Tensor, "B 2 N"]) -> Float[Tensor, "B"]:
-        """The loss of pairs with a score each, against negatives; one of -inf counts for nothing."""
+    def _costs(self, own: Float[Tensor, "B"], others: Float[Tensor, "B 2 N"], *, num: float) -> Float[Tensor, "B"]:
+        """The loss of pairs with a score each, against so many negatives; a score of -inf is none."""
         own, others = own / self.temperature, others / self.temperature
         if self.kind == "info-nce":
             everything = torch.cat([own[:, None, None].expand(-1, 2, 1), others], dim=2)
             return (everything.logsumexp(dim=2) - own[:, None]).mean(dim=1)
         if self.kind == "sigmoid":
-            bias = -math.log(max(1, others.shape[2]))
+            bias = -math.log(num)
             wrong = functional.softplus(others + bias).sum(dim=2).mean(dim=1)
             return functional.softplus(-(own + bias)) + wrong
-        wrong = functional.softplus(others).mean(dim=2).mean(dim=1)
-        return (functional.softplus(-own) + wrong) / 2
+        wrong = functional.softplus(others).sum(dim=2).mean(dim=1)
+        return (functional.softplus(-own) + wrong / num) / 2
 
     def _costs_in_batch(
         self, first: Float[Tensor, "B D"], second: Float[Tensor, "B D"], *, is_pair: Tensor
@@ -122,7 +122,7 @@ class Matching:
         scores = self.scores(first, second)
         no_negative = torch.eye(len(scores), dtype=torch.bool, device=scores.device) | ~is_pair[None]
         others = torch.stack([scores, scores.T], dim=1).masked_fill(no_negative[:, None], -math.inf)
-        return self._costs(scores.diagonal(), others)
+        return self._costs(scores.diagonal(), others, num=max(1.0, float(is_pair.sum()) - 1))
 
 
 def matching_of(run: RunConfig) -> Matching:

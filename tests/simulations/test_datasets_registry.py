@@ -37,7 +37,7 @@ def test_from_is_a_path(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("mood", {}, "allowed: moods, tuxpaint, har, mosi, emodb"),
+        ("mood", {}, "allowed: moods, tuxpaint, tuxpaint-matching, har, mosi, emodb"),
         ("har", {"form": "x"}, "no option form; allowed: from, alpha, shards, acceleration"),
         ("har", {}, "give it with --from PATH"),
         ("har", {"from": "x", "acceleration": "none"}, "acceleration: .*'body' or 'total'.*none"),

@@ -20,7 +20,9 @@ class PairFusion(Fusion):
     """Two values side by side in a joint space, for matching; each also scored against public values of the other kind.
 
     The public values' places were computed with the weights that the round began with. They are constants here, as the
-    queue is there: no gradient flows into them.
+    queue is there: no gradient flows into them. So is their mean, which is taken from every value of the modality:
+    what all values share, and the gap between modalities (Liang et al. 2022, arXiv:2203.02053, section 2), would
+    otherwise make all angles small.
 
     Source: two towers and a joint space as Radford et al. 2021, arXiv:2103.00020, section 2.3; constant negatives as
     He et al. 2020, arXiv:1911.05722, section 3.2. Ours differs: the negatives are public values alone.
@@ -31,6 +33,9 @@ class PairFusion(Fusion):
 
     level = "decision"
     negatives: Tensor
+    """[2, N, D], of the pair's first modality and of its second"""
+    centers: Tensor
+    """[2, D], the mean of what the heads give for public values"""
 
     def __init__(self, place: FusionPlace, options: PlainOptions) -> None:
         super().__init__()
@@ -38,17 +43,18 @@ class PairFusion(Fusion):
         if not isinstance(place.task, Matching):
             raise ModelError("fusion 'pair' is for task = \"matching\"; allowed: any of the others")
         self.task = task = place.task
-        self.given = ("negatives",) if task.num_negatives else ()
+        self.given = ("negatives", "centers") if task.num_negatives else ()
         """what the server says anew in every round, and nobody trains"""
         self._places = [place.modalities.index(name) for name in task.pair]
         # somewhere at first, not all in one place: so a preflight's gradients are those of a run
         first = task.placed(torch.randn(2, task.num_negatives, task.num_outputs))
         self.register_buffer("negatives", first)
+        self.register_buffer("centers", torch.zeros(2, task.num_outputs))
 
     def forward(self, outputs: Float[Tensor, "B M D"], present: Bool[Tensor, "B M"]) -> Float[Tensor, "B K"]:
         """Both places, whether each is there, and with public negatives the scores."""
         there = present[:, self._places]
-        placed = self.task.placed(outputs[:, self._places]).masked_fill(~there[:, :, None], 0.0)
+        placed = self.task.placed(outputs[:, self._places] - self.centers).masked_fill(~there[:, :, None], 0.0)
         first, second = placed[:, 0], placed[:, 1]
         pieces = [first, second, there.to(placed.dtype)]
         if self.task.num_negatives:
