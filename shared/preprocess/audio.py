@@ -2,7 +2,7 @@
 
 in        Waveform from media.py: float32 [C, N] at the file's own rate
 out       float32 [F, T]: log-mel bands or cepstral coefficients (MFCC), T frames for every recording
-relies on public constants for normalisation; no statistics of the recordings
+relies on public constants for normalisation; no statistics of the recordings; audio_clean.py for what a run asks for
 """
 
 import functools
@@ -17,19 +17,19 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from shared.media import Waveform
 from shared.preprocess import RawValue, digest_of, wrong_kind
-from shared.settings import Settings
+from shared.preprocess.audio_clean import AudioCleaningOptions, denoised, levelled, trimmed
 
 _LOG_FLOOR = 1e-6
 _LOWEST_HZ = 20.0
 _EXTENSION = "torchaudio._extension.utils"
 
 
-class AudioOptions(Settings):
+class AudioOptions(AudioCleaningOptions):
     """How recordings become frames of equal number and width."""
 
     sample_rate_hz: int = Field(default=16_000, ge=4_000, le=48_000)
@@ -39,9 +39,19 @@ class AudioOptions(Settings):
     coefficients: int = Field(default=20, ge=2, le=128, description="mfcc only: how many are kept, at most `bands`")
     window_ms: float = Field(default=32.0, gt=1, le=500)
     hop_ms: float = Field(default=20.0, gt=1, le=500)
-    level: Literal["none", "rms"] = Field(default="none", description="rms: every recording made equally loud")
+    deltas: int = Field(
+        default=0, ge=0, le=2, description="further rows: each row's slope over time, and for 2 that of the slope too"
+    )
+    delta_frames: int = Field(default=5, ge=3, le=25, description="frames that a slope is taken over, odd")
     center: float = Field(default=-5.0, description="log power of a band that becomes 0")
     spread: float = Field(default=4.0, gt=0, description="log power that makes 1")
+
+    @field_validator("delta_frames")
+    @classmethod
+    def _has_a_middle(cls, frames: int) -> int:
+        if frames % 2 == 0:
+            raise ValueError("a slope over an even number of frames has no middle; allowed: odd numbers from 3 to 25")
+        return frames
 
     @model_validator(mode="after")
     def _has_frames(self) -> "AudioOptions":
@@ -64,23 +74,26 @@ class AudioPreprocessor:
         self.num_samples = round(options.seconds * options.sample_rate_hz)
         self.hop = max(1, round(options.hop_ms * options.sample_rate_hz / 1000))
         mfcc = options.features == "mfcc"
-        self.shape = (
-            min(options.coefficients, options.bands) if mfcc else options.bands,
-            self.num_samples // self.hop + 1,
-        )
+        self.rows = min(options.coefficients, options.bands) if mfcc else options.bands
+        self.shape = (self.rows * (1 + options.deltas), self.num_samples // self.hop + 1)
         self.digest = digest_of("audio", version=1, settings=options)
 
     def read(self, value: RawValue) -> Float[Tensor, "F T"]:
-        """The recording's frames: mixed to mono, resampled, cut or padded at its end, transformed."""
+        """The recording's frames: mixed to mono, resampled, cleaned, cut or padded at its end, transformed."""
         if not isinstance(value, Waveform):
             raise wrong_kind(value, wanted="a waveform")
+        rate_hz = self.options.sample_rate_hz
         samples = torch.as_tensor(value.samples, dtype=torch.float32).mean(dim=0)
-        samples = resampled(samples, sample_rate_hz=value.sample_rate_hz, to_hz=self.options.sample_rate_hz)
+        samples = resampled(samples, sample_rate_hz=value.sample_rate_hz, to_hz=rate_hz)
+        # of the whole recording: what is noise or silence is told best from all of it
+        samples = denoised(samples, options=self.options, sample_rate_hz=rate_hz)
+        samples = trimmed(samples, options=self.options, sample_rate_hz=rate_hz)
         samples = torch.nn.functional.pad(samples, (0, max(0, self.num_samples - len(samples))))[: self.num_samples]
-        if self.options.level == "rms":
-            samples = samples * (0.1 / samples.square().mean().sqrt().clamp(min=1e-5))
+        samples = levelled(samples, options=self.options, sample_rate_hz=rate_hz)
         with torch.no_grad():
-            frames: Tensor = self._features(samples)
+            frames: Tensor = with_deltas(
+                self._features(samples), times=self.options.deltas, over=self.options.delta_frames
+            )
         return frames
 
     def finish(self, values: Float[Tensor, "B F T"]) -> Float[Tensor, "B F T"]:
@@ -98,8 +111,8 @@ class AudioPreprocessor:
         if options.features == "log-mel":
             return bands
         # The first coefficient sums all bands; divided by their root it is on the scale of the others.
-        cosines = load_torchaudio().functional.create_dct(self.shape[0], options.bands, "ortho")
-        scale = torch.ones(self.shape[0], 1)
+        cosines = load_torchaudio().functional.create_dct(self.rows, options.bands, "ortho")
+        scale = torch.ones(self.rows, 1)
         scale[0] = options.bands**-0.5
         return torch.as_tensor(cosines.T @ bands) * scale
 
@@ -125,6 +138,19 @@ class AudioStatisticsPreprocessor:
         deviation = (values - mean[:, :, None]).square().mean(dim=2).sqrt()
         change = values.diff(dim=2).square().mean(dim=2).sqrt()
         return torch.cat([mean, deviation, change], dim=1)
+
+
+def with_deltas(frames: Float[Tensor, "F T"], *, times: int, over: int) -> Float[Tensor, "R T"]:
+    """The rows, below them their slopes by least squares over `over` frames, and below those the slopes' own.
+
+    The first and last frame stand for what lies beyond them.
+
+    Source: Furui 1986, IEEE Transactions on Acoustics, Speech and Signal Processing 34(1), 52-59; as in torchaudio.
+    """
+    rows = [frames]
+    for _ in range(times):
+        rows.append(torch.as_tensor(load_torchaudio().functional.compute_deltas(rows[-1], win_length=over)))
+    return torch.cat(rows)
 
 
 def resampled(samples: Float[Tensor, "N"], *, sample_rate_hz: int, to_hz: int) -> Float[Tensor, "R"]:

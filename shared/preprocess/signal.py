@@ -2,10 +2,12 @@
 
 in        float32 [T, C] from media.py: time steps by channels
 out       float32 [C, L] windows, or [F] statistics of them, of about unit scale
-relies on public constants for normalisation; those of the statistics come from generated signals, never from a site's
+relies on public constants for normalisation; those of the statistics come from generated signals, never from a site's;
+          signal_filter.py and signal_transform.py for what a run asks for
 """
 
 import functools
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -15,15 +17,29 @@ from torch import Tensor
 
 from shared.preprocess import RawValue, digest_of, in_pieces, wrong_kind
 from shared.preprocess.features import FeaturesOptions, Scaling
-from shared.settings import Settings
+from shared.preprocess.signal_filter import FilterOptions, filtered
+from shared.preprocess.signal_transform import (
+    Wavelet,
+    check_levels,
+    num_spectrum,
+    num_wavelet,
+    spectrum,
+    wavelet_energies,
+)
 
+Features: TypeAlias = Literal["statistics", "spectrum", "wavelet", "all"]
 _SMALL = 1e-3
+_WINDOWS = {"hann": torch.hann_window, "hamming": torch.hamming_window, "blackman": torch.blackman_window}
 
 
-class SignalOptions(Settings):
+class SignalOptions(FilterOptions):
     """How recordings become windows of equal length."""
 
     length: int = Field(default=128, ge=4, le=65_536, description="time steps; longer is cut, shorter padded with 0")
+    part: Literal["start", "centre", "end"] = Field(default="start", description="which steps of a longer recording")
+    window: Literal["none", "hann", "hamming", "blackman"] = Field(
+        default="none", description="towards both ends each channel fades to its mean, so that no step is left there"
+    )
     scale: float = Field(default=1.0, gt=0, description="divided by: a typical size of the values, in their unit")
     znorm: bool = Field(default=False, description="each channel of each window to mean 0 and deviation 1")
     clip: float = Field(default=0.0, ge=0, description="largest size of a value afterwards; 0: no limit")
@@ -32,6 +48,12 @@ class SignalOptions(Settings):
 class StatisticsOptions(SignalOptions):
     """How windows become the numbers that describe them."""
 
+    features: Features = Field(
+        default="statistics",
+        description="statistics; spectrum: amplitude at each frequency; wavelet: energy at each scale; all: all three",
+    )
+    wavelet: Wavelet = Field(default="db2", description="wavelet and all only")
+    levels: int = Field(default=4, ge=1, le=16, description="wavelet and all only: scales, each twice the one before")
     bands: int = Field(default=8, ge=1, le=64, description="frequency bands, equally wide, without the mean")
     highest: float = Field(default=0.5, gt=0, le=0.5, description="upper end of the bands, in cycles a time step")
     center: tuple[float, ...] = Field(default=(), description="subtracted from the numbers; empty: see below")
@@ -49,15 +71,23 @@ class SignalPreprocessor:
         self.digest = digest_of("signal", version=1, settings=options, more={"channels": channels})
 
     def read(self, value: RawValue) -> Float[Tensor, "C L"]:
-        """One window: its first `length` steps, zeros where there are fewer."""
+        """One window: `length` steps of the filtered recording, zeros where there are fewer."""
         if not isinstance(value, np.ndarray) or value.ndim != 2 or value.shape[1] != self.channels:
             raise wrong_kind(value, wanted=f"an array of [time, {self.channels}]")
-        steps = torch.from_numpy(value[: self.options.length].astype(np.float32)).T / self.options.scale
-        if self.options.znorm:
+        options = self.options
+        recording = filtered(value.T, options=options)
+        more = max(0, recording.shape[1] - options.length)
+        first = {"start": 0, "centre": more // 2, "end": more}[options.part]
+        steps = torch.from_numpy(recording[:, first : first + options.length].astype(np.float32)) / options.scale
+        if options.znorm:
             steps = (steps - steps.mean(dim=1, keepdim=True)) / _deviation(steps)[:, None].clamp(min=1e-6)
-        if self.options.clip:
-            steps = steps.clamp(-self.options.clip, self.options.clip)
-        return torch.nn.functional.pad(steps, (0, self.options.length - steps.shape[1])).contiguous()
+        if options.window != "none":
+            wide = steps.double()
+            mean = wide.mean(dim=1, keepdim=True)
+            steps = (mean + (wide - mean) * _WINDOWS[options.window](steps.shape[1], periodic=False)).float()
+        if options.clip:
+            steps = steps.clamp(-options.clip, options.clip)
+        return torch.nn.functional.pad(steps, (0, options.length - steps.shape[1])).contiguous()
 
     def finish(self, values: Float[Tensor, "B C L"]) -> Float[Tensor, "B *F"]:
         """The windows as they are."""
@@ -74,10 +104,12 @@ class StatisticsPreprocessor(SignalPreprocessor):
     def __init__(self, options: StatisticsOptions, *, channels: int) -> None:
         super().__init__(options, channels=channels)
         self._statistics = options
+        if options.features in ("wavelet", "all"):
+            check_levels(options.length, wavelet=options.wavelet, levels=options.levels)
         center, spread = options.center, options.spread
         if not center and not spread:
-            center, spread = _reference(channels, options.length, options.bands, options.highest)
-        width = num_statistics(channels, bands=options.bands)
+            center, spread = _reference(channels, options)
+        width = num_features(channels, options=options)
         fixed = FeaturesOptions(center=center, spread=spread, clip=options.clip_statistics)
         self._scaling = Scaling(fixed, width=width)
         self.shape = (width,)
@@ -89,8 +121,28 @@ class StatisticsPreprocessor(SignalPreprocessor):
         return in_pieces(values, run=self._describe, shape=self.shape, rows=4096)
 
     def _describe(self, values: Float[Tensor, "B C L"]) -> Float[Tensor, "B F"]:
-        options = self._statistics
-        return self._scaling(statistics(values, bands=options.bands, highest=options.highest))
+        return self._scaling(features(values, options=self._statistics))
+
+
+def num_features(channels: int, *, options: StatisticsOptions) -> int:
+    """How many numbers describe a window."""
+    counts: dict[Features, int] = {
+        "statistics": num_statistics(channels, bands=options.bands),
+        "spectrum": num_spectrum(channels, length=options.length, highest=options.highest),
+        "wavelet": num_wavelet(channels, levels=options.levels),
+    }
+    return sum(counts.values()) if options.features == "all" else counts[options.features]
+
+
+def features(windows: Float[Tensor, "B C L"], *, options: StatisticsOptions) -> Float[Tensor, "B F"]:
+    """The numbers that the run asks for; `all` are the statistics, then the spectrum, then the wavelet energies."""
+    kinds = ("statistics", "spectrum", "wavelet") if options.features == "all" else (options.features,)
+    numbers = {
+        "statistics": lambda: statistics(windows, bands=options.bands, highest=options.highest),
+        "spectrum": lambda: spectrum(windows, highest=options.highest),
+        "wavelet": lambda: wavelet_energies(windows, wavelet=options.wavelet, levels=options.levels),
+    }
+    return torch.cat([numbers[kind]() for kind in kinds], dim=1)
 
 
 def num_statistics(channels: int, *, bands: int) -> int:
@@ -138,8 +190,8 @@ def reference_windows(*, channels: int, length: int, count: int = 512) -> Float[
 
 
 @functools.lru_cache(maxsize=16)
-def _reference(channels: int, length: int, bands: int, highest: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    numbers = statistics(reference_windows(channels=channels, length=length), bands=bands, highest=highest).double()
+def _reference(channels: int, options: StatisticsOptions) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    numbers = features(reference_windows(channels=channels, length=options.length), options=options).double()
     # Three digits: the same constants on machines whose last bits differ.
     center, spread = (numbers.median(dim=0).values, numbers.std(dim=0).clamp(min=0.01))
     return tuple(round(float(x), 3) for x in center), tuple(round(float(x), 3) for x in spread)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from shared.preprocess import RawValue, digest_of, wrong_kind
 from shared.preprocess.pretrained import Checkpoint, minilm_checkpoint, read_tokenizer
-from shared.preprocess.text_clean import CleaningOptions, cleaned
+from shared.preprocess.text_clean import TextCleaningOptions, cleaned
 from shared.preprocess.text_stop_words import STOP_WORDS
 from shared.preprocess.text_words import Language, Word, tagged_words_of, version_for, words_of
 
@@ -30,7 +30,7 @@ LONGEST_REMEMBERED = 32
 """characters; what is longer is a word that hardly comes again"""
 
 
-class TextOptions(CleaningOptions):
+class TextOptions(TextCleaningOptions):
     """How texts become token numbers."""
 
     encoding: Literal["words", "words-and-ngrams", "bytes", "minilm"] = Field(

@@ -29,7 +29,7 @@ _UNNAMED = re.compile("[\U0001f3fb-\U0001f3ff\u20e3\ufe0e\ufe0f\u200d\U000e0020-
 """skin tones, joiners and selectors: parts of an emoji that say nothing by themselves"""
 
 
-class CleaningOptions(Settings):
+class TextCleaningOptions(Settings):
     """What is taken out of texts, or replaced by a plain word, before they become tokens."""
 
     urls: Treatment = Field(default="keep", description="web addresses; name: the word url")
@@ -50,7 +50,7 @@ class CleaningOptions(Settings):
         return not kept or self.longest_repeat > 0
 
 
-def cleaned(text: str, *, options: CleaningOptions) -> str:
+def cleaned(text: str, *, options: TextCleaningOptions) -> str:
     """The text without what the options take out; what goes leaves a space, so that no two words become one."""
     if not options.cleans:
         return text

@@ -10,7 +10,7 @@ import pytest
 
 from shared.errors import ConfigError
 from shared.preprocess.text import TextOptions, TextPreprocessor, WordGroupOptions
-from shared.preprocess.text_clean import CleaningOptions, cleaned
+from shared.preprocess.text_clean import TextCleaningOptions, cleaned
 from shared.preprocess.text_stop_words import STOP_WORDS
 from shared.preprocess.text_words import tagged_words_of, words_of
 from shared.settings import parse_settings
@@ -41,7 +41,7 @@ def numbers(text: str, **table: object) -> list[int]:
 def test_cleaning_takes_out_what_is_asked_and_nothing_else(
     table: Mapping[str, object], text: str, expected: str
 ) -> None:
-    options = parse_settings(CleaningOptions, table, place="here")
+    options = parse_settings(TextCleaningOptions, table, place="here")
     assert " ".join(cleaned(text, options=options).split()) == expected
 
 
