@@ -9,10 +9,9 @@ orders in which the sample's own modalities could come in. Scores of a class or 
 nats, from chance on; those of a rating are in its own unit, from the middle of its range on. They add up to the score's
 whole change, and an absent modality has none.
 
-Source: Shapley 1953; for the modalities of a model: Hu et al. 2022, arXiv:2205.06726, section 3.
+Source: Shapley 1953; for the modalities of a model: Hu et al. 2022, arXiv:2205.00302, section 3.
 """
 
-import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from pydantic import Field
 from torch import Tensor
 
 from server.given import Named, Readers, read_folder, read_sample
+from server.shapley import shapley_values
 from server.trained import TrainedModel
 from shared.batch import Batch
 from shared.errors import ModelError, RunError
@@ -147,25 +147,7 @@ class Predictor:
         return found
 
 
-def shapley_values(scores: Float[Tensor, "S B"], *, num_players: int) -> Float[Tensor, "M B"]:
-    """Each player's Shapley value from the score of every subset, exactly.
-
-    Args:
-        scores: of subset number s, in which player m is where bit m of s is 1; S is 2 to the number of players.
-        num_players: M.
-
-    Source: Shapley 1953, A value for n-person games, equation 13.
-    """
-    values = torch.zeros(num_players, scores.shape[1], dtype=scores.dtype)
-    for player, subset in itertools.product(range(num_players), range(2**num_players)):
-        if not subset >> player & 1:
-            size = subset.bit_count()
-            weight = 1 / (num_players * math.comb(num_players - 1, size))
-            values[player] += weight * (scores[subset | 1 << player] - scores[subset])
-    return values
-
-
-def _probabilities(outputs: Float[Tensor, "B K"], *, part: TaskSchema) -> Float[Tensor, "B K"]:
+def _probabilities(outputs: Float[Tensor, "B K"], *, part: TaskSchema) -> Float[Tensor, "B L"]:
     if part.kind == "single-label":
         return outputs.softmax(dim=1)
     return outputs.sigmoid() if part.kind == "multi-label" else outputs[:, :0]

@@ -66,6 +66,30 @@ class Scores(Settings):
         return {**self.metrics, **own}
 
 
+class Contribution(Settings):
+    """What one modality brings to a metric; above 0 where it helps, whichever way the metric runs."""
+
+    shapley: float
+    """averaged over all orders in which modalities could come in"""
+    drop_one: float
+    """how much worse the model is when this one alone is hidden"""
+    standard_error: float | None = None
+    """of the Shapley value, where orders were drawn"""
+
+
+class Contributions(Settings):
+    """What each modality brings, on all samples of a part; contributions.py says how samples without any count."""
+
+    metric: str
+    everything: float
+    """the metric with all modalities"""
+    nothing: float
+    """the metric of the model's answer to samples that show nothing; Shapley values are from there to `everything`"""
+    by_modality: dict[str, Contribution]
+    orders: int | None = None
+    """how many orders were drawn; None: every subset was measured, and the Shapley values are exact"""
+
+
 class Evaluation(Settings):
     """Scores on one part, and the same again for subsets of modalities and groups."""
 
@@ -75,6 +99,8 @@ class Evaluation(Settings):
     """"image+text" -> scores when samples had only these, over the samples that have at least one of them"""
     by_group: dict[str, dict[str, Scores]] = Field(default={})
     """group column -> value -> scores"""
+    contributions: Contributions | None = None
+    """None where subsets were not measured, or the metric is not defined for some of them"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

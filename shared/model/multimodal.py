@@ -63,11 +63,7 @@ class MultimodalModel(nn.Module):
         if not all(name in inputs for name in self.modalities):
             present = present & torch.tensor([name in inputs for name in self.modalities], device=present.device)
         stacked = self.dropout(self.embeddings(inputs, present), inputs.get(KEYS))
-        if self.fusion.level == "decision":
-            outputs = self.fusion(apply_each(self.head, stacked), present)
-        else:
-            outputs = self.head(self.fusion(stacked, present))
-        outputs = self.task.scaled(outputs)
+        outputs = self.answers(stacked, present)
         if not self.training or not self.costs:
             return outputs
         return torch.cat([outputs, *(cost(stacked, present)[:, None] for cost in self.costs.values())], dim=1)
@@ -89,6 +85,14 @@ class MultimodalModel(nn.Module):
             for place, name in enumerate(self.modalities)
         ]
         return torch.stack(embeddings, dim=1)
+
+    def answers(self, embeddings: Float[Tensor, "B M D"], present: Bool[Tensor, "B M"]) -> Float[Tensor, "B K"]:
+        """What fusion, head and task make of embeddings that are zeros where absent."""
+        if self.fusion.level == "decision":
+            outputs = self.fusion(apply_each(self.head, embeddings), present)
+        else:
+            outputs = self.head(self.fusion(embeddings, present))
+        return self.task.scaled(outputs)
 
     def _embedding(self, name: str, inputs: Mapping[str, Tensor], present: Bool[Tensor, "B"]) -> Float[Tensor, "B D"]:
         if name not in inputs:
