@@ -10,12 +10,12 @@ from server.report.document import Block, Heading, Table, Words, rows
 from server.report.numbers import listed
 
 _COVERS = {
-    "private": "It was differentially private for those whose records it was trained on. What it has cost them stands in "
-    "the ledgers of its own sites, and is in this run's totals where a site was in both.",
-    "none": "IT WAS NOT PRIVATE: the epsilons of this report do not cover the records that it was trained on, and this "
-    "model may show them.",
-    "unknown": "How it was made is not known: the epsilons of this report do not cover the records that it was trained "
-    "on, unless its own report says so.",
+    "private": "It was differentially private for those whose records it was trained on. What it has cost them stands "
+    "in the ledgers of its own sites, and in this run's totals where a site was in both.",
+    "none": "IT WAS NOT PRIVATE: the epsilons of this report do not cover the records that it was trained on, and "
+    "this model may show them.",
+    "unknown": "How it was made is not known: the epsilons of this report do not cover the records that it was "
+    "trained on.",
 }
 
 
@@ -40,11 +40,14 @@ def _kept(record: RunRecord) -> tuple[Block, ...]:
     if not most:
         return ()
     said = (
-        f"Each site trained up to {most:,} weights of its own ({listed(list(record.run.model.personal))}) and kept them. "
-        "The results of this report are those of the weights that these began with: what a site's own are worth, it has "
-        "seen on its own screen only. They were clipped and noised with all others, so what the ledgers charged covers "
-        "them too."
+        f"Each site trained up to {most:,} weights of its own ({listed(list(record.run.model.personal))}) and kept "
+        "them. The results of this report are those of the weights that these began with: what a site's own are worth, "
+        "it has seen on its own screen only."
     )
+    if record.run.local_privacy is not None:
+        said += " They were clipped and noised with all others, so what the ledgers charged covers them too."
+    else:
+        said += " No noise is on them: a site's own must not be handed on."
     return (Heading("Kept at the sites"), Words(said))
 
 
