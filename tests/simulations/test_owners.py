@@ -66,3 +66,22 @@ def test_what_no_owner_may_say_is_told_with_the_file_it_would_stand_in(
     owners = scenario.owners.model_copy(update={"delta": 0.5})
     with pytest.raises(ConfigError, match=rf"sites/{sites[0].name}\.toml, made from the scenario's"):
         texts((scenario.model_copy(update={"owners": owners}), sites), tmp_path)
+
+
+def test_some_owners_say_otherwise_and_a_pattern_that_meets_nobody_is_told(
+    given: tuple[Scenario, list[Path]], tmp_path: Path
+) -> None:
+    scenario, sites = given
+    table = scenario.model_dump()
+    table["owners"]["sites"] = {"n*": {"frozen": ["encoders.left.*"]}, "*": {"tasks": ["mood"]}}
+    table["run"]["federation"]["weighting"] = "modality"
+    changed = Scenario.model_validate(table)
+    for name, text in texts((changed, sites), tmp_path).items():
+        (tmp_path / f"{name}.toml").write_text(text, encoding="utf-8")
+        site = read_site(tmp_path / f"{name}.toml")
+        assert site.frozen == (("encoders.left.*",) if name == "north" else ())
+        assert site.tasks == (None if name == "north" else ("mood",))
+        assert site.nominal_modality_sizes == dict.fromkeys(SITES[name], site.nominal_size)
+    table["owners"]["sites"] = {"nowhere": {}}
+    with pytest.raises(RunError, match=r"owners\.sites: \['nowhere'\] match no site; there are: north"):
+        texts((Scenario.model_validate(table), sites), tmp_path)
