@@ -71,5 +71,5 @@ def _try_rows(
             cast("SampleModel", model)(few.inputs, few.present)
     return Held(
         values=sum(layer.passed for layer in layers) // num,
-        formed=sum(layer.num_formed(rows_per_unit) for layer in layers),
+        formed=sum(layer.num_formed(rows_per_unit * layer.rows.rows_per_unit) for layer in layers),
     )

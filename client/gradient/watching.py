@@ -7,7 +7,7 @@ relies on layers/ for what each kind notes; on stacked.py for asking whether a w
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -17,6 +17,7 @@ from client.gradient.layers import KINDS, Rows, WatchedLayer, why_not_watched
 from client.gradient.layers.linear import LinearLayer
 from shared.errors import ModelError
 from shared.model.matching import Matching
+from shared.model.parts import parts_of
 from shared.model.recurrence import SITE_WEIGHTS
 from shared.privacy.mechanism import layers_of
 
@@ -94,7 +95,10 @@ def watched(
         }
         if narrow is not None:
             weights = {name: value.to(narrow) for name, value in weights.items()}
-        layer = KINDS[type(owner.module)](owner.module, weights=weights, trained=frozenset(owner.trained), rows=rows)
+        parts = parts_of(owner.module)
+        # PRIVACY: a sample's parts belong to its unit, all of them. test_parts_of_a_sample_are_clipped_together
+        mine = replace(rows, rows_per_unit=rows.rows_per_unit * parts) if parts > 1 else rows
+        layer = KINDS[type(owner.module)](owner.module, weights=weights, trained=frozenset(owner.trained), rows=mine)
         layer.keeps_units, layer.narrow = keeps_units, narrow
         layers.append(layer)
     return layers

@@ -16,6 +16,7 @@ from client.gradient.reference import ReferenceEngine
 from client.gradient.stacked import Stacked, StackedClip, gathered, why_not_stacked
 from shared.batch import Batch
 from shared.errors import ModelError, PrivacyError
+from shared.model.parts import as_parts, as_rows, mark_parts
 from shared.model.recurrence import MeanState, run_through, site_weights
 from shared.privacy.mechanism import Clip
 from tests.client.layered import Chain, Twice, batch_of, names_of
@@ -43,8 +44,30 @@ class Places(nn.Module):
         return (vectors * values[..., None]).tanh()
 
 
+class Clips(nn.Module):
+    """Layers that see the three parts of each sample as rows."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(*layers)
+        mark_parts(self.inner, parts=3)
+
+    def forward(self, values: Tensor) -> Tensor:
+        return as_parts(self.inner(as_rows(values)), parts=3)
+
+
 CASES: dict[str, tuple[Callable[[], tuple[nn.Module, ...]], Tensor]] = {
     "linear": (lambda: (nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)), rows(4)),
+    "linear on parts": (lambda: (Clips(nn.Linear(4, 5), nn.Tanh()), nn.Linear(5, 3)), rows(3, 4)),
+    "conv2d on parts": (
+        lambda: (
+            Clips(nn.Conv2d(2, 4, 3, padding=1), nn.GroupNorm(2, 4), nn.Tanh(), nn.Flatten(), nn.Linear(64, 3)),
+            nn.Tanh(),
+            nn.Linear(3, 2),
+        ),
+        rows(3, 2, 4, 4),
+    ),
+    "embedding on parts": (lambda: (Clips(nn.Embedding(5, 3)), nn.Linear(3, 2)), tokens(3, 4)),
     "linear without bias": (lambda: (nn.Linear(4, 5, bias=False), nn.Tanh(), nn.Linear(5, 3, bias=False)), rows(4)),
     "linear on positions": (lambda: (nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)), rows(7, 4)),
     "linear on a plane": (lambda: (nn.Linear(4, 3, bias=False), nn.Tanh(), nn.Linear(3, 2)), rows(3, 2, 4)),
@@ -277,7 +300,7 @@ def test_a_broken_unit_of_one_site_leaves_nothing_there_and_the_others_alone(cas
     sites = Sites(case, rows_per_unit=1)
     if sites.batch.inputs["x"].dtype == torch.int64:
         with torch.no_grad():  # token 4 has a broken row at the first site alone
-            sites.stacked.views(sites.weights)["layers.0.weight"][0, 4, 0] = float("nan")
+            sites.stacked.views(sites.weights)[sites.stacked.names[0]][0, 4, 0] = float("nan")
     else:
         sites.batch.inputs["x"][0].view(-1)[0] = float("nan")
     sums, unclipped = sites.clipped(per_layer=False)
@@ -385,3 +408,19 @@ def test_rows_that_do_not_fill_the_units_are_refused() -> None:
     sites.batch = part(sites.batch, [0, 1, 2])
     with pytest.raises(PrivacyError, match="a batch of 3 rows; allowed: 3 times 3"):
         sites.clipped(per_layer=False)
+
+
+def test_parts_of_a_sample_are_clipped_together() -> None:
+    """Three parts of one sample move the sum by at most the clip norm, and those of two samples by their own."""
+    model = Chain(Clips(nn.Linear(4, 5), nn.Tanh()), nn.Linear(5, 3)).double()
+    large = 1e3 * rows(3, 4)[:2]
+    each = [
+        BookkeepingEngine().clipped_sum(model, batch_of(one), names=names_of(model), clip=Clip(0.5)).sums
+        for one in (large[:1], large[1:], large)
+    ]
+    lengths = [float(torch.cat([value.reshape(-1) for value in sums.values()]).norm()) for sums in each]
+
+    assert lengths[0] == pytest.approx(0.5)
+    assert lengths[1] == pytest.approx(0.5)
+    for name in names_of(model):
+        torch.testing.assert_close(each[0][name] + each[1][name], each[2][name])
