@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from simulations.commands import data, model, pretrain, privacy
+from simulations.commands import data, model, pretrain, privacy, recommend
 from simulations.commands.options import (
     Device,
     Engine,
@@ -174,6 +174,8 @@ def scenarios() -> None:
 app.add_typer(data.app, name="data")
 for command in (pretrain.pretrain, model.predict, model.export, model.serve):
     app.command()(command)
+app.command()(recommend.recommend)
+app.command()(recommend.classify)
 for command in (privacy.budget, privacy.preflight, privacy.audit, privacy.report):
     app.command()(command)
 

@@ -78,7 +78,7 @@ def _of_head(model: MultimodalModel, modality: str, samples: Samples) -> Float[T
     """What a modality's encoder and head give for each sample."""
     encoder, head = model.get_submodule(f"encoders.{modality}"), model.get_submodule(f"head.{modality}")
     values = samples.inputs[modality].to(next(model.parameters()).device)
-    return torch.cat([head(encoder(piece)).float().cpu() for piece in values.split(ROWS_AT_ONCE)])
+    return torch.cat([head(encoder(piece)).float().cpu() for piece in torch.split(values, ROWS_AT_ONCE)])
 
 
 def _refuse_known_items(samples: Samples, *, held_out: HeldOut, run: RunConfig, folder: Path) -> None:

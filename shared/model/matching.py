@@ -98,7 +98,7 @@ class Matching:
             # PRIVACY: a row's own columns and public constants, so that one pair more moves the clipped sum by at most
             # the clip norm. test_one_pair_more_moves_the_clipped_sum_by_at_most_the_clip_norm
             own, others = outputs[:, 2 * self.num_outputs + 2], outputs[:, 2 * self.num_outputs + 3 :]
-            costs = self._costs(own, others.unflatten(1, (2, self.num_negatives)), num=float(self.num_negatives))
+            costs = self._costs(own, others.reshape(-1, 2, self.num_negatives), num=float(self.num_negatives))
         else:
             costs = self._costs_in_batch(first, second, is_pair=is_pair)
         return costs.masked_fill(~is_pair, 0.0)

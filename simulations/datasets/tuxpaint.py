@@ -128,7 +128,7 @@ class StampAdder:
                 values,
                 targets={} if self._matching else {"label": stamp.category},
                 subject=stamp.key,
-                columns={"language": language},
+                columns={"language": language} | ({"category": stamp.category} if self._matching else {}),
             )
             self._writer.add(place, row)
 

@@ -99,7 +99,7 @@ def matching_card(name: str) -> DataCard:
                     "english": ModalitySchema(kind="text"),
                     "audio": ModalitySchema(kind="audio"),
                 },
-                groups=("language",),
+                groups=("language", "category"),
             ),
         }
     )
@@ -109,7 +109,8 @@ _STORY = """
 Volunteers drew the stamps, named them in many languages and spoke the names. Kept are {drawings} drawings of every
 category and their {names} names written in nine languages. Each language is a site. A row is a drawing (`image`), its
 name in the site's language (`text`), the English name it was translated from (`english`) and, where somebody spoke
-it, its spoken name (`audio`). `subject_id` is the drawing: rows that share it show the same thing.
+it, its spoken name (`audio`). `category` is the package's folder. `subject_id` is the drawing: rows that share it show
+the same thing.
 
 - {at_sites} drawings are at the sites, {validation} held out for validation and {test} for the test, and {public} in
   `public/`, the same share of every category; a drawing is in one of them alone, with all its languages.
