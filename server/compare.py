@@ -15,6 +15,7 @@ from rich.text import Text
 
 from server.headline import headline_of
 from server.records import RunRecord
+from server.report.contributed import contribution_text
 from server.report.html import flat_settings, read_record
 from server.report.levels import is_withheld, levels, run_time_text
 from server.report.numbers import (
@@ -52,6 +53,9 @@ def compare_runs(folders: Sequence[Path]) -> Table:
             for found, record in zip(subsets, records, strict=True)
         ]
         table.add_row(f"  only {escape(subset.replace('+', ' + '))}", *cells)
+    brought = [record.test.contributions.by_modality if record.test.contributions else {} for record in records]
+    for name in dict.fromkeys(name for found in brought for name in found):
+        table.add_row(f"  {escape(name)} brings", *(contribution_text(found.get(name)) for found in brought))
     table.add_section()
     for label, cell in _FACTS.items():
         table.add_row(label, *(Text(cell(record)) for record in records))
@@ -93,6 +97,10 @@ def _result(record: RunRecord) -> dict[str, object]:
             names: main.value
             for names, scores in record.test.by_modalities.items()
             if (main := scores.named.get(headline_of(record.run.data).main)) is not None
+        },
+        "contributions": {
+            name: found.shapley
+            for name, found in (record.test.contributions.by_modality if record.test.contributions else {}).items()
         },
         "seconds": None if is_withheld(record) else round(record.seconds, 1),
         "peak_memory_bytes": record.peak_memory_bytes,

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from server.headline import headline_of
 from server.records import RunRecord, Scores
+from server.report.contributed import contribution_line
 from server.report.html import HTML_NAME
 from server.report.levels import is_withheld, levels, run_time_text
 from server.report.numbers import (
@@ -41,7 +42,9 @@ def closing_table(record: RunRecord, *, folder: Path) -> RenderableType:
     ]
     parts.append(_scores_table(record))
     facts = Table.grid(padding=(0, 2))
-    for name, value in (*_privacy_facts(record), *_cost_facts(record), ("report", str(folder / HTML_NAME))):
+    brought = contribution_line(record)
+    told = [*([brought] if brought else []), *_privacy_facts(record), *_cost_facts(record)]
+    for name, value in (*told, ("report", str(folder / HTML_NAME))):
         facts.add_row(name, Text(value, overflow="fold"))
     return Group(*parts, facts)
 

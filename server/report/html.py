@@ -17,6 +17,7 @@ from server.records import RunRecord
 from server.report import summary, tables
 from server.report.aim import metrics_note
 from server.report.charts import learning_charts, participation_charts
+from server.report.contributed import contribution_table
 from server.report.evidence import evidence_blocks
 from server.report.left import field_rows
 from server.report.page import render_template
@@ -135,6 +136,7 @@ def render(record: RunRecord) -> str:
         metrics=tables.metric_rows(record),
         metrics_note=metrics_note(record.run.data, words=words),
         subsets=tables.subset_table(record),
+        contributions=contribution_table(record),
         classes=tables.class_tables(record),
         groups=tables.group_tables(record.test, record=record),
         confusions=tables.confusions(record),

@@ -102,6 +102,17 @@ def interval_bar(value: float, *, low: float | None, high: float | None, largest
     ).format(at(value), whisker)
 
 
+def step_bar(start: float, end: float, *, low: float, high: float, is_bad: bool = False) -> Markup:
+    """A bar from one value to another on a track from low to high; a step the wrong way is in another colour."""
+    scale = 200 / (high - low) if high > low else 0.0
+    left, right = ((min(max(number, low), high) - low) * scale for number in sorted((start, end)))
+    return Markup(
+        '<svg class="bar" viewBox="-1 0 202 14" preserveAspectRatio="none" aria-hidden="true">'
+        '<rect x="0" y="2" width="200" height="10" class="track"/>'
+        '<rect x="{}" y="2" width="{}" height="10" class="{}"/></svg>'
+    ).format(_number(left), _number(right - left), "fill worse" if is_bad else "fill")
+
+
 def ticks(low: float, high: float, *, most: int = 6, whole: bool = False) -> list[float]:
     """Round numbers that cover [low, high]: steps of 1, 2 or 5 times a power of ten, `most` at most."""
     span = max(high - low, 1e-9)

@@ -28,6 +28,7 @@ from shared.config import RunConfig
 from shared.messages import PrivacyStatement, ReplyHeader, TrainReply, reply_fields
 from shared.preflight import PreflightCheck
 from shared.schema import DataCard
+from tests.server.made_contributions import made_contributions
 
 Protection = Literal["record", "subject", "site", "record+site", "subject+site", "none"]
 SITE_LIMIT = 4.0
@@ -380,6 +381,7 @@ def _evaluation(
                 "+".join(subset): overall if subset == run.modalities else scores(0.5 + 0.15 * len(subset), 560)
                 for subset in subsets
             },
+            "contributions": made_contributions(run, overall) if part == "test" else None,
             "by_group": {
                 column: {
                     value: scores(max(0.3, 1 - 0.05 * index), 60 + 7 * index) for index, value in enumerate(values)
