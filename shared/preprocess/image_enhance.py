@@ -5,13 +5,13 @@ out       a picture of the same size and mode
 relies on public settings and on the picture itself; no step looks at another picture
 """
 
-import importlib
 from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from pydantic import Field, field_validator
 
+from shared.preprocess.image_scikit import adaptively_equalised
 from shared.settings import Settings
 
 
@@ -83,7 +83,4 @@ def _equalised(picture: Image.Image, *, options: EnhanceOptions) -> Image.Image:
     if options.equalise == "global":
         return ImageOps.equalize(picture)
     grey = np.asarray(picture)
-    tile = [max(1, -(-side // options.equalise_tiles)) for side in grey.shape]
-    exposure = importlib.import_module("skimage.exposure")
-    even = exposure.equalize_adapthist(grey, kernel_size=tile, clip_limit=options.equalise_limit)
-    return Image.fromarray(np.rint(even * 255).clip(0, 255).astype(np.uint8))
+    return Image.fromarray(adaptively_equalised(grey, tiles=options.equalise_tiles, limit=options.equalise_limit))

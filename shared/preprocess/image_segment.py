@@ -5,21 +5,14 @@ out       a mask of its size (mode L, 255: foreground), its bounding box, or the
 relies on public settings and on the picture itself; nothing is learned
 """
 
-import importlib
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
-from jaxtyping import Bool
 from PIL import Image
 from pydantic import Field
 
+from shared.preprocess.image_scikit import edge_mask, otsu_mask
 from shared.settings import Settings
-
-_EDGE_SHARES = (0.1, 0.2)
-"""Canny's two thresholds, as shares of the full range of brightness: scikit-image's own"""
-_FRAME = 4
-"""pixels put around a picture before its edges are looked for"""
 
 
 class SegmentOptions(Settings):
@@ -54,9 +47,9 @@ def foreground(picture: Image.Image, *, options: SegmentOptions) -> Image.Image:
     mask = np.zeros(grey.shape, dtype=np.bool_)
     if grey.min() != grey.max():
         mask = (
-            _by_brightness(grey, side=options.segment_side)
+            otsu_mask(grey, side=options.segment_side)
             if options.segment == "otsu"
-            else _by_edges(grey, sigma=options.segment_sigma)
+            else edge_mask(grey, sigma=options.segment_sigma)
         )
     if not mask.any():
         mask[:] = True
@@ -76,25 +69,3 @@ def blanked(picture: Image.Image, *, mask: Image.Image, fill: int) -> Image.Imag
     """The picture with one grey wherever the mask is 0."""
     background = Image.new("L", picture.size, fill).convert(picture.mode)
     return Image.composite(picture, background, mask)
-
-
-def _by_brightness(grey: npt.NDArray[np.uint8], *, side: str) -> Bool[np.ndarray, "H W"]:
-    filters = importlib.import_module("skimage.filters")
-    light = np.asarray(grey > filters.threshold_otsu(grey))
-    if side == "auto":
-        border = np.concatenate([light[0], light[-1], light[:, 0], light[:, -1]])
-        side = "dark" if border.mean() > 0.5 else "light"
-    return light if side == "light" else ~light
-
-
-def _by_edges(grey: npt.NDArray[np.uint8], *, sigma: float) -> Bool[np.ndarray, "H W"]:
-    feature = importlib.import_module("skimage.feature")
-    morphology = importlib.import_module("skimage.morphology")
-    measure = importlib.import_module("scipy.ndimage")
-    low, high = _EDGE_SHARES
-    # a frame in the usual grey of the border, so that an object at the rim has an edge there to be closed along
-    usual = float(np.median(np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]]))) / 255
-    wide = np.pad(grey.astype(np.float64) / 255, _FRAME, constant_values=usual)
-    edges = feature.canny(wide, sigma=sigma, low_threshold=low, high_threshold=high)
-    closed = morphology.closing(edges, morphology.disk(2))
-    return np.asarray(measure.binary_fill_holes(closed), dtype=np.bool_)[_FRAME:-_FRAME, _FRAME:-_FRAME]

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from shared.preprocess import RawValue, digest_of, wrong_kind
 from shared.preprocess.pretrained import Checkpoint, read_tokenizer
 from shared.preprocess.pretrained_network import is_causal, load_network
-from shared.settings import Settings
+from shared.preprocess.text_clean import TextCleaningOptions, cleaned
 
 
-class PretrainedTextOptions(Settings):
+class PretrainedTextOptions(TextCleaningOptions):
     """How texts go through a pretrained network."""
 
     max_tokens: int = Field(
@@ -32,7 +32,7 @@ class TokenPreprocessor:
     """Texts as the numbers that a checkpoint's own tokenizer gives, each plus 1, then zeros."""
 
     def __init__(self, options: PretrainedTextOptions, *, checkpoint: Checkpoint) -> None:
-        self.checkpoint = checkpoint
+        self.options, self.checkpoint = options, checkpoint
         self.num_tokens = min(options.max_tokens, checkpoint.max_tokens or options.max_tokens)
         self.shape = (self.num_tokens,)
         self.digest = digest_of("tokens", version=1, settings=options, more={"weights": checkpoint.digest})
@@ -42,7 +42,8 @@ class TokenPreprocessor:
         if not isinstance(value, str):
             raise wrong_kind(value, wanted="a text")
         tokenizer = read_tokenizer(self.checkpoint)
-        numbers = tokenizer(value, truncation=True, max_length=self.num_tokens)["input_ids"]
+        text = cleaned(value, options=self.options)
+        numbers = tokenizer(text, truncation=True, max_length=self.num_tokens)["input_ids"]
         tokens = torch.zeros(self.num_tokens, dtype=torch.int64)
         tokens[: len(numbers)] = 1 + torch.tensor(numbers, dtype=torch.int64)
         return tokens

@@ -233,3 +233,14 @@ def test_frozen_networks_pass_the_preflight(name: str, bert: Path) -> None:
 
     assert len(checks) == 11
     assert [check.detail for check in checks if not check.passed] == []
+
+
+def test_texts_are_cleaned_before_the_networks_own_tokenizer_if_asked(bert: Path) -> None:
+    checkpoint = local_checkpoint(bert)
+    plain, clean = (
+        FrozenTextPreprocessor(options, checkpoint=checkpoint)
+        for options in (PretrainedTextOptions(max_tokens=8), PretrainedTextOptions(max_tokens=8, markup="drop"))
+    )
+    assert torch.equal(clean.read("<b>good</b> day"), plain.read("good day"))
+    assert not torch.equal(plain.read("<b>good</b> day"), plain.read("good day"))
+    assert clean.digest != plain.digest

@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 
 from shared.errors import ConfigError, ModelError
-from shared.preprocess.frozen import FrozenImageOptions, FrozenImagePreprocessor
+from shared.preprocess.frozen import FrozenImagePreprocessor
 from shared.preprocess.image import ImageOptions, ImagePreprocessor
 from shared.preprocess.pretrained import Checkpoint
+from shared.preprocess.pretrained_image import FrozenImageOptions
 from shared.settings import parse_settings
 
 SIZE = 32
