@@ -71,7 +71,7 @@ def write_quantised(source: Path, path: Path) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     kinds = list(_TABLES_AND_PRODUCTS)
-    if _convolution_share(onnx.load(source)) >= _CONVOLUTION_SHARE:
+    if convolution_share(onnx.load(source)) >= _CONVOLUTION_SHARE:
         kinds.append("Conv")
     # it advises a preparation that torch's exporter has done
     logging.disable(logging.WARNING)
@@ -111,7 +111,7 @@ def _forget_origin(model: "onnx.ModelProto") -> None:
     del graph.value_info[:]
 
 
-def _convolution_share(model: "onnx.ModelProto") -> float:
+def convolution_share(model: "onnx.ModelProto") -> float:
     """The share of weights that belongs to convolutions."""
     sizes = {each.name: int(np.prod(each.dims)) for each in model.graph.initializer}
     held = {node.input[1] for node in model.graph.node if node.op_type == "Conv"}

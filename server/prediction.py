@@ -5,14 +5,13 @@ out       Prediction, one a sample, for the terminal, a file or service/
 relies on tasks.py for what the model's numbers mean; probabilities are the model's own, softmax or sigmoid of logits
 
 A contribution is a Shapley value: the change in the score of the answer that a modality brings, averaged over all
-orders in which the sample's own modalities could come in. Scores of a class or of labels are log-probabilities, in
-nats, from chance on; those of a rating are in its own unit, from the middle of its range on. They add up to the score's
-whole change, and an absent modality has none.
+orders in which the sample's own modalities could come in. Scores of a class or of labels are log-probabilities in nats,
+those of a rating are in its own unit. They add up to the score less that of the same answer when nothing is present;
+an absent modality has none. contributions.py asks the same of a metric on a whole held-out part.
 
 Source: Shapley 1953; for the modalities of a model: Hu et al. 2022, arXiv:2205.00302, section 3.
 """
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -101,9 +100,7 @@ class Predictor:
             probabilities = _probabilities(outputs, part=part)
             shares = None
             if by_subset is not None:
-                scores = torch.stack(
-                    [_score(each[task], answer=outputs, part=part, has=has) for each, has in by_subset]
-                )
+                scores = torch.stack([_score(each[task], answer=outputs, part=part) for each in by_subset])
                 shares = shapley_values(scores, num_players=len(modalities))
             for row in range(len(named.names)):
                 contributions = (
@@ -137,13 +134,12 @@ class Predictor:
         ((column, _),) = self._parts.items()
         return {column: outputs}
 
-    def _outputs_by_subset(self, batch: Batch) -> list[tuple[dict[str, Tensor], Bool[Tensor, "B"]]]:
-        """Outputs with each subset of the modalities, in the order of the subset's bits, and who has any of it."""
+    def _outputs_by_subset(self, batch: Batch) -> list[dict[str, Tensor]]:
+        """Outputs with each subset of the modalities, none at all included, in the order of the subset's bits."""
         found = []
         for bits in range(2 ** len(self.trained.run.modalities)):
             kept = torch.tensor([bool(bits >> place & 1) for place in range(len(self.trained.run.modalities))])
-            present = batch.present & kept
-            found.append((self._by_task(self._outputs(batch, present)), present.any(dim=1)))
+            found.append(self._by_task(self._outputs(batch, batch.present & kept)))
         return found
 
 
@@ -153,20 +149,15 @@ def _probabilities(outputs: Float[Tensor, "B K"], *, part: TaskSchema) -> Float[
     return outputs.sigmoid() if part.kind == "multi-label" else outputs[:, :0]
 
 
-def _score(
-    outputs: Float[Tensor, "B K"], *, answer: Float[Tensor, "B K"], part: TaskSchema, has: Bool[Tensor, "B"]
-) -> Float[Tensor, "B"]:
-    """How much the outputs speak for the answer that was given with all modalities; chance where nothing is there."""
-    if part.rating_range is not None:
-        score, chance = outputs[:, 0], sum(part.rating_range) / 2
-    elif part.kind == "single-label":
+def _score(outputs: Float[Tensor, "B K"], *, answer: Float[Tensor, "B K"], part: TaskSchema) -> Float[Tensor, "B"]:
+    """How much the outputs speak for the answer that is given with all modalities."""
+    if part.kind == "rating":
+        return outputs[:, 0]
+    if part.kind == "single-label":
         best = answer.argmax(dim=1, keepdim=True)
-        score, chance = outputs.log_softmax(dim=1).gather(1, best)[:, 0], -math.log(len(part.labels))
-    else:
-        signs = torch.where(answer >= 0, 1.0, -1.0)
-        score = torch.nn.functional.logsigmoid(signs * outputs).sum(dim=1)
-        chance = -len(part.labels) * math.log(2)
-    return torch.where(has, score, torch.full_like(score, chance))
+        return outputs.log_softmax(dim=1).gather(1, best)[:, 0]
+    signs = torch.where(answer >= 0, 1.0, -1.0)
+    return torch.nn.functional.logsigmoid(signs * outputs).sum(dim=1)
 
 
 def _answer(

@@ -6,14 +6,18 @@ relies on python-multipart for the format; limits are judged while the body arri
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Collection
+from collections.abc import Collection
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from fastapi import Request
-from starlette.datastructures import FormData, UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
 
 from server.service.errors import RequestError
+
+if TYPE_CHECKING:
+    from python_multipart.multipart import MultipartCallbacks
 
 MIB = 2**20
 
@@ -47,81 +51,116 @@ async def read_fields(request: Request, *, names: Collection[str], limits: Limit
     Raises:
         RequestError: another type, too large, too slow, malformed, or a field that is unknown or sent twice.
     """
-    if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+    kind, options = parse_options_header(request.headers.get("content-type"))
+    if kind != b"multipart/form-data":
         raise RequestError(415, "not-multipart", f"send multipart/form-data with fields of {', '.join(names)}")
     declared = request.headers.get("content-length", "0")
     if not declared.isdigit() or int(declared) > limits.request_bytes:
         raise _too_large("request", most=limits.request_bytes)
+    fields = _Fields(names=names, limits=limits)
     try:
+        # it limits the headers of a part by itself
+        parser = MultipartParser(options.get(b"boundary", b""), fields.callbacks())
         async with asyncio.timeout(limits.read_s):
-            parser = _Parser(request, most_fields=len(names), limits=limits)
-            form = await parser.parse()
+            count = 0
+            async for piece in request.stream():
+                count += len(piece)
+                # whatever the header declared
+                if count > limits.request_bytes:
+                    raise _too_large("request", most=limits.request_bytes)
+                parser.write(piece)
+        parser.finalize()
     except TimeoutError:
         raise RequestError(408, "too-slow", f"the request took more than {limits.read_s:g} s to arrive") from None
-    except MultiPartException as error:
-        raise RequestError(400, "malformed", f"not sound multipart/form-data: {error.message}") from None
-    return await _fields_of(form, names=names)
+    except FormParserError:
+        raise _malformed("it does not follow the format") from None
+    if not fields.is_whole:
+        raise _malformed("its last line is missing")
+    return fields.found
 
 
-class _Parser(MultiPartParser):
-    """Starlette's parser, whose files stay in memory and are counted as they grow."""
+class _Fields:
+    """What python-multipart tells, piece by piece; the first thing too many ends the reading."""
 
-    def __init__(self, request: Request, *, most_fields: int, limits: Limits) -> None:
-        super().__init__(
-            request.headers,
-            _counted(request, most=limits.request_bytes),
-            max_files=most_fields,
-            max_fields=most_fields,
-            max_part_size=limits.text_bytes,
-        )
-        # PRIVACY: above this size Starlette would write a file to disk; no request gets so large.
-        # test_no_upload_touches_the_disk
-        self.spool_max_size = limits.request_bytes + 1
-        self._limits, self._part_bytes = limits, 0
+    def __init__(self, *, names: Collection[str], limits: Limits) -> None:
+        self.found: dict[str, File | str] = {}
+        self.is_whole = False
+        self._names, self._limits = names, limits
+        self._seen: set[str] = set()
+        self._header, self._value = b"", b""
+        self._disposition: bytes | None = None
+        self._name = ""
+        self._file_name: str | None = None
+        self._content = bytearray()
 
-    def on_part_begin(self) -> None:
-        """A new part is counted from nothing."""
-        self._part_bytes = 0
-        super().on_part_begin()
+    def callbacks(self) -> "MultipartCallbacks":
+        """What the parser is to call."""
+        return {
+            "on_part_begin": self._begin,
+            "on_header_field": self._header_name,
+            "on_header_value": self._header_value,
+            "on_header_end": self._header_end,
+            "on_headers_finished": self._headers_finished,
+            "on_part_data": self._data,
+            "on_part_end": self._end,
+            "on_end": self._all,
+        }
 
-    def on_part_data(self, data: bytes, start: int, end: int) -> None:
-        """Ends the reading at the first byte too many."""
-        self._part_bytes += end - start
-        if self._part_bytes > self._limits.file_bytes:
-            raise _too_large("file", most=self._limits.file_bytes)
-        super().on_part_data(data, start, end)
+    def _begin(self) -> None:
+        self._disposition, self._content = None, bytearray()
 
+    def _header_name(self, data: bytes, start: int, end: int) -> None:
+        self._header += data[start:end]
 
-async def _counted(request: Request, *, most: int) -> AsyncGenerator[bytes, None]:
-    """The body piece by piece; ends at the first byte too many, whatever the header declared."""
-    count = 0
-    async for piece in request.stream():
-        count += len(piece)
-        if count > most:
-            raise _too_large("request", most=most)
-        yield piece
+    def _header_value(self, data: bytes, start: int, end: int) -> None:
+        self._value += data[start:end]
 
+    def _header_end(self) -> None:
+        if self._header.lower() == b"content-disposition":
+            self._disposition = self._value
+        self._header, self._value = b"", b""
 
-async def _fields_of(form: FormData, *, names: Collection[str]) -> dict[str, File | str]:
-    fields: dict[str, File | str] = {}
-    for name, value in form.multi_items():
-        if name not in names:
-            raise RequestError(422, "unknown-field", f"{name[:40]!r} is no modality; allowed: {', '.join(names)}")
-        if isinstance(value, UploadFile):
-            content = await value.read()
-            if not content and not value.filename:
-                continue
-            made: File | str = File(name=value.filename or "", content=content)
-        elif not value.strip():
-            continue
-        else:
-            made = value
-        if name in fields:
+    def _headers_finished(self) -> None:
+        _, options = parse_options_header(self._disposition)
+        name = options.get(b"name", b"").decode("utf-8", "replace")
+        if name not in self._names:
+            raise RequestError(422, "unknown-field", f"{name[:40]!r} is no modality; allowed: {', '.join(self._names)}")
+        if name in self._seen:
             raise RequestError(422, "sent-twice", f"{name} was sent twice; allowed: once")
-        fields[name] = made
-    return fields
+        self._seen.add(name)
+        file_name = options.get(b"filename")
+        self._name, self._file_name = name, None if file_name is None else file_name.decode("utf-8", "replace")
+
+    def _data(self, data: bytes, start: int, end: int) -> None:
+        most = self._limits.text_bytes if self._file_name is None else self._limits.file_bytes
+        if len(self._content) + end - start > most:
+            raise _too_large("text" if self._file_name is None else "file", most=most)
+        # PRIVACY: in memory, where the usual form parser would write a large file to disk.
+        # test_no_upload_touches_the_disk
+        self._content += data[start:end]
+
+    def _end(self) -> None:
+        content = bytes(self._content)
+        if self._file_name is not None:
+            # what a browser sends for a file that was not chosen has neither
+            if content or self._file_name:
+                self.found[self._name] = File(name=self._file_name, content=content)
+            return
+        try:
+            text = content.decode()
+        except UnicodeDecodeError:
+            raise _malformed(f"the text of {self._name} is not UTF-8") from None
+        if text.strip():
+            self.found[self._name] = text
+
+    def _all(self) -> None:
+        self.is_whole = True
 
 
 def _too_large(what: str, *, most: int) -> RequestError:
-    size = f"{most // MIB} MiB" if most >= MIB else f"{most} bytes"
+    size = f"{most // MIB} MiB" if most >= MIB else f"{most:,} bytes"
     return RequestError(413, "too-large", f"the {what} is larger than {size}; send a smaller one")
+
+
+def _malformed(why: str) -> RequestError:
+    return RequestError(400, "malformed", f"the body is not sound multipart/form-data: {why}")
