@@ -85,8 +85,6 @@ def trimmed(samples: Float[Tensor, "N"], *, options: AudioCleaningOptions, sampl
         return samples
     frames = torch.nn.functional.pad(samples, (0, num_frames * frame - len(samples))).reshape(num_frames, frame)
     energy = frames.double().square().mean(dim=1)
-    if float(energy.max()) < _STILL:
-        return samples
     level_db = 10 * energy.clamp(min=_STILL).log10()
     loudest_db, quiet_db = float(level_db.max()), float(level_db.quantile(0.1))
     sounds = level_db >= max(loudest_db - options.trim_below_db, quiet_db + _FLOOR_SHARE * (loudest_db - quiet_db))

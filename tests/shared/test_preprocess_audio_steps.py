@@ -82,6 +82,13 @@ def test_a_sound_without_silence_stays_whole(trim: str) -> None:
         assert torch.equal(trimmed(sound, options=options(trim=trim), sample_rate_hz=RATE), sound)
 
 
+@pytest.mark.parametrize(("below_db", "seconds"), [(40, 0.3), (60, 0.6)])
+def test_the_limit_below_the_loudest_frame_is_kept_to(below_db: float, seconds: float) -> None:
+    sound = torch.cat([quiet(0.3), tone(0.3, size=0.5 * 10 ** (-50 / 20)), tone(0.3), quiet(0.3)])
+    trim = options(trim="ends", trim_margin_ms=0, trim_below_db=below_db)
+    assert len(trimmed(sound, options=trim, sample_rate_hz=RATE)) / RATE == pytest.approx(seconds, abs=0.021)
+
+
 def test_steady_noise_counts_as_silence_under_speech() -> None:
     """At 20 dB the noise lies above the limit of 40 dB below the loudest frame, and below the floor."""
     sound = torch.cat([quiet(0.5), tone(0.3), quiet(0.5)]) + noise(1.3, size=0.035)
