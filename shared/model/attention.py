@@ -26,17 +26,27 @@ class TransformerBlock(nn.Module):
 
     def forward(self, tokens: Float[Tensor, "B N W"], there: Bool[Tensor, "B N"]) -> Float[Tensor, "B N W"]:
         """The tokens after they have looked at those that are there."""
-        batch, count, width = tokens.shape
-        split = (batch, count, 3, self.heads, width // self.heads)
-        query, key, value = self.query_key_value(self.attention_norm(tokens)).reshape(split).permute(2, 0, 3, 1, 4)
-        scores = query @ key.transpose(-1, -2) * (width // self.heads) ** -0.5
-        # The lowest finite number and not -inf: a sample without any token gives equal weights, never NaN.
-        scores = scores.masked_fill(~there[:, None, None, :], torch.finfo(scores.dtype).min)
-        seen = (scores.softmax(dim=-1) @ value).transpose(1, 2).reshape(batch, count, width)
+        seen = attended(self.query_key_value(self.attention_norm(tokens)), there, heads=self.heads)
         tokens = tokens + self.mix(seen)
         hidden = nn.functional.gelu(self.widen(self.hidden_norm(tokens)))
         seen_and_thought: Tensor = tokens + self.narrow(hidden)
         return seen_and_thought
+
+
+def attended(
+    query_key_value: Float[Tensor, "B N Q"], there: Bool[Tensor, "B N"], *, heads: int
+) -> Float[Tensor, "B N W"]:
+    """What each token sees of those that are there, by several heads side by side.
+
+    Source: Vaswani et al. 2017, arXiv:1706.03762, section 3.2.
+    """
+    batch, count, width = *query_key_value.shape[:2], query_key_value.shape[2] // 3
+    split = (batch, count, 3, heads, width // heads)
+    query, key, value = query_key_value.reshape(split).permute(2, 0, 3, 1, 4)
+    scores = query @ key.transpose(-1, -2) * (width // heads) ** -0.5
+    # The lowest finite number and not -inf: a sample without any token gives equal weights, never NaN.
+    scores = scores.masked_fill(~there[:, None, None, :], torch.finfo(scores.dtype).min)
+    return (scores.softmax(dim=-1) @ value).transpose(1, 2).reshape(batch, count, width)
 
 
 def masked_mean(tokens: Float[Tensor, "B N W"], there: Bool[Tensor, "B N"]) -> Float[Tensor, "B W"]:

@@ -22,8 +22,8 @@ from shared.errors import ModelError
 
 _REFUSED: tuple[tuple[type[nn.Module], str, str], ...] = (
     (_BatchNorm, "mixes the samples of a batch", "nn.GroupNorm or nn.LayerNorm"),
-    (nn.RNNBase, "hides its steps from per-sample gradients", "shared.model.encoders.audio.LinearLstm"),
-    (nn.RNNCellBase, "hides its steps from per-sample gradients", "shared.model.encoders.audio.LinearLstm"),
+    (nn.RNNBase, "hides its steps from per-sample gradients", "shared.model.encoders.recurrent.LinearLstm"),
+    (nn.RNNCellBase, "hides its steps from per-sample gradients", "shared.model.encoders.recurrent.LinearLstm"),
     (nn.MultiheadAttention, "hides its steps from per-sample gradients", "shared.model.attention.TransformerBlock"),
     (_DropoutNd, "draws from a generator that all samples share", "model.dropout or model.modality_dropout"),
 )

@@ -2,7 +2,7 @@
 
 in        what drives the gates at each step [B, T, 4H], from the inputs alone, and the recurrent weights
 out       the states, and a function through which autograd sends the mean state's gradient to the gates of all steps
-relies on encoders/audio.py calling its recurrent Linear once on all states of the course: from that call's gradient
+relies on encoders/recurrent.py calling its recurrent Linear once on all states of the course: from that call's gradient
           every engine finds the Linear's as that of any layer with T positions
 """
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 SITE_WEIGHTS = "site_weights"
 """where a Linear has what gives the weights [K, 4H, H] of K sites while their rows stand in one batch, a Kth for each;
-who takes them has to call the Linear afterwards (encoders/audio.py does)"""
+who takes them has to call the Linear afterwards (encoders/recurrent.py does)"""
 
 
 @dataclass(frozen=True)
@@ -68,17 +68,33 @@ class MeanState(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: "torch.autograd.function.FunctionCtx", driven: Tensor, again: Tensor, course: Course) -> Tensor:
-        """[B, H]; the gates' two summands [B, T, 4H] are only there to have a gradient: the course was run already."""
+    def forward(
+        ctx: "torch.autograd.function.FunctionCtx", driven: Tensor, again: Tensor, course: Course, shares: Tensor | None
+    ) -> Tensor:
+        """[B, H]; the gates' two summands [B, T, 4H] are only there to have a gradient: the course was run already.
+
+        Args:
+            ctx: autograd's own.
+            driven: of the inputs.
+            again: of the states.
+            course: the steps.
+            shares: [B, T], what each step counts for in the mean of its sequence; all the same, if None.
+        """
         del driven, again
         ctx.course = course  # type: ignore[attr-defined]
-        return course.states[1:].mean(dim=0).flatten(0, 1)
+        if shares is None:
+            ctx.shares = None  # type: ignore[attr-defined]
+            return course.states[1:].mean(dim=0).flatten(0, 1)
+        each = shares.transpose(0, 1).reshape(*course.bent.shape[:3], 1)
+        ctx.shares = each  # type: ignore[attr-defined]
+        return (course.states[1:] * each).sum(dim=0).flatten(0, 1)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: "torch.autograd.function.FunctionCtx", gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: "torch.autograd.function.FunctionCtx", gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
         """Gradient of the gates' sums, [B, T, 4H], which is that of either summand."""
         course: Course = ctx.course  # type: ignore[attr-defined]
+        shares: Tensor | None = ctx.shares  # type: ignore[attr-defined]
         steps, sites, rows, hidden = course.bent.shape
         enter, forget, leave, new = course.gates.chunk(4, dim=3)
         found = torch.empty_like(course.gates).view(steps, sites, rows, 4, hidden)
@@ -88,8 +104,10 @@ class MeanState(torch.autograd.Function):
         torch.mul(course.bent * leave, 1 - leave, out=found[..., 2, :])
         torch.mul(enter, 1 - new * new, out=found[..., 3, :])
         kept = leave * (1 - course.bent * course.bent)
-        each = gradient.reshape(sites, rows, hidden) / steps
-        of_state, of_memory = each, torch.zeros_like(each)
+        of_mean = gradient.reshape(sites, rows, hidden)
+        # a view where all steps count the same: nothing is written T times
+        of_steps = (of_mean / steps).expand(steps, -1, -1, -1) if shares is None else of_mean * shares
+        of_state, of_memory = of_steps[-1], torch.zeros_like(of_mean)
         for step in reversed(range(steps)):
             of_memory = of_memory.addcmul(of_state, kept[step])
             now = found[step]
@@ -98,6 +116,6 @@ class MeanState(torch.autograd.Function):
             now[..., 3, :] *= of_memory
             if step:
                 of_memory = of_memory * forget[step]
-                of_state = torch.baddbmm(each, now.flatten(2), course.weights)
+                of_state = torch.baddbmm(of_steps[step - 1], now.flatten(2), course.weights)
         of_sums = found.flatten(3).flatten(1, 2).transpose(0, 1)
-        return of_sums, of_sums, None
+        return of_sums, of_sums, None, None

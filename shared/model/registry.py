@@ -32,6 +32,7 @@ after which a run may say `encoders.photo = { name = "brightness", options = { s
 
 import difflib
 import importlib.util
+import inspect
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -61,6 +62,8 @@ class Part(Generic[Place, Built]):
     takes: str
     """encoders: the kind of modality; empty elsewhere"""
     build: Callable[[Place, Mapping[str, Option]], Built]
+    about: str = ""
+    """its docstring: the promise, then what docs/model.md takes the source from"""
 
 
 class Registry(Generic[Place, Built]):
@@ -85,7 +88,8 @@ class Registry(Generic[Place, Built]):
             def build(place: Place, table: Mapping[str, Option]) -> Built:
                 return factory(place, checked_options(options, table, of=f"{self.kind} {name!r}"))
 
-            self._parts[name] = Part(name=name, options=options, takes=takes, build=build)
+            about = inspect.getdoc(factory) or ""
+            self._parts[name] = Part(name=name, options=options, takes=takes, build=build, about=about)
             return factory
 
         return enter
@@ -132,7 +136,7 @@ class EncoderPlace:
     width: int
     preprocess_table: Mapping[str, Option]
     mode: EncoderMode | None = None
-    """what the run asks to be trained; encoders with public weights look at it, for all others encoders/modes.py does"""
+    """what the run asks to be trained; encoders of public weights look at it, for all others encoders/modes.py does"""
 
     def preprocess(self, options: type[AnyOptions]) -> AnyOptions:
         """The run's preprocessing options of this modality.

@@ -22,7 +22,13 @@ _IMAGE: dict[str, object] = {"name": "cnn", "preprocess": {"size": 28, "mode": "
 _TEXT: dict[str, object] = {"name": "transformer"}
 _MEL: dict[str, object] = {"name": "mel-cnn"}
 _LSTM: dict[str, object] = {"name": "mfcc-lstm"}
-_KINDS = {"picture": "image", "words": "text", "sound": "audio", "vector": "features"}
+_WORDS_LSTM: dict[str, object] = {"name": "embedding-lstm"}
+_MOTION_LSTM: dict[str, object] = {"name": "lstm"}
+_KINDS = {"picture": "image", "words": "text", "sound": "audio", "motion": "signal", "vector": "features"}
+_CHANNELS = 3
+"""of a signal"""
+RECURRENT = ("lstm", "text-lstm", "signal-lstm")
+"""models that Opacus and torch make with a recurrence of their own"""
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,8 @@ RECIPES = {
     "text": Recipe("transformer over 32 tokens", {"words": _TEXT}),
     "audio": Recipe("three convolutions over log-mel frames", {"sound": _MEL}),
     "lstm": Recipe("LSTM over cepstral coefficients", {"sound": _LSTM}),
+    "text-lstm": Recipe("LSTM over 32 token vectors", {"words": _WORDS_LSTM}),
+    "signal-lstm": Recipe("LSTM over a window of three channels", {"motion": _MOTION_LSTM}),
     "trimodal": Recipe(
         "the CNN, the text transformer and the audio CNN, gated",
         {"picture": _IMAGE, "words": _TEXT, "sound": _MEL},
@@ -65,7 +73,11 @@ def run_config(name: str) -> RunConfig:
     """A run with the model; its rounds and its privacy are never asked for."""
     recipe = RECIPES[name]
     modalities = {
-        modality: {"kind": _KINDS[modality], **({"width": recipe.vector} if recipe.vector else {})}
+        modality: {
+            "kind": _KINDS[modality],
+            **({"width": recipe.vector} if recipe.vector else {}),
+            **({"channels": _CHANNELS} if _KINDS[modality] == "signal" else {}),
+        }
         for modality in recipe.encoders
     }
     table = {

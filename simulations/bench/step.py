@@ -26,7 +26,7 @@ from shared.model.multimodal import MultimodalModel
 from shared.privacy.mechanism import Clip
 from shared.privacy.noise import secret_source
 from simulations.bench.alternate import Job, alternate, tell_all
-from simulations.bench.models import RECIPES, model_of, random_samples
+from simulations.bench.models import RECIPES, RECURRENT, model_of, random_samples
 from simulations.bench.step_opacus import (
     CLIP_NORM,
     LEARNING_RATE,
@@ -52,14 +52,14 @@ MOTET = tuple(f"Motet {name}" for name in get_args(EngineName) if name != "refer
 
 def contenders(model: str) -> tuple[str, ...]:
     """Names of all that step on a model."""
-    return (TORCH, *((TORCH_LSTM,) if model == "lstm" else ()), *OPACUS, *MOTET)
+    return (TORCH, *((TORCH_LSTM,) if model in RECURRENT else ()), *OPACUS, *MOTET)
 
 
 def preparing(model: str, *, batch: int) -> dict[str, Callable[[], Job]]:
     """Contender -> what makes its job of STEPS steps on a batch of so many rows."""
     samples = random_samples(model, rows=batch)
     made: dict[str, Callable[[], Job]] = {TORCH: partial(_plain_job, model, samples)}
-    if model == "lstm":
+    if model in RECURRENT:
         made[TORCH_LSTM] = partial(_plain_job, model, samples, recurrence=TorchLstm)
     made |= {name: partial(_opacus_job, name, model, samples) for name in OPACUS}
     made |= {name: partial(_motet_job, name, model, samples) for name in MOTET}

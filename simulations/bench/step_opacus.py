@@ -17,7 +17,7 @@ from opacus.utils.fast_gradient_clipping_utils import DPLossFastGradientClipping
 from torch import Tensor, nn
 
 from shared.batch import Batch
-from shared.model.encoders.audio import LinearLstm, MfccLstm
+from shared.model.encoders.recurrent import EmbeddingLstm, FramesLstm, LinearLstm
 from shared.model.multimodal import MultimodalModel
 
 LEARNING_RATE, CLIP_NORM = 0.05, 1.0
@@ -79,10 +79,9 @@ class DpLstm(nn.Module):
         super().__init__()
         self.lstm = DPLSTM(inputs, hidden, batch_first=True)
 
-    def forward(self, steps: Tensor) -> Tensor:
+    def forward(self, steps: Tensor, shares: Tensor | None = None) -> Tensor:
         """[B, T, F] to [B, H]."""
-        states: Tensor = self.lstm(steps)[0]
-        return states.mean(dim=1)
+        return _mean_state(self.lstm(steps)[0], shares)
 
 
 class TorchLstm(nn.Module):
@@ -92,16 +91,19 @@ class TorchLstm(nn.Module):
         super().__init__()
         self.lstm = nn.LSTM(inputs, hidden, batch_first=True)
 
-    def forward(self, steps: Tensor) -> Tensor:
+    def forward(self, steps: Tensor, shares: Tensor | None = None) -> Tensor:
         """[B, T, F] to [B, H]."""
-        states: Tensor = self.lstm(steps)[0]
-        return states.mean(dim=1)
+        return _mean_state(self.lstm(steps)[0], shares)
+
+
+def _mean_state(states: Tensor, shares: Tensor | None) -> Tensor:
+    return states.mean(dim=1) if shares is None else (states * shares[:, :, None]).sum(dim=1)
 
 
 def with_recurrence(model: MultimodalModel, kind: type[DpLstm] | type[TorchLstm]) -> MultimodalModel:
     """The model with another recurrence in its LSTM encoders; other models as they are."""
     for module in model.modules():
-        if isinstance(module, MfccLstm) and isinstance(module.lstm, LinearLstm):
+        if isinstance(module, FramesLstm | EmbeddingLstm) and isinstance(module.lstm, LinearLstm):
             inputs, hidden = module.lstm.input.in_features, module.lstm.hidden
             module.lstm = kind(inputs, hidden=hidden)  # type: ignore[assignment]
     return model

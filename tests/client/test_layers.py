@@ -385,7 +385,7 @@ class Recurrent(Chain):
         recurrent = cast("nn.Linear", self.layers[1])
         course = run_through(driven, weights=site_weights(recurrent))
         again = recurrent(course.before) if self.notes else torch.zeros_like(driven)
-        mean: Tensor = MeanState.apply(driven, again, course)  # type: ignore[no-untyped-call]
+        mean: Tensor = MeanState.apply(driven, again, course, None)  # type: ignore[no-untyped-call]
         return mean
 
 

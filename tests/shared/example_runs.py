@@ -28,14 +28,30 @@ SMALL: dict[str, dict[str, object]] = {
     "mfcc-lstm": {"options": {"hidden": 4}, "preprocess": {"seconds": 0.2, "bands": 8, "coefficients": 4}},
     "mel-statistics": {"preprocess": {"seconds": 0.2, "bands": 8}},
     "conv1d": {"options": {"channels": (4, 4), "groups": 2}, "preprocess": {"length": 12}},
+    "resnet": {"options": {"channels": (4, 8), "groups": 2, "grid": 1}, "preprocess": {"size": 8}},
+    "vgg": {"options": {"channels": (4, 8), "groups": 2, "layers": 1}, "preprocess": {"size": 8}},
+    "vit": {"options": {"token_width": 8, "hidden": 8, "layers": 1}, "preprocess": {"size": 8}},
+    "embedding-lstm": {
+        "options": {"token_width": 4, "hidden": 4},
+        "preprocess": {"vocabulary": 64, "max_tokens": 6},
+    },
+    "conformer": {
+        "options": {"token_width": 8, "hidden": 8, "groups": 2, "kernel": 3},
+        "preprocess": {"seconds": 0.2, "bands": 8},
+    },
+    "ast": {
+        "options": {"token_width": 8, "hidden": 8, "layers": 1, "patch_bands": 8, "patch_frames": 1},
+        "preprocess": {"seconds": 0.2, "bands": 8},
+    },
+    "lstm": {"options": {"hidden": 4}, "preprocess": {"length": 12}},
     "statistics": {"preprocess": {"length": 12, "bands": 2}},
     "linear": {},
 }
 OF_KIND = {
-    "photo": ("cnn",),
-    "words": ("transformer", "embedding-mean", "bag-of-ngrams"),
-    "sound": ("mel-cnn", "mfcc-lstm", "mel-statistics"),
-    "motion": ("conv1d", "statistics"),
+    "photo": ("cnn", "resnet", "vgg", "vit"),
+    "words": ("transformer", "embedding-mean", "bag-of-ngrams", "embedding-lstm"),
+    "sound": ("mel-cnn", "mfcc-lstm", "mel-statistics", "conformer", "ast"),
+    "motion": ("conv1d", "statistics", "lstm"),
     "vector": ("linear",),
 }
 AUGMENT: dict[str, dict[str, object]] = {

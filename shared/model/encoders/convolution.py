@@ -15,20 +15,25 @@ from shared.model.encoders.projection import sample_norm
 from shared.settings import Settings
 
 
-class ConvolutionOptions(Settings):
-    """Size of a small convolutional network; each entry of `channels` is a layer that halves the sides."""
+class ChannelsOptions(Settings):
+    """What all convolutional networks have."""
 
     channels: tuple[int, ...] = Field(default=(16, 32, 32), min_length=1, max_length=6, description="of each layer")
-    kernel: int = Field(default=3, ge=1, le=63, description="places a side that a layer looks at")
     groups: int = Field(default=4, ge=1, le=64, description="of GroupNorm; each needs two channels or more")
     normalise: bool = Field(default=True, description="the embedding to mean 0 and deviation 1, by itself")
 
     @model_validator(mode="after")
-    def _groups_fit(self) -> "ConvolutionOptions":
+    def _groups_fit(self) -> "ChannelsOptions":
         wrong = [count for count in self.channels if count < 2 * self.groups or count % self.groups]
         if wrong:
             raise ValueError(f"channels {wrong} with groups {self.groups}; allowed: multiples of it, from twice it on")
         return self
+
+
+class ConvolutionOptions(ChannelsOptions):
+    """Size of a small convolutional network; each entry of `channels` is a layer that halves the sides."""
+
+    kernel: int = Field(default=3, ge=1, le=63, description="places a side that a layer looks at")
 
 
 class Convolutions(nn.Module):
