@@ -175,9 +175,7 @@ def _exchanges(sites: Sequence[Hello], *, run: RunConfig, model: MultimodalModel
     exchanges = {}
     for site in sorted(sites, key=lambda site: site.site):
         modalities = tuple(name for name in run.modalities if name in site.modalities)
-        tasks = (
-            None if site.tasks is None or not run.data.tasks else tuple(t for t in run.data.tasks if t in site.tasks)
-        )
+        tasks = _tasks(site, run=run)
         if not _is_of_a_size(site, run=run):
             log.warning("%s is left out: no site has the nominal size that it declares", site.site)
         elif modalities and (tasks is None or tasks):
@@ -189,6 +187,13 @@ def _exchanges(sites: Sequence[Hello], *, run: RunConfig, model: MultimodalModel
             else:
                 log.warning("%s is left out: its owner freezes all that the run's sites train in common", site.site)
     return exchanges
+
+
+def _tasks(site: Hello, *, run: RunConfig) -> tuple[str, ...] | None:
+    """Which of several tasks a site answers; None for all, or where there are not several."""
+    if site.tasks is None or not run.data.tasks:
+        return None
+    return tuple(name for name in run.data.tasks if name in site.tasks)
 
 
 def _is_of_a_size(site: Hello, *, run: RunConfig) -> bool:

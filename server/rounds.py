@@ -112,10 +112,7 @@ def run_rounds(
         attempt: how often this run was started before; keeps a site from taking a repeated round for the first.
         tell: called after every round, once its checkpoint is on disk.
         central: where whole sites are protected (`start_central`).
-        renew: what the model is given is made anew before each round, from its weights and what is public.
-
-    Raises:
-        ModelError: `renew` gave a tensor that the model is not given, or of another shape or type.
+        renew: what the model is given is made anew before each round, from its weights and what is public (`renewed`).
     """
     run = settings.run
     optimizer = ServerOptimizer(
@@ -126,9 +123,8 @@ def run_rounds(
         # on the disk before round 1: whoever was asked has paid, and is not asked twice
         save_progress(progress, folder=folder, run_digest=run.digest)
     if progress.round_number == 0 and progress.best_score is None:
-        progress.best_score = selection_score(
-            _scores(model, progress.weights, samples=validation, run=run), data=run.data
-        )
+        untrained = _scores(model, progress.weights, samples=validation, run=run)
+        progress.best_score = selection_score(untrained, data=run.data)
     while progress.round_number < run.federation.rounds:
         if _patience_is_over(progress, run=run):
             return progress, "early"

@@ -50,12 +50,7 @@ def prepare_run(
     """
     if folder.exists() and any(folder.iterdir()):
         raise RunError(f"{folder}: not empty; name another folder, or go on with it: motet simulate --resume {folder}")
-    sites = sorted(path for path in (data_set / "sites").glob("*") if path.is_dir())
-    if not sites and (engine != DEPLOYMENT or num_sites is None):
-        raise RunError(
-            f"{data_set}/sites: no folders in it; allowed: one folder a site, or, for a deployment whose sites keep "
-            "their own: motet prepare SCENARIO --num-sites NUMBER"
-        )
+    sites = _site_folders(data_set, are_needed=engine != DEPLOYMENT or num_sites is None)
     run = _with_whole_path(scenario.run)
     _try_to_build(run, extensions=extensions)
     run = _with_digests(run)
@@ -162,6 +157,16 @@ def _check_first(settings: ServerSettings, *, engine: str, folder: Path) -> None
         raise ModelError("\n".join([heading, *failed]))
     write_preflight(checks, folder=folder)
     Console().print(f"preflight: {len(checks)} of {len(checks)} checks passed", highlight=False)
+
+
+def _site_folders(data_set: Path, *, are_needed: bool) -> list[Path]:
+    sites = sorted(path for path in (data_set / "sites").glob("*") if path.is_dir())
+    if not sites and are_needed:
+        raise RunError(
+            f"{data_set}/sites: no folders in it; allowed: one folder a site, or, for a deployment whose sites keep "
+            "their own: motet prepare SCENARIO --num-sites NUMBER"
+        )
+    return sites
 
 
 def _try_to_build(run: RunConfig, *, extensions: Sequence[Path]) -> None:

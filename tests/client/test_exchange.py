@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from flwr.app import RecordDict
 
 from client import agent
 from client.cohort import Asked, answer_cohort
@@ -93,15 +94,16 @@ def test_what_is_given_counts_towards_the_largest_model() -> None:
 
 
 def test_a_request_without_what_is_given_is_refused(tmp_path: Path) -> None:
-
     run = changed(freeze=["encoders.left.*"])
     header = header_of(run)
     sent = zeros(exchanged_shapes(key_of(run), BOTH).sent)
     for names, refused in ((sent.keys(), False), (sent.keys() - LEFT, True)):
         records = encode_request(TrainRequest(header, {name: sent[name] for name in names}))
-        reply = agent.answer_train(
-            header, lambda shapes, records=records: decode_arrays(records, shapes=shapes), site_file=site_file(tmp_path)
-        )
+
+        def read(shapes: Shapes, records: RecordDict = records) -> dict[str, torch.Tensor]:
+            return decode_arrays(records, shapes=shapes)
+
+        reply = agent.answer_train(header, read, site_file=site_file(tmp_path))
         assert isinstance(reply, Refusal) == refused
         if refused:
             assert reply == Refusal("message-invalid")

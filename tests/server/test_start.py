@@ -25,7 +25,9 @@ def begun_with(path: Path, *, parts: list[str] | None = None, privacy: object = 
     return protected_run(changes={"model": table, "privacy": privacy})
 
 
-def earlier(folder: Path, *, run: RunConfig | None = None, **changes: Tensor) -> dict[str, Tensor]:
+def earlier(
+    folder: Path, *, run: RunConfig | None = None, changes: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
     """A run folder that has ended, with a model of numbers that no seed makes."""
     run = run or small_run()
     folder.mkdir()
@@ -33,7 +35,7 @@ def earlier(folder: Path, *, run: RunConfig | None = None, **changes: Tensor) ->
     write_settings(settings, folder=folder)
     progress = start_or_resume(build_model(run), settings=settings, folder=folder)
     save_progress(progress, folder=folder, run_digest=run.digest)
-    weights = {name: torch.full_like(value, 0.25) for name, value in progress.weights.items()} | changes
+    weights = {name: torch.full_like(value, 0.25) for name, value in progress.weights.items()} | dict(changes or {})
     save_model(weights, path=folder / "model.safetensors", run_digest=run.digest)
     return weights
 
@@ -60,7 +62,7 @@ def test_what_is_frozen_begins_with_the_earlier_run_too(tmp_path: Path) -> None:
 
 
 def test_what_does_not_fit_is_told_with_what_does(tmp_path: Path) -> None:
-    earlier(tmp_path / "before", other=torch.zeros(2), **{"head.linear.bias": torch.zeros(7)})
+    earlier(tmp_path / "before", changes={"other": torch.zeros(2), "head.linear.bias": torch.zeros(7)})
     for parts in (None, ["head.*", "other"]):
         run = begun_with(tmp_path / "before", parts=parts)
         with pytest.raises(ModelError) as caught:
@@ -75,7 +77,7 @@ def test_what_does_not_fit_is_told_with_what_does(tmp_path: Path) -> None:
 
 
 def test_numbers_that_are_none_are_not_begun_with(tmp_path: Path) -> None:
-    earlier(tmp_path / "before", **{"head.linear.bias": torch.full((3,), float("nan"))})
+    earlier(tmp_path / "before", changes={"head.linear.bias": torch.full((3,), float("nan"))})
     run = begun_with(tmp_path / "before")
     with pytest.raises(ModelError, match=r"head\.linear\.bias: holds numbers that are not finite"):
         read_start(build_model(run), run=run)
