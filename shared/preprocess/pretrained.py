@@ -9,6 +9,7 @@ import functools
 import hashlib
 import importlib.util
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,7 +156,7 @@ def read_tokenizer(checkpoint: Checkpoint) -> "PreTrainedTokenizerBase":
     Raises:
         ModelError: transformers cannot read it.
     """
-    load_torchaudio()
+    may_import_transformers()
     from transformers import AutoTokenizer
 
     try:
@@ -165,6 +166,15 @@ def read_tokenizer(checkpoint: Checkpoint) -> "PreTrainedTokenizerBase":
     except (OSError, ValueError) as error:
         raise ModelError(f"{checkpoint.path}: no tokenizer that transformers can read: {error}") from None
     return tokenizer
+
+
+def may_import_transformers() -> None:
+    """Call this before transformers, or peft, which imports it, is first imported: it fetches nothing, then.
+
+    It imports torchaudio wherever it finds it, which must be mended for a torch of another build.
+    """
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    load_torchaudio()
 
 
 def _package_folder(package: str, *, install: str) -> Path:

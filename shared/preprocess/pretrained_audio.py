@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from shared.errors import ModelError
 from shared.media import Waveform
 from shared.preprocess import RawValue, digest_of, wrong_kind
-from shared.preprocess.audio import load_torchaudio, resampled
-from shared.preprocess.pretrained import Checkpoint
+from shared.preprocess.audio import resampled
+from shared.preprocess.pretrained import Checkpoint, may_import_transformers
 from shared.preprocess.pretrained_network import load_network
 from shared.preprocess.pretrained_tokens import with_tables
 from shared.settings import Settings
@@ -112,7 +112,7 @@ def fixed_length(samples: Float[Tensor, "N"], *, sample_rate_hz: int, to_hz: int
 
 @functools.lru_cache(maxsize=4)
 def _extractor(checkpoint: Checkpoint) -> Extractor:
-    load_torchaudio()
+    may_import_transformers()
     from transformers import AutoFeatureExtractor
 
     try:

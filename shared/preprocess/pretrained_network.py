@@ -3,8 +3,8 @@ transformers' networks.
 
 in        a Checkpoint
 out       the network, of layers that every gradient engine can follow, without dropout and with eager attention
-relies on audio.py having mended torchaudio first, which transformers imports whenever it is installed; nothing is
-          fetched, and no code from a checkpoint's folder is run
+relies on pretrained.py for what must happen before transformers is imported; nothing is fetched, and no code from a
+          checkpoint's folder is run
 """
 
 import functools
@@ -16,8 +16,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.utils import parametrize
 
 from shared.errors import ModelError
-from shared.preprocess.audio import load_torchaudio
-from shared.preprocess.pretrained import Checkpoint
+from shared.preprocess.pretrained import Checkpoint, may_import_transformers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -40,7 +39,7 @@ def load_network(checkpoint: Checkpoint) -> "PreTrainedModel":
     Raises:
         ModelError: transformers cannot read it, weights are missing, or it is an encoder and a decoder.
     """
-    load_torchaudio()
+    may_import_transformers()
     from transformers import AutoConfig, AutoModel
     from transformers.utils import logging
 
@@ -86,7 +85,7 @@ def read_network(checkpoint: Checkpoint) -> "PreTrainedModel":
 
 def is_causal(checkpoint: Checkpoint) -> bool:
     """Whether tokens of a text network look back only, as in GPT: their last one has seen the whole text."""
-    load_torchaudio()
+    may_import_transformers()
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
         MODEL_FOR_MASKED_LM_MAPPING_NAMES,

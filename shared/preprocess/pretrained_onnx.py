@@ -19,8 +19,8 @@ from torch import Tensor
 from shared.errors import ModelError
 from shared.media import Waveform
 from shared.preprocess import RawValue, digest_of, wrong_kind
+from shared.preprocess.audio import resampled
 from shared.preprocess.pretrained import Checkpoint
-from shared.preprocess.pretrained_audio import fixed_length
 from shared.settings import Settings
 
 WAKEWORD_WIDTH = 96
@@ -34,7 +34,7 @@ Run = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
 class WakewordOptions(Settings):
     """How recordings go through openwakeword's speech embedding."""
 
-    seconds: float = Field(default=2.0, ge=1, le=60, description="longer is cut, shorter is padded with silence")
+    seconds: float = Field(default=2.0, ge=1, le=60, description="longer is cut, shorter is repeated")
 
 
 class WakewordPreprocessor:
@@ -52,12 +52,12 @@ class WakewordPreprocessor:
         """The recording's frames."""
         if not isinstance(value, Waveform):
             raise wrong_kind(value, wanted="a waveform")
-        samples = fixed_length(
-            torch.as_tensor(value.samples, dtype=torch.float32).mean(dim=0),
-            sample_rate_hz=value.sample_rate_hz,
-            to_hz=SAMPLE_RATE_HZ,
-            seconds=self.options.seconds,
-        )
+        samples = torch.as_tensor(value.samples, dtype=torch.float32).mean(dim=0)
+        samples = resampled(samples, sample_rate_hz=value.sample_rate_hz, to_hz=SAMPLE_RATE_HZ)
+        # silence behind a short word would be most of the mean, and the same for all words
+        wanted = round(self.options.seconds * SAMPLE_RATE_HZ)
+        samples = samples.repeat(-(-wanted // max(1, len(samples))))[:wanted]
+        samples = torch.nn.functional.pad(samples, (0, wanted - len(samples)))
         # the network takes numbers on the scale of 16-bit samples
         scaled = (samples.clamp(-1, 1) * 32767).round().numpy()
         frames = onnx_network(self.checkpoint.path / "melspectrogram.onnx")(scaled[None])

@@ -2,7 +2,7 @@
 
 in        an encoder, LoraSettings, the layers that may have additions
 out       the same encoder; the additions are plain layers called once a pass, and they alone ask for gradients
-relies on audio.py having mended torchaudio first: peft imports transformers, which imports it
+relies on preprocess/pretrained.py for what must happen before peft is imported, which imports transformers
 """
 
 import re
@@ -13,7 +13,7 @@ from torch import nn
 
 from shared.config import LoraSettings
 from shared.errors import ModelError
-from shared.preprocess.audio import load_torchaudio
+from shared.preprocess.pretrained import may_import_transformers
 
 RECURRENT = "recurrent"
 """last part of the names of layers whose weights recurrence.py computes with apart from their calls"""
@@ -51,7 +51,7 @@ def add_lora(
     Source: Hu et al. 2021, arXiv:2106.09685, section 4.1; under DP-SGD: Yu et al. 2022, arXiv:2110.06500, section 3.
     """
     chosen = _chosen(settings, layers=tuple(layers), usual=usual, of=of)
-    load_torchaudio()
+    may_import_transformers()
     with warnings.catch_warnings():
         # that a merge with the layer's own weights would not do; nothing is merged here
         warnings.filterwarnings("ignore", message=".*[Mm]erg.*")
