@@ -102,11 +102,13 @@ class OnnxModel(nn.Module):
 
 
 def _forget_origin(model: "onnx.ModelProto") -> None:
-    """Takes out classes, source lines and folders of the machine that exported, and shapes to be found again."""
+    """Takes out classes, source lines and folders of the machine that exported; the first axis is "batch"."""
     graph = model.graph
     for owner in (model, graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
         del owner.metadata_props[:]
         owner.doc_string = ""
+    for value in (*graph.input, *graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"
     # they contradict what the quantiser finds for weights that were turned
     del graph.value_info[:]
 

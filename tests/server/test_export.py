@@ -35,6 +35,13 @@ def without_held_out(folder: Path, encoders: dict[str, dict[str, object]]) -> Tr
 
 
 @pytest.fixture(scope="module")
+def quick(tmp_path_factory: pytest.TempPathFactory) -> TrainedModel:
+    """A model whose graph is small."""
+    encoders = {"words": small("embedding-mean"), "sound": small("mel-statistics")}
+    return without_held_out(tmp_path_factory.mktemp("runs") / "run", encoders)
+
+
+@pytest.fixture(scope="module")
 def onnx_folder(trained: TrainedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An LSTM, convolutions and a table of words, in ONNX and with 8-bit weights."""
     out = tmp_path_factory.mktemp("out") / "export"
@@ -47,6 +54,7 @@ def onnx_folder(trained: TrainedModel, tmp_path_factory: pytest.TempPathFactory)
     return out
 
 
+@pytest.mark.slow
 def test_a_file_says_what_the_model_says_of_any_number_of_rows(trained: TrainedModel, onnx_folder: Path) -> None:
     found = OnnxModel(onnx_folder / "model.onnx")
     for rows in (1, 2, 7):
@@ -54,6 +62,7 @@ def test_a_file_says_what_the_model_says_of_any_number_of_rows(trained: TrainedM
         assert torch.allclose(predict(found, samples), predict(trained.model, samples), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_an_absent_modality_has_no_influence_on_a_file(trained: TrainedModel, onnx_folder: Path) -> None:
     found = OnnxModel(onnx_folder / "model.onnx")
     samples = made_up_samples(trained, readers=Readers(trained.run), rows=2)
@@ -63,6 +72,7 @@ def test_an_absent_modality_has_no_influence_on_a_file(trained: TrainedModel, on
     assert not torch.equal(found(samples.inputs, samples.present), found(other, samples.present))
 
 
+@pytest.mark.slow
 def test_weights_of_8_bits_take_less_room_and_stay_close(trained: TrainedModel, onnx_folder: Path) -> None:
     kinds = _operations(onnx_folder / "model.int8.onnx")
     assert "DequantizeLinear" in kinds
@@ -78,6 +88,7 @@ def _operations(path: Path) -> set[str]:
     return {node.op_type for node in onnx.load(path).graph.node}
 
 
+@pytest.mark.slow
 def test_the_description_says_what_goes_in_and_comes_out(onnx_folder: Path) -> None:
     told = json.loads((onnx_folder / "model.json").read_text("utf-8"))
     session = onnxruntime.InferenceSession(onnx_folder / "model.onnx", providers=["CPUExecutionProvider"])
@@ -92,30 +103,33 @@ def test_the_description_says_what_goes_in_and_comes_out(onnx_folder: Path) -> N
     assert told["check"]["forms"][1]["largest_difference"] < 1e-4
 
 
+@pytest.mark.slow
 def test_files_hold_no_path_of_the_machine_and_no_held_out_value(trained: TrainedModel, onnx_folder: Path) -> None:
     here = str(Path(__file__).resolve().parents[2]).encode()
     for file in onnx_folder.iterdir():
         assert here not in file.read_bytes()
 
 
-def test_a_program_says_what_the_model_says_and_was_made_from_made_up_rows(
-    trained: TrainedModel, tmp_path: Path
+def test_a_program_says_what_the_model_says_and_is_made_and_checked_without_held_out_data(
+    quick: TrainedModel, tmp_path: Path
 ) -> None:
-    exported = export(trained, to="torch-export", out=tmp_path / "out")
+    exported = export(quick, to="torch-export", out=tmp_path / "out")
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["model.json", "model.pt2"]
     assert exported.forms[1].largest_difference < 1e-5
-    samples = made_up_samples(trained, readers=Readers(trained.run), rows=2)
+    assert exported.checked_on == "64 made-up rows (the held-out data is gone)"
+    assert [form.score for form in exported.forms] == [None, None]
+    samples = made_up_samples(quick, readers=Readers(quick.run), rows=2)
     path = tmp_path / "out" / "model.pt2"
     assert torch.allclose(
-        predict(Program(path, modalities=trained.run.modalities), samples), predict(trained.model, samples)
+        predict(Program(path, modalities=quick.run.modalities), samples), predict(quick.model, samples)
     )
     kept = torch.export.load(path).example_inputs
     assert kept is not None
-    assert torch.equal(kept[0][0], samples.inputs["photo"])
+    assert torch.equal(kept[0][0], samples.inputs["words"])
 
 
 def test_a_file_that_disagrees_is_not_written(
-    trained: TrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    quick: TrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Wrong(Program):
         def forward(self, inputs: Mapping[str, Tensor], present: Tensor) -> Tensor:
@@ -125,13 +139,13 @@ def test_a_file_that_disagrees_is_not_written(
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "model.pt2").write_bytes(b"the one before")
     with pytest.raises(RunError, match="does not agree"):
-        export(trained, to="torch-export", out=tmp_path / "out")
+        export(quick, to="torch-export", out=tmp_path / "out")
     assert [file.name for file in tmp_path.iterdir()] == ["out"]
     assert (tmp_path / "out" / "model.pt2").read_bytes() == b"the one before"
 
 
 def test_a_file_that_forgets_who_is_absent_is_not_written(
-    trained: TrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    quick: TrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Forgets(Program):
         def forward(self, inputs: Mapping[str, Tensor], present: Tensor) -> Tensor:
@@ -139,20 +153,12 @@ def test_a_file_that_forgets_who_is_absent_is_not_written(
 
     monkeypatch.setattr(export_module, "Program", Forgets)
     with pytest.raises(RunError, match="does not agree"):
-        export(trained, to="torch-export", out=tmp_path / "out")
+        export(quick, to="torch-export", out=tmp_path / "out")
 
 
-def test_without_held_out_data_the_check_is_called_what_it_is(tmp_path: Path) -> None:
-    exported = export(
-        without_held_out(tmp_path / "run", {"words": small("embedding-mean")}), to="torch-export", out=tmp_path / "out"
-    )
-    assert exported.checked_on == "64 made-up rows (the held-out data is gone)"
-    assert [form.score for form in exported.forms] == [None, None]
-
-
-def test_8_bits_are_refused_where_nothing_computes_with_them(trained: TrainedModel, tmp_path: Path) -> None:
+def test_8_bits_are_refused_where_nothing_computes_with_them(quick: TrainedModel, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="use: --to onnx"):
-        export(trained, to="torch-export", out=tmp_path / "out", int8=True)
+        export(quick, to="torch-export", out=tmp_path / "out", int8=True)
 
 
 def test_convolutions_are_quantised_where_they_hold_most_weights() -> None:
