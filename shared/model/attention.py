@@ -46,7 +46,8 @@ def attended(
     scores = query @ key.transpose(-1, -2) * (width // heads) ** -0.5
     # The lowest finite number and not -inf: a sample without any token gives equal weights, never NaN.
     scores = scores.masked_fill(~there[:, None, None, :], torch.finfo(scores.dtype).min)
-    return (scores.softmax(dim=-1) @ value).transpose(1, 2).reshape(batch, count, width)
+    seen: Tensor = (scores.softmax(dim=-1) @ value).transpose(1, 2).reshape(batch, count, width)
+    return seen
 
 
 def masked_mean(tokens: Float[Tensor, "B N W"], there: Bool[Tensor, "B N"]) -> Float[Tensor, "B W"]:

@@ -94,7 +94,7 @@ def motet_update(
     trained = train_round(
         model,
         samples,
-        names=tuple(name for name, _ in model.named_parameters()),
+        names=tuple(name for name, parameter in model.named_parameters() if parameter.requires_grad),
         training=training,
         plan=plan,
         nominal_size=len(samples),

@@ -36,9 +36,9 @@ def test_a_patch_token_is_one_linear_layer_over_its_own_pixels() -> None:
 
     assert network.place.num_embeddings == tokens.shape[1] == 6
     assert (tokens != after).any(dim=2).nonzero().tolist() == [[0, 5]]
-    torch.testing.assert_close(
-        tokens[0, 5], network.token.weight.flatten(1) @ pictures[0, :, 4:, 8:].flatten() + network.token.bias
-    )
+    assert network.token.bias is not None
+    alone = network.token.weight.flatten(1) @ pictures[0, :, 4:, 8:].flatten() + network.token.bias
+    torch.testing.assert_close(tokens[0, 5], alone)
 
 
 def test_where_patches_stand_matters_and_by_the_place_embedding_alone() -> None:

@@ -64,7 +64,8 @@ class LinearLstm(nn.Module):
             memory = forget.sigmoid() * memory + enter.sigmoid() * new.tanh()
             state = leave.sigmoid() * memory.tanh()
             total = total + (state / num if shares is None else state * shares[:, step, None])
-        return total
+        mean: Tensor = total
+        return mean
 
 
 class LstmOptions(Settings):
