@@ -8,6 +8,7 @@ from torch import Tensor
 
 from client.gradient.stacked import why_not_stacked
 from shared.config import PartSettings
+from shared.model.fusion.present import weights_of
 from shared.model.multimodal import build_model
 from shared.model.registry import Fusion, FusionPlace, fusion_registry
 from shared.model.tasks import MultiLabel, Rating, Several, SingleLabel, Task
@@ -104,3 +105,11 @@ def test_the_order_of_samples_does_not_matter(
 def test_book_keeping_can_follow_every_fusion(fusion: str) -> None:
     model = build_model(example_run({"photo": small("cnn"), "words": small("embedding-mean")}, fusion=fusion))
     assert why_not_stacked(model, names=[name for name, _ in model.named_parameters()]) is None
+
+
+def test_weights_add_up_to_one_where_anything_is_present_and_to_nothing_elsewhere() -> None:
+    present = torch.tensor([[True, True, True], [True, False, True], [False, False, False]])
+    weights = weights_of(torch.tensor([0.5, -3.0, 200.0]).expand(3, 3), present)
+
+    torch.testing.assert_close(weights.sum(dim=1), torch.tensor([1.0, 1.0, 0.0]))
+    assert weights[~present].count_nonzero() == 0
