@@ -98,7 +98,7 @@ def _one_task(
     if part.rating_range is not None and resampling.run.data.task == "several":
         # a task among others is compared with them, and so needs a score that is higher where it is better
         if "mae" in values:
-            values["closeness"] = float(closeness(np.array(values["mae"]), rating_range=part.rating_range))
+            values["closeness"] = float(closeness(np.array([values["mae"]]), rating_range=part.rating_range)[0])
         if "mae" in found:
             found["closeness"] = closeness(found["mae"], rating_range=part.rating_range)
     overall, by_class = intervals(found)
@@ -114,7 +114,7 @@ def _one_task(
     return scores, found
 
 
-def closeness(mae: NDArray[np.float64], *, rating_range: tuple[float, float]) -> NDArray[np.float64]:
+def closeness(mae: Float[np.ndarray, "R"], *, rating_range: tuple[float, float]) -> NDArray[np.float64]:
     """1 less the mean absolute error as a share of the range, 0 at least: a score for comparison with an F1.
 
     Not from chance on: whoever always says the middle of the range is never further off than half of it, and reaches

@@ -14,9 +14,10 @@ from shared.findings import Findings
 from shared.location import Locator
 from shared.manifest import find_manifest
 from shared.media import SUFFIXES, array_shape
-from shared.schema import DataCard, DataSchema, Kind, ModalitySchema
+from shared.schema import RESERVED_COLUMNS, DataCard, DataSchema, Kind, ModalitySchema
 from shared.settings import parse_settings, read_toml
 from shared.table import Record, read_table
+from shared.targets import listed_labels
 
 CARD_NAME = "dataset.toml"
 PARENTS_SEARCHED = 3
@@ -65,7 +66,7 @@ def infer_schema(folder: Path) -> DataSchema:
     modalities = dict(_file_modalities(columns, locator=Locator(folder)))
     groups, ignored = [], []
     for column, cells in columns.items():
-        if column in ("label", "rating", "subject_id", "file_name") or column.endswith(_FILE_COLUMN):
+        if column in RESERVED_COLUMNS or column.endswith(_FILE_COLUMN):
             continue
         if column in _TEXT_NAMES:
             modalities[column] = ModalitySchema(kind="text")
@@ -98,6 +99,9 @@ def _columns(records: Sequence[Record]) -> dict[str, list[object]]:
 def _target(columns: dict[str, list[object]]) -> dict[str, object]:
     if labels := sorted({str(label) for label in columns.get("label", [])}):
         return {"task": "single-label", "labels": labels}
+    many = [listed_labels(cell) for cell in columns.get("labels", [])]
+    if any(each is not None for each in many):
+        return {"task": "multi-label", "labels": sorted({label for each in many for label in each or ()})}
     ratings = [rating for cell in columns.get("rating", []) if (rating := _number(cell)) is not None]
     if not ratings or min(ratings) == max(ratings):
         return {"task": "rating"}

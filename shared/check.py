@@ -14,12 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from shared.card import find_card, infer_schema
 from shared.errors import Fault, ManifestError, MediaFault
 from shared.findings import Findings
 from shared.manifest import MANIFEST_NAMES, Manifest, scan_manifest
 from shared.media import Originals, decode, read_file
 from shared.schema import DataSchema
+from shared.targets import cells_of, count_names, counts_of_rows, stacked_targets
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -49,8 +52,11 @@ class FolderSummary:
     modalities: dict[str, int]
     """modality -> rows that have it"""
     labels: dict[str, int]
-    """label -> rows, those that no row has included; empty for a rating task"""
-    rating: RatingSummary | None
+    """label (`task.label` with several) -> rows, those that no row has included; empty for a rating task"""
+    ratings: dict[str, RatingSummary]
+    """column -> what its ratings are; empty where there are none"""
+    answers: dict[str, int]
+    """several tasks: task -> rows that have an answer to it"""
     num_subjects: int | None
     """None where rows name no subject"""
     groups: dict[str, dict[str, int]]
@@ -110,13 +116,13 @@ def render_summary(summary: FolderSummary) -> "RenderableType":
     for modality, count in summary.modalities.items():
         table.add_row(f"{modality} ({summary.schema.modalities[modality].kind})", str(count))
     table.add_section()
+    for task, count in summary.answers.items():
+        table.add_row(escape(f"task {task}"), str(count))
     for label, count in summary.labels.items():
         table.add_row(escape(f"label {label}"), str(count))
-    if summary.rating is not None:
-        rating = summary.rating
-        table.add_row(
-            "rating: mean (lowest to highest)", f"{rating.mean:.3g} ({rating.lowest:g} to {rating.highest:g})"
-        )
+    for column, rating in summary.ratings.items():
+        told = f"{rating.mean:.3g} ({rating.lowest:g} to {rating.highest:g})"
+        table.add_row(escape(f"{column}: mean (lowest to highest)"), told)
     subjects = "none named" if summary.num_subjects is None else str(summary.num_subjects)
     table.add_row("subjects", subjects, end_section=True)
     for column, counts in summary.groups.items():
@@ -149,10 +155,15 @@ def _look_into_files(manifest: Manifest, *, schema: DataSchema, findings: Findin
 
 def _summary(manifest: Manifest, *, schema: DataSchema, is_inferred: bool) -> FolderSummary:
     rows = manifest.rows
-    counts = Counter(row.target for row in rows)
-    ratings = [row.target for row in rows if isinstance(row.target, float)]
+    targets = stacked_targets([row.target for row in rows], schema=schema)
+    counts = torch.bincount(counts_of_rows(targets, schema=schema)[1], minlength=len(count_names(schema))).tolist()
+    cells = [cells_of(row.target, schema=schema) for row in rows]
+    ratings = {
+        column: [rating for cell in cells if isinstance(rating := cell.get(column), float)]
+        for column, part in schema.parts.items()
+        if part.rating_range is not None
+    }
     subjects = {row.subject for row in rows}
-    rating = RatingSummary(sum(ratings) / len(ratings), min(ratings), max(ratings)) if ratings else None
     return FolderSummary(
         folder=manifest.path.parent,
         manifest=manifest.path.name,
@@ -160,14 +171,23 @@ def _summary(manifest: Manifest, *, schema: DataSchema, is_inferred: bool) -> Fo
         is_inferred=is_inferred,
         num_rows=len(rows),
         modalities={name: sum(name in row.values for row in rows) for name in schema.modalities},
-        labels={label: counts[index] for index, label in enumerate(schema.labels)},
-        rating=rating,
+        labels={
+            name: count
+            for name, count in zip(count_names(schema), counts, strict=True)
+            if schema.task not in ("rating", "matching") and name not in ratings
+        },
+        ratings={column: _rating(values) for column, values in ratings.items() if values},
+        answers={column: sum(column in cell for cell in cells) for column in schema.tasks},
         num_subjects=None if None in subjects else len(subjects),
         groups={
             column: _sorted_counts(row.groups[column] for row in rows if column in row.groups)
             for column in schema.groups
         },
     )
+
+
+def _rating(values: list[float]) -> RatingSummary:
+    return RatingSummary(sum(values) / len(values), min(values), max(values))
 
 
 def _sorted_counts(words: Iterable[str]) -> dict[str, int]:

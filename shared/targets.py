@@ -98,12 +98,8 @@ class TargetReader:
 
     def _labels(self, record: Record, *, column: str, part: TaskSchema) -> tuple[float, ...] | None:
         cell, indices = record.cells[column], self._indices[column]
-        if isinstance(cell, str):
-            # a list that a table without lists holds as text
-            named: object = _listed(cell)
-        else:
-            named = cell
-        if not isinstance(named, list) or not all(isinstance(label, str) and label in indices for label in named):
+        named = listed_labels(cell)
+        if named is None or not all(label in indices for label in named):
             self._note(record, column=column, part=part, came=shown(cell))
             return None
         there = {indices[label] for label in named}
@@ -120,7 +116,7 @@ class TargetReader:
         else:
             allowed = choices(part.labels)
             if part.kind == "multi-label":
-                allowed = f"a list of any of {allowed}, also an empty one"
+                allowed = f"a list of any of {allowed}, also an empty one; in CSV as a|b, or [] for none"
         self._findings.add(record.line, field=column, came=came, allowed=allowed)
 
 
@@ -190,20 +186,19 @@ def counts_of_rows(
     return torch.cat(rows), torch.cat(counts)
 
 
-def class_of(target: Target) -> int:
-    """The class of a row of a single-label task."""
-    if not isinstance(target, int):
-        raise AssertionError(f"a class was asked for, and the target is {target}")
-    return target
-
-
-def _listed(text: str) -> object:
-    if text.startswith("["):
-        try:
-            return json.loads(text)
-        except ValueError:
-            return None
-    return [label.strip() for label in text.split(_SEPARATOR)]
+def listed_labels(cell: object) -> list[str] | None:
+    """The labels that a cell names, of a list or of a text as CSV has it: `["a"]`, `a|b`; None for anything else."""
+    named = cell
+    if isinstance(cell, str):
+        named = [label.strip() for label in cell.split(_SEPARATOR)]
+        if cell.startswith("["):
+            try:
+                named = json.loads(cell)
+            except (ValueError, RecursionError):
+                return None
+    if not isinstance(named, list) or not all(isinstance(label, str) for label in named):
+        return None
+    return named
 
 
 def answers_to(tasks: Collection[str], targets: Float[Tensor, "N T"], *, schema: DataSchema) -> Float[Tensor, "N T"]:

@@ -23,7 +23,10 @@ SAMPLE_RATE_HZ = 16_000
 
 
 def write_folder(folder: Path, *, run: RunConfig) -> None:
-    """A data folder of NUM_ROWS random rows of NUM_SUBJECTS subjects; half have every modality, half lack one."""
+    """A data folder of NUM_ROWS random rows of NUM_SUBJECTS subjects.
+
+    Half have every modality, and an answer to every task; half lack one of each, where there are several.
+    """
     draws = np.random.default_rng(0)
     folder.mkdir(parents=True)
     lines = []
@@ -31,8 +34,10 @@ def write_folder(folder: Path, *, run: RunConfig) -> None:
         # the first half is whole; each of the others lacks one modality, where there is more than one
         lacking = run.modalities[row % len(run.modalities)] if row >= NUM_ROWS // 2 else None
         cells: dict[str, object] = {"subject_id": f"subject-{row % NUM_SUBJECTS}"}
-        for column, part in run.data.parts.items():
-            cells[column] = _answer(part, row=row, draws=draws)
+        for number, (column, part) in enumerate(run.data.parts.items()):
+            is_open = len(run.data.parts) > 1 and row >= NUM_ROWS // 2 and number == row % len(run.data.parts)
+            if not is_open:
+                cells[column] = _answer(part, row=row, draws=draws)
         for name in run.modalities:
             if name != lacking or len(run.modalities) == 1:
                 place = folder / f"{name}-{row}"

@@ -7,11 +7,11 @@ relies on nothing: how canaries are treated is what is being tested
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor, nn
 
 from shared.batch import Samples
-from shared.schema import DataSchema
+from shared.schema import DataSchema, TaskSchema
 
 MARK = "canary number"
 """input that tells a canary's number, -1 in a real row; no modality can be called so, for the blanks"""
@@ -69,19 +69,19 @@ def with_gradient_canaries(samples: Samples, *, included: Coins) -> Samples:
 def mislabelled(strangers: Samples, *, data: DataSchema, num: int, generator: np.random.Generator) -> Samples:
     """Records that nobody else has, with wrong labels: what a model can only get right by heart.
 
-    A class becomes one of the others, a rating the end of the range that is further away. At most all strangers.
+    A class becomes one of the others, a rating the end of the range that is further away; of many labels each is the
+    opposite. Of several tasks that is so of each that has an answer. At most all strangers.
 
     Source: Steinke, Nasr, Jagielski 2023, arXiv:2305.08846, section 6 (mislabelled canaries in input space).
     """
     chosen = torch.from_numpy(np.sort(generator.permutation(len(strangers))[:num]))
     records = strangers.subset(chosen)
-    if data.rating_range is not None:
-        low, high = data.rating_range
-        is_low = records.targets < (low + high) / 2
-        targets = torch.where(is_low, high, low).to(records.targets.dtype)
-    else:
-        shift = torch.from_numpy(generator.integers(1, len(data.labels), size=len(records)))
-        targets = (records.targets + shift) % len(data.labels)
+    table = records.targets[:, None] if records.targets.ndim == 1 else records.targets
+    wrong, column = [], 0
+    for part in data.parts.values():
+        wrong.append(_wrong_answers(table[:, column : column + part.num_targets], part=part, generator=generator))
+        column += part.num_targets
+    targets = torch.cat(wrong, dim=1).reshape(records.targets.shape)
     return Samples(
         inputs=records.inputs,
         present=records.present,
@@ -89,6 +89,19 @@ def mislabelled(strangers: Samples, *, data: DataSchema, num: int, generator: np
         subjects=tuple(f"canary {number}" for number in range(len(records))),
         groups=records.groups,
     )
+
+
+def _wrong_answers(answers: Num[Tensor, "B T"], *, part: TaskSchema, generator: np.random.Generator) -> Tensor:
+    """None of them right; what is no answer stays none."""
+    if part.rating_range is not None:
+        low, high = part.rating_range
+        wrong = torch.where(answers < (low + high) / 2, high, low).to(answers.dtype)
+    elif part.kind == "multi-label":
+        wrong = 1 - answers
+    else:
+        shift = torch.from_numpy(generator.integers(1, len(part.labels), size=len(answers)))[:, None]
+        wrong = ((answers + shift) % len(part.labels)).to(answers.dtype)
+    return torch.where(answers.isnan(), answers, wrong)
 
 
 def joined(samples: Samples, more: Samples, *, subjects: list[str] | None = None) -> Samples:

@@ -15,7 +15,7 @@ from shared.card import find_card, infer_schema
 from shared.errors import ConfigError
 from shared.manifest import Row, read_manifest
 from shared.schema import DataCard, DataSchema
-from shared.targets import cells_of, class_of
+from shared.targets import cells_of
 from simulations.datasets.writer import TEST, VALIDATION, BuiltDataset, File, NewRow, built, is_file_name, writing
 from simulations.partition import Rows, column_shards, dirichlet_shards, even_shards
 
@@ -43,7 +43,8 @@ def split_folder(
         how: `even` (sizes differ by one at most), `dirichlet` (label skew, needs `alpha`), `column` (rows with the same
             value of `column` stay together).
         sites: how many; with `column` one for each value, if not set.
-        column: a group column, an ignored column, `subject_id` or `label`.
+        column: a group column, an ignored column, `subject_id`, `label` or one of several tasks with single labels;
+            with `dirichlet` and several tasks, the task whose labels are dealt out.
         remove: modality -> share of the site rows (of the sites, under `remove_from`) that lose it. A row never loses
             the last one it has. The held-out part loses nothing.
         held_out_share: of the subjects, or of the rows where there are none; half of it for validation, half for the
@@ -143,8 +144,12 @@ def _shards(
     generator: np.random.Generator,
 ) -> dict[str, list[int]]:
     """Site name -> numbers of its rows."""
-    if (alpha is not None) != (how == "dirichlet") or (column is not None) != (how == "column"):
-        raise ConfigError(f"how is {how!r}; allowed: alpha with 'dirichlet' and only there, column with 'column'")
+    takes_column = how == "column" or (how == "dirichlet" and schema.task == "several")
+    if (alpha is not None) != (how == "dirichlet") or (column is not None) != takes_column:
+        raise ConfigError(
+            f"how is {how!r}; allowed: alpha with 'dirichlet' and only there, column with 'column', and with "
+            "'dirichlet' where there are several tasks"
+        )
     if how == "column":
         values = [_column_value(rows[number], schema, column=column or "") for number in rest]
         names = sorted(set(values))
@@ -157,12 +162,21 @@ def _shards(
         raise ConfigError(f"sites: needed with how {how!r}")
     if how == "even":
         return _numbered(even_shards(len(rest), shards=sites, generator=generator), rest)
-    if schema.task != "single-label":
-        raise ConfigError(
-            "how is 'dirichlet', which deals out classes; the folder's rows have no single label; allowed: even, column"
-        )
-    labels = np.array([class_of(rows[number].target) for number in rest])
+    labels = _classes([rows[number] for number in rest], schema, column=column or "label")
     return _numbered(dirichlet_shards(labels, shards=sites, alpha=alpha or 0.0, generator=generator, min_rows=1), rest)
+
+
+def _classes(rows: Sequence[Row], schema: DataSchema, *, column: str) -> np.ndarray:
+    """The class of each row; rows without an answer, of several tasks, are one class more."""
+    part = schema.parts.get(column)
+    if part is None or part.kind != "single-label":
+        tasks = [name for name, other in schema.tasks.items() if other.kind == "single-label"]
+        raise ConfigError(
+            f"how is 'dirichlet', which deals out classes; {column!r} has no single label; allowed: even, column"
+            + (f", or dirichlet with column {' or '.join(tasks)}" if tasks else "")
+        )
+    cells = [cells_of(row.target, schema=schema).get(column) for row in rows]
+    return np.array([part.labels.index(str(cell)) if cell is not None else len(part.labels) for cell in cells])
 
 
 def _numbered(parts: tuple[Rows, ...], rest: list[int]) -> dict[str, list[int]]:
@@ -171,12 +185,13 @@ def _numbered(parts: tuple[Rows, ...], rest: list[int]) -> dict[str, list[int]]:
 
 
 def _column_value(row: Row, schema: DataSchema, *, column: str) -> str:
-    if column not in (*schema.groups, "subject_id", "label") or (column == "label" and not schema.labels):
-        allowed = ", ".join((*schema.groups, "subject_id", *(("label",) if schema.labels else ())))
-        raise ConfigError(f"column is {column!r}; allowed: {allowed}")
-    if column == "label":
-        return schema.labels[class_of(row.target)]
+    answers = [name for name, part in schema.parts.items() if part.kind == "single-label"]
+    if column not in (*schema.groups, "subject_id", *answers):
+        raise ConfigError(f"column is {column!r}; allowed: {', '.join((*schema.groups, 'subject_id', *answers))}")
     value = row.subject if column == "subject_id" else row.groups.get(column)
+    if column in answers:
+        cell = cells_of(row.target, schema=schema).get(column)
+        value = None if cell is None else str(cell)
     if value is None:
         raise ConfigError(f"column {column!r}: row {row.line} has none; allowed: a value in every row")
     return value

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -26,6 +26,7 @@ from tests.tiny import PRIVACY, tiny_config
 CLASSES = 3
 ROWS = st.lists(st.tuples(st.integers(0, 4), st.integers(0, CLASSES - 1)), max_size=30)
 NAN = math.nan
+MANY: dict[str, object] = {"task": "multi-label", "labels": ("war", "love")}
 SEVERAL: dict[str, object] = {
     "task": "several",
     "tasks": {
@@ -54,12 +55,14 @@ def samples_of(rows: Sequence[tuple[int, int]]) -> Samples:
     )
 
 
-def schema_of(num_classes: int = CLASSES, **task: object) -> DataSchema:
+def schema_of(num_classes: int = CLASSES) -> DataSchema:
     """Of so many labels; one of them: a rating."""
-    if not task and num_classes == 1:
-        task = {"task": "rating", "rating_range": (0, CLASSES)}
-    elif not task:
-        task = {"task": "single-label", "labels": tuple(f"label {number}" for number in range(num_classes))}
+    if num_classes == 1:
+        return asking({"task": "rating", "rating_range": (0, CLASSES)})
+    return asking({"task": "single-label", "labels": tuple(f"label {number}" for number in range(num_classes))})
+
+
+def asking(task: Mapping[str, object]) -> DataSchema:
     return DataSchema.model_validate({**task, "modalities": {"text": {"kind": "text"}}})
 
 
@@ -110,8 +113,8 @@ def test_one_unit_moves_the_counts_of_many_answers_by_at_most_one(
 ) -> None:
     """Of several tasks, one of them with many labels; and of that one alone, whose labels a row may all have."""
     for schema, columns in (
-        (schema_of(**SEVERAL), slice(None)),
-        (schema_of(task="multi-label", labels=("war", "love")), slice(1, 3)),
+        (asking(SEVERAL), slice(None)),
+        (asking(MANY), slice(1, 3)),
     ):
         told = [(who, [first, *many, last][columns]) for who, (first, many, last) in rows]
         told = [(who, numbers) for who, numbers in told if schema.task == "several" or not math.isnan(numbers[0])]
@@ -124,7 +127,7 @@ def assert_bounded(
     whole: Samples, without_subject: Samples, without_record: Samples, *, schema: DataSchema, grid: float | None
 ) -> None:
     most = 1 + (math.sqrt(len(count_names(schema))) / 2 * grid if grid else 1e-12)
-    for unit, fewer in (("subject", without_subject), ("record", without_record)):
+    for unit, fewer in zip(UNITS, (without_record, without_subject), strict=True):
         counts = [exact_counts(each, unit=unit, schema=schema, grid=grid) for each in (whole, fewer)]
         assert (counts[0] - counts[1]).norm() <= most
 
@@ -132,8 +135,8 @@ def assert_bounded(
 def test_a_record_with_every_answer_moves_the_counts_by_exactly_one() -> None:
     """So the noise hides no less than it is paid for, and no more."""
     for schema, answers in (
-        (schema_of(task="multi-label", labels=("war", "love")), [1.0, 1.0]),
-        (schema_of(**SEVERAL), [2.0, 1.0, 1.0, 0.5]),
+        (asking(MANY), [1.0, 1.0]),
+        (asking(SEVERAL), [2.0, 1.0, 1.0, 0.5]),
     ):
         counts = exact_counts(answering([(0, answers)]), unit="record", schema=schema)
         assert float(counts.norm()) == pytest.approx(1)
@@ -151,7 +154,7 @@ def test_counts_are_of_records_or_of_subjects() -> None:
 
 def test_counts_of_many_answers_are_of_labels_and_of_given_ratings() -> None:
     """Times the root of how many of them a row can be in, which is what the report shows."""
-    schema = schema_of(**SEVERAL)
+    schema = asking(SEVERAL)
     assert count_names(schema) == ("mood.a", "mood.b", "mood.c", "topics.war", "topics.love", "valence")
     rows = [(0, [0, 1, 1, 0.5]), (0, [2, NAN, NAN, -0.5]), (1, [NAN, 0, 1, NAN]), (2, [2, 0, 0, NAN])]
     samples, root = answering(rows), math.sqrt(most_counts_of_a_row(schema))

@@ -39,7 +39,8 @@ def test_a_summary_counts_rows_modalities_labels_subjects_and_groups(tmp_path: P
     assert summary.num_rows == 6
     assert summary.modalities == {"image": 6, "text": 5, "audio": 6, "motion": 6, "vector": 6}
     assert summary.labels == {"joy": 3, "calm": 3}
-    assert summary.rating is None
+    assert summary.ratings == {}
+    assert summary.answers == {}
     assert summary.num_subjects == 3
     assert summary.groups == {"language": {"el": 2, "fr": 3}}
     assert not summary.is_inferred
@@ -48,7 +49,7 @@ def test_a_summary_counts_rows_modalities_labels_subjects_and_groups(tmp_path: P
 def test_a_summary_of_ratings_has_mean_lowest_and_highest(tmp_path: Path) -> None:
     write_rows(tmp_path, [{"text": "a", "rating": rating} for rating in (-2, 0, 3)])
     summary = check_folder(tmp_path, schema=RATING)
-    assert summary.rating == RatingSummary(mean=1 / 3, lowest=-2.0, highest=3.0)
+    assert summary.ratings == {"rating": RatingSummary(mean=1 / 3, lowest=-2.0, highest=3.0)}
     assert summary.labels == {}
     assert summary.num_subjects is None
 

@@ -189,7 +189,7 @@ def test_a_task_without_an_answer_gets_no_gradient(fusion: str) -> None:
     model = model_of(SEVERAL, fusion=fusion)
     inputs, present = inputs_of(3)
     targets = torch.tensor([[1.0, NAN, NAN, NAN], [0, NAN, NAN, NAN], [2, NAN, NAN, NAN]])
-    model.loss(model(inputs, present), targets).sum().backward()
+    model.loss(model(inputs, present), targets).sum().backward()  # type: ignore[no-untyped-call]
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None
         assert bool(parameter.grad.isfinite().all())
@@ -234,7 +234,7 @@ def test_a_head_without_weights_does_not_answer_several_tasks() -> None:
 
 
 def test_a_task_whose_name_torch_needs_is_refused() -> None:
-    with pytest.raises(ModelError, match="tasks .'keys'. have names that torch needs"):
+    with pytest.raises(ModelError, match=r"tasks \['keys'\] have names that torch needs"):
         model_of({"task": "several", "tasks": {"keys": TASKS["valence"], "mood": TASKS["feeling"]}})
 
 
@@ -251,7 +251,9 @@ def test_a_model_gives_as_many_numbers_as_its_task_asks_for(
 
 
 def test_ratings_among_several_tasks_are_in_the_unit_of_the_data() -> None:
-    task = task_of(run_of({"task": "several", "tasks": {**TASKS, "price": {"kind": "rating", "rating_range": (0, 10)}}}))
+    task = task_of(
+        run_of({"task": "several", "tasks": {**TASKS, "price": {"kind": "rating", "rating_range": (0, 10)}}})
+    )
     scaled = task.scaled(torch.ones(1, 7))
     assert scaled.tolist() == [[1, 1, 1, 3, 1, 1, 10]]
     shares = task.log_probabilities(torch.zeros(1, 7))

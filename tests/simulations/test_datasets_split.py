@@ -161,6 +161,97 @@ def test_options_that_do_not_fit_are_refused(
     assert not list(tmp_path.iterdir())
 
 
+CARD = """title = "Tasks"
+generated = true
+licence = "CC0"
+citation = "none"
+source = "a test"
+[content]
+task = "several"
+modalities = {text = {kind = "text"}}
+[content.tasks.mood]
+kind = "single-label"
+labels = ["joy", "calm"]
+[content.tasks.topics]
+kind = "multi-label"
+labels = ["war", "love"]
+[content.tasks.valence]
+kind = "rating"
+rating_range = [-1, 1]
+"""
+
+
+def tasks_folder(folder: Path) -> list[dict[str, object]]:
+    """120 rows of three tasks; every fifth has no mood, every seventh nothing but a mood or a rating."""
+    folder.mkdir()
+    (folder / "dataset.toml").write_text(CARD)
+    rows: list[dict[str, object]] = []
+    for number in range(120):
+        row: dict[str, object] = {"text": f"row {number}", "valence": number / 120}
+        if number % 5:
+            row["mood"] = ("joy", "calm")[number % 2]
+        if number % 7:
+            row["topics"] = [["war"], ["love"], ["love", "war"], []][number % 4]
+        rows.append(row)
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return rows
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"how": "even", "sites": 3},
+        {"how": "dirichlet", "sites": 3, "alpha": 0.3, "column": "mood"},
+    ],
+)
+def test_answers_of_several_tasks_travel_with_their_rows(tmp_path: Path, options: dict[str, object]) -> None:
+    rows = {row["text"]: row for row in tasks_folder(tmp_path / "mine")}
+    built = split_folder(tmp_path / "mine", tmp_path / "split", held_out_share=0.2, **options)  # type: ignore[arg-type]
+    found = [row for some in _all_rows(built).values() for row in some]
+    assert len(found) == 120
+    for row in found:
+        known = rows[row["text"]]
+        assert row["valence"] == pytest.approx(known["valence"])
+        assert set(row) == set(known)
+        assert row.get("mood") == known.get("mood")
+        assert sorted(row.get("topics", [])) == sorted(known.get("topics", []))  # type: ignore[call-overload]
+    counts = sum("love" in row.get("topics", ()) for row in rows_of(built.sites[0]))
+    table = (built.folder / "README.md").read_text()
+    assert "| mood.joy | mood.calm | topics.war | topics.love | valence |" in table
+    line = next(line for line in table.splitlines() if line.startswith(f"| sites/{built.sites[0].name} "))
+    assert line.split(" | ")[6] == str(counts)
+
+
+def test_several_tasks_are_dealt_out_by_one_that_has_single_labels(tmp_path: Path) -> None:
+    tasks_folder(tmp_path / "mine")
+
+    def split(**options: object) -> BuiltDataset:
+        return split_folder(tmp_path / "mine", tmp_path / "split", sites=2, **options)  # type: ignore[arg-type]
+
+    with pytest.raises(
+        ConfigError, match="'topics' has no single label; allowed: even, column, or dirichlet with colu"
+    ):
+        split(how="dirichlet", alpha=1.0, column="topics")
+    with pytest.raises(ConfigError, match="and with 'dirichlet' where there are several tasks"):
+        split(how="dirichlet", alpha=1.0)
+    with pytest.raises(ConfigError, match="column is 'topics'; allowed: subject_id, mood"):
+        split(how="column", column="topics")
+    with pytest.raises(ConfigError, match=r"column 'mood': row .* has none; allowed: a value in every row"):
+        split(how="column", column="mood")
+
+
+def test_many_labels_travel_with_their_rows_and_cannot_be_dealt_out(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    lines = [json.dumps({"text": f"row {n}", "labels": [["a"], ["b", "a"], []][n % 3]}) for n in range(30)]
+    (tmp_path / "mine/metadata.jsonl").write_text("\n".join(lines) + "\n")
+    built = split_folder(tmp_path / "mine", tmp_path / "split", how="even", sites=2)
+    assert (built.card.content.task, built.card.content.labels) == ("multi-label", ("a", "b"))
+    found = [row for some in _all_rows(built).values() for row in some]
+    assert sorted(len(row["labels"]) for row in found) == [0] * 10 + [1] * 10 + [2] * 10
+    with pytest.raises(ConfigError, match="which deals out classes"):
+        split_folder(tmp_path / "mine", tmp_path / "no", how="dirichlet", sites=2, alpha=1.0)
+
+
 def test_a_folder_without_a_manifest_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ManifestError):
         split_folder(tmp_path, tmp_path / "split", how="even", sites=2)
