@@ -1,10 +1,11 @@
 """Media: one file of a data folder becomes one checked value, or a fault that says what is wrong with it.
 
-in        the path of an image, audio, signal or features file, from manifest.py
-out       a Pillow image, a Waveform or an array, for preprocess/; MediaFault otherwise
+in        the path of an image, audio, signal, video or features file, from manifest.py
+out       a Pillow image, a Waveform, a Clip or an array, for preprocess/; MediaFault otherwise
 relies on nothing in the file: what it declares is judged before anything of that size is allocated
 
-One file a kind: image.py, audio.py (with container.py), array.py; file.py reads bytes.
+One file a kind: image.py, audio.py (with container.py), array.py, video.py (with animation.py); file.py reads
+bytes.
 """
 
 from pathlib import Path
@@ -24,29 +25,34 @@ from shared.media.array import (
     open_signal,
 )
 from shared.media.audio import AUDIO_SUFFIXES, Waveform, decode_audio, open_audio
+from shared.media.clip import Clip, clip_of
 from shared.media.content import Originals
 from shared.media.file import Stamp, read_file, stamp_of
 from shared.media.image import IMAGE_SUFFIXES, decode_image, open_image
+from shared.media.video import VIDEO_SUFFIXES, decode_video, open_video
 from shared.schema import Kind, ModalitySchema
 
 __all__ = [
     "SUFFIXES",
+    "Clip",
     "MediaFault",
     "MediaValue",
     "Originals",
     "Stamp",
     "Waveform",
     "array_shape",
+    "clip_of",
     "decode",
     "open_audio",
     "open_features",
     "open_image",
     "open_signal",
+    "open_video",
     "read_file",
     "stamp_of",
 ]
 
-MediaValue = Image.Image | Waveform | npt.NDArray[np.float32]
+MediaValue = Image.Image | Waveform | Clip | npt.NDArray[np.float32]
 
 DECODER_VERSION = 1
 """Raise it when the same file would decode to other values: cached tensors of older versions are then left alone."""
@@ -55,6 +61,7 @@ SUFFIXES: dict[Kind, tuple[str, ...]] = {
     "image": tuple(sorted(IMAGE_SUFFIXES)),
     "audio": tuple(sorted(AUDIO_SUFFIXES)),
     "signal": ARRAY_SUFFIXES,
+    "video": VIDEO_SUFFIXES,
     "features": FEATURES_SUFFIXES,
     "text": (),
 }
@@ -77,6 +84,8 @@ def decode(data: bytes, *, path: Path, schema: ModalitySchema) -> MediaValue:
         return decode_image(data, suffix=suffix)
     if schema.kind == "audio":
         return decode_audio(data, suffix=suffix)
+    if schema.kind == "video":
+        return decode_video(data, suffix=suffix)
     if schema.kind == "signal":
         return decode_signal(data, suffix=suffix, channels=schema.channels or 0)
     return decode_features(data, suffix=suffix, width=schema.width or 0)

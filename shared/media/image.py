@@ -60,7 +60,7 @@ def decode_image(data: bytes, *, suffix: str) -> Image.Image:
                 image.verify()  # checks every chunk's sum, and leaves the image unusable
                 image = _header(data, wanted="PNG")
             image.load()
-            return _to_rgb(image)
+            return to_rgb(image)
         except MediaFault:
             raise
         except Exception as error:  # noqa: BLE001  a decoder may raise anything on a file made to break it
@@ -93,7 +93,7 @@ def _judge_header(image: Image.Image) -> None:
         raise MediaFault(field="mode", came=image.mode, allowed=", ".join((*_BIT_DEPTH_8, *_BIT_DEPTH_16)))
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
     """Upright, 8 bits a channel; transparency is laid on white, where `convert` would show what it hides."""
     image = ImageOps.exif_transpose(image)
     if image.mode in _BIT_DEPTH_16:
