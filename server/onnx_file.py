@@ -70,13 +70,14 @@ def write_quantised(source: Path, path: Path) -> None:
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    kinds = list(_TABLES_AND_PRODUCTS)
-    if convolution_share(onnx.load(source)) >= _CONVOLUTION_SHARE:
+    model, kinds = onnx.load(source), list(_TABLES_AND_PRODUCTS)
+    if convolution_share(model) >= _CONVOLUTION_SHARE:
         kinds.append("Conv")
+    _turn_weights(model)
     # it advises a preparation that torch's exporter has done
     logging.disable(logging.WARNING)
     try:
-        quantize_dynamic(source, path, op_types_to_quantize=kinds, weight_type=QuantType.QInt8, per_channel=True)
+        quantize_dynamic(model, path, op_types_to_quantize=kinds, weight_type=QuantType.QInt8, per_channel=True)
     finally:
         logging.disable(logging.NOTSET)
 
@@ -111,6 +112,32 @@ def _forget_origin(model: "onnx.ModelProto") -> None:
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
     # they contradict what the quantiser finds for weights that were turned
     del graph.value_info[:]
+
+
+def _turn_weights(model: "onnx.ModelProto") -> None:
+    """Lays the weights of products down as they are multiplied, each once.
+
+    The quantiser does so for every product by itself: of a recurrent layer, whose steps share their weights, it would
+    turn them again and again.
+    """
+    from onnx import numpy_helper
+
+    graph = model.graph
+    weights = {each.name: each for each in graph.initializer}
+    turned = {}
+    for node in graph.node:
+        for option in node.attribute:
+            if node.op_type == "Gemm" and option.name == "transB" and option.i and node.input[1] in weights:
+                name, option.i = node.input[1], 0
+                if name not in turned:
+                    values = np.ascontiguousarray(numpy_helper.to_array(weights[name]).T)
+                    turned[name] = numpy_helper.from_array(values, name=f"{name}.turned")
+                node.input[1] = turned[name].name
+    graph.initializer.extend(turned.values())
+    used = {name for node in graph.node for name in node.input}
+    for name, weight in weights.items():
+        if name not in used:
+            graph.initializer.remove(weight)
 
 
 def convolution_share(model: "onnx.ModelProto") -> float:

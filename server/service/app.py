@@ -65,19 +65,8 @@ def make_app(trained: TrainedModel, *, limits: Limits | None = None, hosts: tupl
     """
     limits, predictor, facts = limits or Limits(), Predictor(trained), about(trained)
     worker, run = Worker(limits), trained.run
-
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncGenerator[None, None]:
-        yield
-        worker.close()
-
-    # the usual pages of FastAPI load scripts from elsewhere
-    app = FastAPI(title=f"Motet: {run.name}", version=VERSION, docs_url=None, redoc_url=None, lifespan=lifespan)
     page, policy = render_page(facts)
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*hosts, *(f"[{host}]" for host in hosts if ":" in host)])
-    app.add_middleware(SecurityHeaders, policy=policy)
-    for kind in (RequestError, HTTPException, Exception):
-        app.add_exception_handler(kind, told)
+    app = _guarded_app(run.name, worker=worker, policy=policy, hosts=hosts)
 
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
     async def try_it() -> HTMLResponse:
@@ -115,6 +104,23 @@ def make_app(trained: TrainedModel, *, limits: Limits | None = None, hosts: tupl
             log.error("a prediction failed: %s", type(error).__name__)
             raise RequestError(500, "internal", "the service failed; nothing of the request was kept") from None
 
+    return app
+
+
+def _guarded_app(name: str, *, worker: Worker, policy: str, hosts: tuple[str, ...]) -> FastAPI:
+    """An app without addresses: what stands around all of them."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncGenerator[None, None]:
+        yield
+        worker.close()
+
+    # the usual pages of FastAPI load scripts from elsewhere
+    app = FastAPI(title=f"Motet: {name}", version=VERSION, docs_url=None, redoc_url=None, lifespan=lifespan)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*hosts, *(f"[{host}]" for host in hosts if ":" in host)])
+    app.add_middleware(SecurityHeaders, policy=policy)
+    for kind in (RequestError, HTTPException, Exception):
+        app.add_exception_handler(kind, told)
     return app
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 
 import onnxruntime
@@ -175,6 +176,32 @@ def test_convolutions_are_quantised_where_they_hold_most_weights() -> None:
 
     assert onnx_file.convolution_share(model(30, 10)) == pytest.approx(0.75)
     assert onnx_file.convolution_share(model(10, 30)) == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("products", [1, 2, 3])
+def test_weights_that_several_products_share_are_quantised_once(products: int, tmp_path: Path) -> None:
+    """As a recurrent layer's steps do; square, so that a wrong turn would fail no check of shapes."""
+    import numpy as np
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    draws = np.random.default_rng(0)
+    weights = [
+        numpy_helper.from_array(draws.normal(0, 0.4, shape).astype(np.float32), name=name)
+        for name, shape in (("w", (8, 8)), ("b", (8,)))
+    ]
+    names = ["x", *(f"h{number}" for number in range(1, products)), "outputs"]
+    nodes = [helper.make_node("Gemm", [one, "w", "b"], [other], transB=1) for one, other in pairwise(names)]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 8]) for name in ("x", "outputs")]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], initializer=weights)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), tmp_path / "a.onnx")
+    onnx_file.write_quantised(tmp_path / "a.onnx", tmp_path / "b.onnx")
+    given = {"x": draws.normal(size=(5, 8)).astype(np.float32)}
+    whole, coarse = (
+        onnxruntime.InferenceSession(tmp_path / name, providers=["CPUExecutionProvider"]).run(None, given)[0]
+        for name in ("a.onnx", "b.onnx")
+    )
+    assert np.abs(whole - coarse).max() < 0.1 * np.abs(whole).max()
 
 
 def _together() -> list[dict[str, str]]:
