@@ -24,13 +24,13 @@ from shared.config import EncoderSettings, FederationSettings, ModelSettings, Pa
 from shared.errors import ModelError, PrivacyError
 from shared.model.encoders import preprocessor
 from shared.model.multimodal import build_model
-from shared.model.registry import encoder_registry, fusion_registry
+from shared.model.registry import encoder_registry
 from shared.model.sample_draws import draws_keys, with_keys
 from shared.privacy.mechanism import GRIDS_PER_NORM, Clip
 from shared.privacy.noise import reproducible_source
 from shared.schema import DataSchema, Kind, ModalitySchema
 from tests.client.toy import NAMES, WIDTH, Planted, Toy, planted_samples, toy_samples
-from tests.shared.example_runs import augment_of
+from tests.shared.example_runs import FUSIONS, augment_of
 
 ENGINES: dict[str, GradientEngine] = {
     "reference": ReferenceEngine(),
@@ -378,7 +378,7 @@ def test_engines_agree_on_what_augmentation_changes(kind: Kind, name: str, clip:
 
 
 @pytest.mark.parametrize(("clip", "rows_per_unit"), WAYS)
-@pytest.mark.parametrize("fusion", fusion_registry.names())
+@pytest.mark.parametrize("fusion", FUSIONS)
 @pytest.mark.parametrize("rating", [False, True])
 def test_engines_agree_on_every_fusion_and_task(fusion: str, rating: bool, clip: Clip, rows_per_unit: int) -> None:
     run = registry_run([("features", "linear"), ("features", "linear")], fusion=fusion, rating=rating)
