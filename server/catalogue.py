@@ -11,6 +11,7 @@ catalogue that has changed a little is read again a little.
 import hashlib
 import io
 import logging
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,7 +93,9 @@ def open_catalogue(space: JointSpace, folder: Path, *, modality: str) -> Catalog
             f"{folder}: empty, for this model: nothing of modality {modality} in it; allowed: a manifest with a column "
             f"{space.trained.run.data.column(modality)}, or files ending in {allowed}"
         )
-    digests = {_digest(entry.value): entry for entry in reversed(entries)}
+    digests = dict[bytes, Entry]()
+    for entry in entries:
+        digests.setdefault(_digest(entry.value), entry)
     path = _cache_path(space, folder, modality=modality)
     known = _read_cache(path, width=space.task.num_outputs)
     new = [digest for digest in digests if digest not in known]
@@ -109,14 +112,13 @@ def open_catalogue(space: JointSpace, folder: Path, *, modality: str) -> Catalog
                 findings.add(_line(entry), field=field, came=fault.came, allowed=fault.allowed, file=file)
         places.update(zip(some, space.places(modality, prepared).numpy(), strict=True))
     findings.raise_if_any()
-    ordered = list(reversed(digests))
     if new:
-        _write_cache(path, {digest: places[digest] for digest in ordered})
+        _write_cache(path, {digest: places[digest] for digest in digests})
     return Catalogue(
         folder=folder,
         modality=modality,
-        entries=tuple(digests[digest] for digest in ordered),
-        places=torch.from_numpy(np.stack([places[digest] for digest in ordered])),
+        entries=tuple(digests.values()),
+        places=torch.from_numpy(np.stack([places[digest] for digest in digests])),
         num_read=len(new),
     )
 
@@ -188,9 +190,10 @@ def _cache_path(space: JointSpace, folder: Path, *, modality: str) -> Path:
 def _read_cache(path: Path, *, width: int) -> dict[bytes, np.ndarray]:
     """Digest -> place; nothing where the file is not there or not whole."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # from memory: of a damaged file numpy leaves the handle open
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
             digests, places = file["digests"], file["places"]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
         return {}
     if digests.shape != (len(places), 32) or places.shape[1:] != (width,) or places.dtype != np.float32:
         return {}

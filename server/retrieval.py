@@ -124,17 +124,29 @@ def search(queries: Values, candidates: Values, *, task: Matching) -> Found:
 
 def distinct_values(outputs: Float[Tensor, "N K"], samples: Samples, *, run: RunConfig) -> tuple[Values, Values]:
     """The places of both modalities' values, each value of an item once."""
-    task = matching_of(run)
-    *both, there = task.places_of(outputs)
-    numbers = item_numbers(samples, run=run)
-    made = []
+    *both, there = matching_of(run).places_of(outputs)
+    numbers, rows = item_numbers(samples, run=run), distinct_rows(samples, there > 0, run=run)
+    first, second = (Values(places=both[side][rows[side]], items=numbers[rows[side]]) for side in (0, 1))
+    return first, second
+
+
+def distinct_rows(
+    samples: Samples, there: Bool[Tensor, "N 2"], *, run: RunConfig
+) -> tuple[Int[Tensor, "A"], Int[Tensor, "B"]]:
+    """For either modality of the pair the first row of each value of each item.
+
+    Args:
+        samples: the rows.
+        there: which of the pair each row has.
+        run: says what is an item.
+    """
+    task, numbers, made = matching_of(run), item_numbers(samples, run=run), []
     for side, name in enumerate(task.pair):
         seen: dict[tuple[int, bytes], int] = {}
         for row in there[:, side].nonzero()[:, 0].tolist():
             # by what went in: what comes out of two batches may differ in its last bit
             seen.setdefault((int(numbers[row]), samples.inputs[name][row].numpy().tobytes()), row)
-        rows = list(seen.values())
-        made.append(Values(places=both[side][rows], items=numbers[rows]))
+        made.append(torch.tensor(list(seen.values()), dtype=torch.int64))
     return made[0], made[1]
 
 

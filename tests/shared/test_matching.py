@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from client.cohort_training import why_apart
 from client.gradient import choose_engine
 from client.gradient.engine import sample_losses
 from client.gradient.plain import PlainEngine
@@ -250,3 +251,11 @@ def test_the_fusion_is_for_matching_alone() -> None:
     table["model"] = {**table["model"], "fusion": {"name": "pair"}}  # type: ignore[dict-item]
     with pytest.raises(ModelError, match="'pair' is for task = \"matching\""):
         build_model(RunConfig.model_validate(table))
+
+
+def test_sites_with_in_batch_negatives_are_trained_one_by_one() -> None:
+    for negatives, reason in (("public", None), ("in-batch", "each other's negatives")):
+        model = _model(negatives=negatives)
+        training = _run().training
+        why = why_apart(model, names=trainable_names(model, model.modalities), training=training, plan=None)
+        assert (why is None) if reason is None else (reason in (why or ""))

@@ -25,14 +25,16 @@ width = 4
 """
 
 
-def write_matching_data(root: Path, *, public_items: int = 16, rows_per_item: int = 2) -> Path:
+def write_matching_data(
+    root: Path, *, public_items: int = 16, held_out_items: int = 10, rows_per_item: int = 2
+) -> Path:
     """Two sites, held-out parts and public values; an item's rows differ a little."""
     for number, (part, items) in enumerate(
         (
             ("sites/north", 12),
             ("sites/south", 12),
-            ("held-out/validation", 10),
-            ("held-out/test", 10),
+            ("held-out/validation", held_out_items),
+            ("held-out/test", held_out_items),
             ("public", public_items),
         )
     ):

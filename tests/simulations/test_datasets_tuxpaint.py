@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from shared.card import find_card
 from shared.check import check_folder
 from shared.errors import ConfigError
 from simulations.datasets import tuxpaint_source
 from simulations.datasets.tuxpaint import build_tuxpaint
+from simulations.datasets.tuxpaint_matching import build_tuxpaint_matching
 from tests.shared.media_samples import audio_bytes
 from tests.simulations.folders import digest_of, rows_of
 
@@ -187,3 +189,44 @@ def test_a_folder_without_stamps_a_broken_deb_and_too_few_drawings_are_refused(p
     with pytest.raises(ConfigError, match="more drawings than the 200 held out"):
         build_tuxpaint(tmp_path / "tux", source=package)
     assert not (tmp_path / "tux").exists()
+
+
+def test_for_matching_a_drawing_is_in_one_part_alone_with_all_its_names(package: Path, tmp_path: Path) -> None:
+    stamps = package / "usr/share/tuxpaint/stamps"
+    # the very same picture twice: one of the two could be held out and the other at a site
+    (stamps / "food/inner/food5.png").write_bytes((stamps / "animals/inner/animals5.png").read_bytes())
+    folder = build_tuxpaint_matching(
+        tmp_path / "tux", source=package, validation_drawings=4, test_drawings=6, public_drawings=5, image_side_px=50
+    ).folder
+    parts = {
+        "validation": rows_of(folder / "held-out/validation"),
+        "test": rows_of(folder / "held-out/test"),
+        "public": rows_of(folder / "public"),
+        "sites": [row for site in (folder / "sites").iterdir() for row in rows_of(site)],
+    }
+    drawings = {name: {row["subject_id"] for row in rows} for name, rows in parts.items()}
+    assert {name: len(keys) for name, keys in drawings.items()} == {
+        "validation": 4,
+        "test": 6,
+        "public": 5,
+        "sites": 10,
+    }
+    assert len(set().union(*drawings.values())) == 25
+    for rows in parts.values():
+        assert {row["language"] for row in rows} == {"da", "fr"}
+        assert {row["english"] for row in rows} == {"A thing."}
+        assert not any("label" in row for row in rows)
+        assert all(row["category"] == row["subject_id"].partition("/")[0] for row in rows)
+    card = find_card(folder / "public")
+    assert card is not None
+    assert (card.content.task, card.content.pair, card.content.item) == ("matching", ("image", "english"), "subject_id")
+    for name, says in (("french", "allowed: 'english', or 'text'"), ("text", "25 drawings; allowed: more than the 90")):
+        with pytest.raises(ConfigError, match=says):
+            build_tuxpaint_matching(
+                tmp_path / "other",
+                source=package,
+                name=name,
+                public_drawings=10,
+                validation_drawings=40,
+                test_drawings=40,
+            )

