@@ -41,16 +41,8 @@ PLANTING = ("reference", "functional")  # Opacus' hooks do not reach weights out
 WHOLE = Clip(0.5, grid=0.5 / GRIDS_PER_NORM)
 WAYS = [(Clip(0.5), 1), (Clip(0.5, per_layer=True), 3), (WHOLE, 3)]
 TOY_NAMES = tuple(name for name, _ in Toy().named_parameters())
-NEEDS_WEIGHTS = {  # tests/client/test_pretrained_gradients.py is about them
-    "minilm",
-    "pretrained-text",
-    "frozen-transformers",
-    "efficientnet-lite0",
-    "frozen-efficientnet-lite0",
-    "pretrained-image",
-    "pretrained-audio",
-    "openwakeword",
-}
+PACKAGED = {"minilm", "efficientnet-lite0", "frozen-efficientnet-lite0", "openwakeword"}
+NEEDS_WEIGHTS = PACKAGED | {"frozen-transformers", "pretrained-text", "pretrained-image", "pretrained-audio"}
 
 plain = st.floats(min_value=-10, max_value=10, width=32)
 strange = st.sampled_from([0.0, 1e-30, 1e18, -1e18, 3e38, math.nan, math.inf, -math.inf])

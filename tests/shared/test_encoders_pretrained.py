@@ -12,8 +12,11 @@ from torch import Tensor, nn
 from shared.config import EncoderSettings, RunConfig
 from shared.errors import ConfigError, ModelError
 from shared.model.encoders import build_encoder, preprocessor
+from shared.model.encoders.pretrained import pretrained_part
+from shared.model.encoders.projection import FixedVectorOptions
 from shared.model.multimodal import build_model
 from shared.model.parameters import trainable_names
+from shared.model.registry import EncoderPlace
 from shared.preprocess.pretrained import efficientnet_checkpoint, local_checkpoint
 from shared.preprocess.pretrained_efficientnet import efficientnet
 from shared.preprocess.pretrained_network import read_network
@@ -135,6 +138,19 @@ def test_all_that_the_embedding_depends_on_trains_and_nothing_else_does(kind: st
     assert {"projection.linear.weight", "projection.linear.bias"} < trained(encoder)
     assert len(trained(encoder)) > 25
     assert len({parameter for name, parameter in encoder.named_parameters() if name not in trained(encoder)}) <= 1
+
+
+def test_a_parameter_that_no_embedding_depends_on_does_not_train() -> None:
+    """As that of a token for masked patches, which some networks have."""
+    network = nn.Linear(5, 4)
+    network.register_parameter("spare", nn.Parameter(torch.ones(3)))
+    run = example_run({"vector": {"name": "linear"}})
+    place = EncoderPlace("vector", run.data.modalities["vector"], width=6, preprocess_table={}, mode="train")
+    door, options = preprocessor(run, "vector"), FixedVectorOptions()
+    part = pretrained_part(
+        place, frozen=lambda: door, inputs=door, network=lambda: network, network_width=4, options=options
+    )
+    assert trained(part.module().get_submodule("network")) == {"weight", "bias"}
 
 
 @pytest.mark.parametrize("kind", list(KIND_OF))
