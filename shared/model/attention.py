@@ -13,8 +13,8 @@ from torch import Tensor, nn
 class TransformerBlock(nn.Module):
     """One pre-norm transformer layer; a token that is not there has no weight and gets no gradient from others.
 
-    Source: Xiong et al. 2020, arXiv:2002.04745 (norm before each part). Written from Linears, because the per-sample
-    gradients of nn.MultiheadAttention are refused or wrong in the engines we use.
+    Source: Xiong et al. 2020, arXiv:2002.04745 (norm before each part). Ours differs: written from Linears, because the
+    per-sample gradients of nn.MultiheadAttention are refused or wrong in the engines we use.
     """
 
     def __init__(self, width: int, *, heads: int, hidden: int) -> None:

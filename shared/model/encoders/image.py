@@ -20,7 +20,11 @@ class CnnOptions(ConvolutionOptions):
 
 @encoder_registry.register("cnn", options=CnnOptions, takes="image")
 def cnn(place: EncoderPlace, options: CnnOptions) -> EncoderPart:
-    """A small convolutional network, trained from its first weights."""
+    """A small convolutional network, trained from its first weights.
+
+    Source: LeCun et al. 1998, Proceedings of the IEEE 86(11), section II; GroupNorm under DP-SGD as De et al. 2022,
+    arXiv:2204.13650, section 3.1. Ours differs: strides in the place of subsampling layers.
+    """
     pictures = ImagePreprocessor(place.preprocess(ImageOptions))
     grid = (options.grid, options.grid)
     return EncoderPart(

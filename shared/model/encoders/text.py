@@ -132,7 +132,11 @@ def token_embedding(num_ids: int, *, width: int) -> nn.Embedding:
 
 @encoder_registry.register("transformer", options=TransformerOptions, takes="text")
 def transformer(place: EncoderPlace, options: TransformerOptions) -> EncoderPart:
-    """A small transformer, trained from its first weights."""
+    """A small transformer, trained from its first weights.
+
+    Source: Vaswani et al. 2017, arXiv:1706.03762, section 3 (its encoder), with the norm before each part as Xiong et
+    al. 2020, arXiv:2002.04745. Ours differs: the mean of the tokens is the text's.
+    """
     texts = TextPreprocessor(place.preprocess(TextOptions))
     return EncoderPart(
         preprocessor=texts,
