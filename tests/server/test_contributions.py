@@ -18,6 +18,7 @@ from server.shapley import sampled_shapley_values, shapley_values
 from shared.batch import Samples
 from shared.config import RunConfig
 from shared.model.multimodal import MultimodalModel, build_model
+from shared.model.registry import Fusion
 from tests.server.test_evaluation import Sum, run_of, samples_of
 
 Measure = Callable[[tuple[str, ...]], float | None]
@@ -206,3 +207,19 @@ def test_a_model_whose_encoders_run_once_gives_the_same_numbers(monkeypatch: pyt
         assert evaluated(model.train(is_training), samples, run=run) == evaluated(whole, samples, run=run)
         assert sum(seen) == 2 * 50
         assert all(module.training is is_training for module in model.modules())
+
+
+class Careless(Fusion):
+    """What a user might write: it forgets that a modality can be absent."""
+
+    def forward(self, embeddings: Tensor, present: Tensor) -> Tensor:
+        return embeddings.sum(dim=1)
+
+
+def test_a_fusion_that_forgets_about_absent_modalities_is_given_zeros_for_what_a_subset_hides() -> None:
+    run, samples = run_of("image", "text"), samples_of(50)
+    model, whole = build_model(run), build_model(run)
+    model.fusion, whole.fusion = Careless(), Careless()
+    whole.__class__ = Counted
+
+    assert evaluated(model, samples, run=run) == evaluated(whole, samples, run=run)
