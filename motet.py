@@ -172,8 +172,10 @@ def scenarios() -> None:
 
 
 app.add_typer(data.app, name="data")
-for command in (pretrain.pretrain, model.predict, model.export, model.serve):
-    app.command()(command)
+app.command()(pretrain.pretrain)
+app.command()(model.predict)
+app.command()(model.export)
+app.command()(model.serve)
 app.command()(recommend.recommend)
 app.command()(recommend.classify)
 for command in (privacy.budget, privacy.preflight, privacy.audit, privacy.report):
