@@ -111,11 +111,12 @@ def _learning_chart(record: RunRecord, curves: Curves) -> list[Chart]:
         f"{curves.heading}: {series[0].name} on the validation part is {metric_text(first[1])} after round "
         f"{first[0]:.0f} and {metric_text(last[1])} after round {last[0]:.0f}."
     )
-    caption = "Measured by the server on its validation part after every round; the round that is kept is chosen by it."
-    if record.run.evaluation.every_rounds > 1:
-        caption = caption.replace("after every round", f"after every {record.run.evaluation.every_rounds} rounds")
+    every = record.run.evaluation.every_rounds
+    how_often = f"every {every} rounds" if every > 1 else "every round"
+    choice = "the round that is kept is the best by " + metric_name(headline_metric(record))
     if record.run.federation.select == "last":
-        caption = caption.replace("the round that is kept is chosen by it", "the last round is the one that is kept")
+        choice = "the last round is the one that is kept"
+    caption = f"Measured by the server on its validation part after {how_often}; {choice}."
     axes = Axes(x="round", y=curves.y, y_from=0.0, y_to=curves.y_to)
     return [draw(curves.heading, series, axes=axes, told=told, caption=caption, number=metric_text, marks=marks)]
 
