@@ -70,6 +70,6 @@ def _privacy(run: RunConfig, *, before: Origin | None) -> Literal["private", "no
     """The weakest of a run and of all that it began with."""
     # PRIVACY: what an earlier run did without noise no later one makes up for.
     # test_a_start_from_a_run_that_was_not_private_is_told
-    if run.privacy == "none" or (before is not None and before.privacy == "none"):
+    if run.privacy == "none":
         return "none"
     return "private" if before is None else before.privacy
