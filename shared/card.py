@@ -7,7 +7,6 @@ relies on table.py; a run never trains by a guess: its vocabulary comes from its
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal
 
 from shared.errors import ConfigError, Fault, ManifestError, MediaFault
 from shared.findings import Findings
@@ -127,7 +126,8 @@ def _file_modalities(columns: dict[str, list[object]], *, locator: Locator) -> I
 
 
 def _schema_of(name: str, *, locator: Locator) -> ModalitySchema | None:
-    kinds: tuple[Literal["image", "audio"], ...] = ("image", "audio")
+    # a picture's ending first: what may be animated is a still one until dataset.toml says otherwise
+    kinds: tuple[Kind, ...] = ("image", "audio", "video")
     kind: Kind | None = next((kind for kind in kinds if name.lower().endswith(SUFFIXES[kind])), None)
     if kind is not None:
         return ModalitySchema(kind=kind)

@@ -25,7 +25,7 @@ from shared.config import RunConfig
 from shared.errors import MediaFault, ModelError
 from shared.findings import WHOLE_MANIFEST, Findings
 from shared.manifest import Row, scan_manifest
-from shared.media import DECODER_VERSION, Originals, Waveform, decode, read_file
+from shared.media import DECODER_VERSION, Originals, Waveform, clip_of, decode, read_file
 from shared.preprocess import Preprocessor, RawValue
 from shared.schema import ModalitySchema
 from shared.targets import stacked_targets
@@ -255,6 +255,8 @@ def _blank(schema: ModalitySchema) -> RawValue:
         return Waveform(samples=np.zeros((1, 16_000), dtype=np.float32), sample_rate_hz=16_000)
     if schema.kind == "signal":
         return np.zeros((128, schema.channels or 1), dtype=np.float32)
+    if schema.kind == "video":
+        return clip_of([Image.new("RGB", (32, 32))], rate_hz=1.0)
     if schema.kind == "features":
         return np.zeros(schema.width or 1, dtype=np.float32)
     return ""

@@ -20,6 +20,7 @@ from shared.schema import DataCard, ModalitySchema, TaskSchema
 NUM_ROWS = 8
 NUM_SUBJECTS = 4
 SAMPLE_RATE_HZ = 16_000
+VIDEO_FRAMES = 8
 
 
 def write_folder(folder: Path, *, run: RunConfig) -> None:
@@ -73,6 +74,10 @@ def _value(place: Path, *, schema: ModalitySchema, draws: np.random.Generator) -
     if schema.kind == "image":
         path = place.with_suffix(".png")
         Image.fromarray(draws.integers(0, 256, (40, 32, 3), dtype=np.uint8)).save(path, compress_level=1)
+    elif schema.kind == "video":
+        path = place.with_suffix(".gif")
+        frames = [Image.fromarray(draws.integers(0, 256, (20, 16, 3), dtype=np.uint8)) for _ in range(VIDEO_FRAMES)]
+        frames[0].save(path, save_all=True, append_images=frames[1:], duration=100)
     elif schema.kind == "audio":
         path = place.with_suffix(".wav")
         soundfile.write(path, draws.normal(0, 0.1, SAMPLE_RATE_HZ), SAMPLE_RATE_HZ)

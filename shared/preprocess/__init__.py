@@ -1,6 +1,6 @@
 """Preprocessing: one raw value of a modality becomes one tensor of fixed shape.
 
-in        what media.py opened: an image, a text, a waveform, an array
+in        what media.py opened: an image, a text, a waveform, a clip, an array
 out       tensors that dataset.py stacks, caches by `digest` and hands to the encoder of the modality
 relies on the run's settings and public weights alone: nothing is ever learned from the values that pass through
 """
@@ -16,10 +16,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from shared.media import Waveform
+from shared.media import Clip, Waveform
 from shared.settings import Settings
 
-RawValue: TypeAlias = Image.Image | str | Waveform | npt.NDArray[np.generic]
+RawValue: TypeAlias = Image.Image | str | Waveform | Clip | npt.NDArray[np.generic]
 
 
 @runtime_checkable

@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from shared.config import EncoderSettings, RunConfig
-from shared.media import Waveform
+from shared.media import Waveform, clip_of
 from shared.preprocess import RawValue
 from shared.settings import parse_settings
 
@@ -16,6 +16,7 @@ KINDS: dict[str, dict[str, object]] = {
     "photo": {"kind": "image"},
     "words": {"kind": "text"},
     "sound": {"kind": "audio"},
+    "clip": {"kind": "video"},
     "motion": {"kind": "signal", "channels": 3},
     "vector": {"kind": "features", "width": 5},
 }
@@ -43,6 +44,10 @@ SMALL: dict[str, dict[str, object]] = {
         "options": {"token_width": 8, "hidden": 8, "layers": 1, "patch_bands": 8, "patch_frames": 1},
         "preprocess": {"seconds": 0.2, "bands": 8},
     },
+    "video": {
+        "options": {"image_channels": (4, 8), "image_groups": 2, "pool": "lstm", "hidden": 4},
+        "preprocess": {"frames": 3, "size": 8},
+    },
     "lstm": {"options": {"hidden": 4}, "preprocess": {"length": 12}},
     "statistics": {"preprocess": {"length": 12, "bands": 2}},
     "linear": {},
@@ -51,6 +56,7 @@ OF_KIND = {
     "photo": ("cnn", "resnet", "vgg", "vit"),
     "words": ("transformer", "embedding-mean", "bag-of-ngrams", "embedding-lstm"),
     "sound": ("mel-cnn", "mfcc-lstm", "mel-statistics", "conformer", "ast"),
+    "clip": ("video",),
     "motion": ("conv1d", "statistics", "lstm"),
     "vector": ("linear",),
 }
@@ -71,7 +77,8 @@ AUGMENT: dict[str, dict[str, object]] = {
     "motion": {"gain": 0.3, "noise": 0.2, "shift": 0.2, "time_mask": 0.4, "drop_channel": 0.3},
     "vector": {"noise": 0.3, "drop": 0.4},
 }
-"""options of the augmentation of pictures, tokens, log-mel frames, windows and vectors"""
+AUGMENT["clip"] = AUGMENT["photo"]
+"""options of the augmentation of pictures and clips, tokens, log-mel frames, windows and vectors"""
 FUSIONS = (
     "concat",
     "sum",
@@ -148,6 +155,9 @@ def raw_value(modality: str, *, seed: int = 0) -> RawValue:
         return " ".join(draw.choice(["sunny", "rain", "today", "again", "joy"], size=4))
     if modality == "sound":
         return Waveform(samples=draw.normal(0, 0.1, (2, 3000)).astype(np.float32), sample_rate_hz=11_025)
+    if modality == "clip":
+        frames = draw.integers(0, 256, (4, 9, 14, 3), dtype=np.uint8)
+        return clip_of([Image.fromarray(frame) for frame in frames], rate_hz=10.0)
     return draw.normal(size=(10, 3) if modality == "motion" else (5,)).astype(np.float32)
 
 

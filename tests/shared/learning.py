@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from client.private_training import train_round
 from shared.batch import Samples
 from shared.config import RunConfig
-from shared.media import Waveform
+from shared.media import Waveform, clip_of
 from shared.model.encoders import preprocessor
 from shared.model.matching import Matching
 from shared.model.multimodal import MultimodalModel, build_model
@@ -184,6 +184,13 @@ def made_up(kind: Kind | str, *, label: int, draws: np.random.Generator) -> RawV
         pixels = draws.integers(0, 60, (16, 16, 3))
         pixels[(slice(0, 8) if label else slice(8, 16)), :, 2 * label] += 190
         return Image.fromarray(pixels.astype(np.uint8))
+    if kind == "video":
+        # a bright bar that goes down, or up
+        frames = draws.integers(0, 60, (4, 16, 16, 3))
+        for number in range(4):
+            start = 4 * (number if label else 3 - number)
+            frames[number, start : start + 4, :, 2 * label] += 190
+        return clip_of([Image.fromarray(frame.astype(np.uint8)) for frame in frames], rate_hz=4.0)
     if kind == "text":
         return " ".join([*draws.choice(WORDS[label], size=3), "today"])
     if kind == "audio":

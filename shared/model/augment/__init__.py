@@ -8,10 +8,11 @@ Changed copies of one record count as one: training.augment_multiplicity average
 
 | what reaches the model    | options                                                                                |
 | pictures [C, S, S]        | rotate, scale, shift, flip, flip_upright; brightness, contrast, saturation, noise      |
+| clips [T, C, S, S]        | as pictures, the same for all frames of a clip                                         |
 | frames of sound [F, T]    | gain_db, noise_db, echo_db, echo_ms; time_masks, time_mask, band_masks, band_mask      |
 | windows of sensors [C, L] | gain, noise, shift, time_mask, drop_channel                                            |
 | token numbers [L]         | word_dropout                                                                           |
-| vectors [F]               | noise, drop                                                                            |
+| vectors [F], [T, E]       | noise, drop                                                                            |
 """
 
 import torch
@@ -19,6 +20,7 @@ import torch
 from shared.config import EncoderSettings
 from shared.errors import ModelError
 from shared.model.augment.base import Augmentation
+from shared.model.augment.clip import ClipAugmentation, FrameVectorAugmentation
 from shared.model.augment.frames import FrameAugmentation, FrameOptions, FrameScale
 from shared.model.augment.picture import PictureAugmentation, PictureOptions
 from shared.model.augment.signal import SignalAugmentation, SignalOptions
@@ -28,6 +30,7 @@ from shared.model.registry import checked_options
 from shared.preprocess import Preprocessor
 from shared.preprocess.audio import AudioPreprocessor
 from shared.preprocess.image import ImagePreprocessor
+from shared.preprocess.video import VideoPreprocessor
 from shared.schema import Kind
 
 __all__ = ["Augmentation", "build_augmentation"]
@@ -43,11 +46,13 @@ def build_augmentation(
     """
     shape, of = preprocessor.shape, f"augment of modality {modality!r}"
     match kind, len(shape):
-        case "image", 3:
+        case ("image", 3) | ("video", 4):
             picture = checked_options(PictureOptions, settings.augment, of=of)
-            pixels = preprocessor.options if isinstance(preprocessor, ImagePreprocessor) else None
-            scale = (pixels.center, pixels.spread) if pixels else (0.0, 1.0)
-            return PictureAugmentation(picture, modality=modality, center=scale[0], spread=scale[1])
+            of_frames = preprocessor.pictures if isinstance(preprocessor, VideoPreprocessor) else preprocessor
+            pixels = of_frames.options if isinstance(of_frames, ImagePreprocessor) else None
+            center, spread = (pixels.center, pixels.spread) if pixels else (0.0, 1.0)
+            each = PictureAugmentation if kind == "image" else ClipAugmentation
+            return each(picture, modality=modality, center=center, spread=spread, channels=shape[-3])
         case "audio", 2:
             frames = checked_options(FrameOptions, settings.augment, of=of)
             return FrameAugmentation(frames, modality=modality, scale=_scale_of(preprocessor))
@@ -55,6 +60,8 @@ def build_augmentation(
             return SignalAugmentation(checked_options(SignalOptions, settings.augment, of=of), modality=modality)
         case "text", _ if _is_tokens(preprocessor):
             return TextAugmentation(checked_options(TokenOptions, settings.augment, of=of), modality=modality)
+        case "video", 2:
+            return FrameVectorAugmentation(checked_options(VectorOptions, settings.augment, of=of), modality=modality)
         case _, 1:
             return VectorAugmentation(checked_options(VectorOptions, settings.augment, of=of), modality=modality)
     raise ModelError(f"{of}: values of kind {kind} and shape {list(shape)} reach the model; allowed: none for these")

@@ -37,9 +37,11 @@ class PictureAugmentation(Augmentation):
     under per-sample clipping De et al. 2022, arXiv:2204.13650 (augmentation multiplicity).
     """
 
-    def __init__(self, options: PictureOptions, *, modality: str, center: float, spread: float) -> None:
+    def __init__(
+        self, options: PictureOptions, *, modality: str, center: float, spread: float, channels: int = 3
+    ) -> None:
         super().__init__(modality=modality)
-        self.options, self.black = options, -center / spread
+        self.options, self.black, self.channels = options, -center / spread, channels
         moves = (options.rotate, options.scale, options.shift, options.flip, options.flip_upright)
         self.moves = any(moves)
 
@@ -57,9 +59,13 @@ class PictureAugmentation(Augmentation):
             values = mean + (values - mean) * factor[:, None, None, None]
         if options.saturation:
             factor = self.spread_around(keys, 1.0, options.saturation, what="saturation")
-            grey = values.mean(dim=1, keepdim=True)
+            grey = self.greys(values)
             values = grey + (values - grey) * factor[:, None, None, None]
         return values + self.noise(values, keys, std=options.noise) if options.noise else values
+
+    def greys(self, values: Float[Tensor, "B C S S"]) -> Float[Tensor, "B #C S S"]:
+        """What is left of the pictures without colours."""
+        return values.mean(dim=1, keepdim=True)
 
     def _moved(self, values: Tensor, keys: Tensor) -> Tensor:
         options = self.options

@@ -19,6 +19,7 @@ from shared.model.encoders import resnet as _resnet  # noqa: F401
 from shared.model.encoders import signal as _signal  # noqa: F401
 from shared.model.encoders import text as _text  # noqa: F401
 from shared.model.encoders import vgg as _vgg  # noqa: F401
+from shared.model.encoders import video as _video  # noqa: F401
 from shared.model.encoders import vit as _vit  # noqa: F401
 from shared.model.encoders.modes import in_mode
 from shared.model.registry import EncoderPart, EncoderPlace, encoder_registry

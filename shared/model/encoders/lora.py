@@ -13,6 +13,7 @@ from torch import nn
 
 from shared.config import LoraSettings
 from shared.errors import ModelError
+from shared.model.parts import mark_parts, parts_of
 from shared.preprocess.pretrained import may_import_transformers
 
 RECURRENT = "recurrent"
@@ -67,6 +68,9 @@ def add_lora(
             target_modules=f"({pattern})",
         )
         inject_adapter_in_model(config, encoder)
+    for name in chosen:
+        # PRIVACY: additions see as many rows of each sample as their layer. test_additions_to_frames_are_a_clip_s_own
+        mark_parts(encoder.get_submodule(name), parts=parts_of(layers[name]))
 
 
 def _chosen(settings: LoraSettings, *, layers: Sequence[str], usual: Sequence[str], of: str) -> list[str]:

@@ -13,6 +13,7 @@ from torch import nn
 from shared.config import EncoderSettings
 from shared.errors import ModelError
 from shared.model.encoders.lora import add_lora, additions_fit
+from shared.model.encoders.pooling import TimePooling
 from shared.model.encoders.projection import Projection
 
 ATTENTION = ("query", "value", "q_lin", "v_lin", "q_proj", "v_proj", "c_attn", "query_key_value")
@@ -54,13 +55,15 @@ def in_mode(encoder: nn.Module, settings: EncoderSettings, *, width: int, of: st
 
 
 def last_layers(encoder: nn.Module, *, width: int) -> dict[str, nn.Module]:
-    """What trains in every mode: each `Projection`, or else the last linear layer, which gives the embedding.
+    """What trains in every mode: each `Projection` and what pools over time, or else the last linear layer.
 
     Args:
         width: of the embedding.
     """
     named = list(encoder.named_modules())
-    projections: dict[str, nn.Module] = {path: module for path, module in named if isinstance(module, Projection)}
+    projections: dict[str, nn.Module] = {
+        path: module for path, module in named if isinstance(module, Projection | TimePooling)
+    }
     if projections:
         return projections
     linear = [(path, module) for path, module in named if type(module) is nn.Linear and module.out_features == width]
