@@ -100,7 +100,7 @@ def run_of(part: Candidate) -> RunConfig:
     path = _folder_of(part)
     if path:
         encoder["options"] = {"path": path}
-    names = ("first", "second", "third") if part.kind == "fusion" else ("value",)
+    names = ["first", "second", "third"] if part.kind == "fusion" else ["value"]
     task: dict[str, object] = {"task": "single-label", "labels": [f"class-{number}" for number in range(LABELS)]}
     if part.name in MATCHING:
         names, task = names[:2], {"task": "matching", "pair": names[:2]}

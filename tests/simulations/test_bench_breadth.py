@@ -46,11 +46,11 @@ def test_a_part_is_measured_with_its_size_its_source_and_its_engine() -> None:
 
 
 def test_a_part_that_cannot_be_built_is_told_with_the_reason() -> None:
-    found = look_at(replace(LINEAR, name="pretrained-text", takes="text", mode="lorA"), budget_s=0.0)
+    found = look_at(replace(LINEAR, name="pretrained-audio", takes="audio"), budget_s=0.0)
 
-    assert "mode" in found.why_not
+    assert "path is not set" in found.why_not
     assert found.ratio is None
-    assert "mode" in with_parts(PAGE.read_text(encoding="utf-8"), breadth_of(found))
+    assert "path is not set" in with_parts(PAGE.read_text(encoding="utf-8"), breadth_of(found))
 
 
 def test_tables_are_made_anew_and_the_text_around_them_stays() -> None:
