@@ -17,6 +17,7 @@ from shared.card import CARD_NAME, PARENTS_SEARCHED, read_card
 from shared.config import RunConfig
 from shared.errors import ConfigError, PermissionRefused, WireError
 from shared.messages import RequestHeader
+from shared.model.encoders.checkpoint import named_folders
 from shared.schema import DataCard
 
 
@@ -174,11 +175,10 @@ _read_card = Unchanged(read_card)
 
 def _modalities(run: RunConfig, *, site: SiteConfig) -> tuple[str, ...]:
     """What of the run this site can train, with encoders from folders that its owner lists."""
-    for name, encoder in run.model.encoders.items():
-        path = encoder.options.get("path")
-        if path is not None and Path(str(path)).resolve() not in site.checkpoints:
+    for place, path in named_folders(run).items():
+        if Path(path).resolve() not in site.checkpoints:
             raise PermissionRefused(
-                f"the run's encoder of {name} names the folder {path}; allowed: those the owner lists in checkpoints, "
+                f"the run's {place} names the folder {path}; allowed: those the owner lists in checkpoints, "
                 f"{[str(each) for each in site.checkpoints]}"
             )
     modalities = tuple(name for name in run.modalities if name in site.modalities)

@@ -137,7 +137,7 @@ class _Shown:
 
     def __init__(self, model: nn.Module, samples: Samples, *, run: RunConfig) -> None:
         self.model, self.samples, self.run = model, samples, run
-        if type(model) is MultimodalModel:
+        if type(model) is MultimodalModel and model.fusion.level != "language":
             # the encoders see every sample once, and not once for every subset
             self.model = _Behind(model)
             self.samples = replace(samples, inputs={_EMBEDDINGS: predict(_Before(model), samples)})

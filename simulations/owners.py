@@ -15,6 +15,7 @@ from pathlib import Path
 from client.site import SiteConfig
 from shared.errors import ManifestError, RunError
 from shared.manifest import read_manifest
+from shared.model.encoders.checkpoint import named_folders
 from shared.schema import DataSchema
 from shared.settings import parse_settings
 from shared.targets import cells_of
@@ -69,11 +70,10 @@ def as_toml(table: Table) -> str:
 
 def _common(scenario: Scenario, *, folder: Path, extensions: Sequence[Path]) -> Table:
     """What all owners say alike."""
-    encoders = scenario.run.model.encoders.values()
     return {
         "ledger": str((folder / "ledger.sqlite").resolve()),
         "cache": str(motet_home() / "features"),
-        "checkpoints": [str(encoder.options["path"]) for encoder in encoders if "path" in encoder.options],
+        "checkpoints": list(named_folders(scenario.run).values()),
         "parts": [str(path.resolve()) for path in extensions],
     }
 

@@ -21,12 +21,22 @@ from shared.model.augment import Augmentation, build_augmentation
 from shared.model.costs import build_costs
 from shared.model.dropout import SampleDropout
 from shared.model.encoders import build_encoder, preprocessor
+from shared.model.encoders.language import READ_ELSEWHERE
 from shared.model.parameters import PerModality, PerTask, apply_each, check_per_sample
-from shared.model.registry import EmbeddingCost, Fusion, FusionPlace, HeadPlace, fusion_registry, head_registry
+from shared.model.registry import (
+    EmbeddingCost,
+    Fusion,
+    FusionPlace,
+    HeadPlace,
+    TokenPlace,
+    fusion_registry,
+    head_registry,
+)
 from shared.model.sample_draws import KEYS
 from shared.model.seeding import seeded
 from shared.model.tasks import Several, Task, task_of
 from shared.model.transfer import apply_patterns
+from shared.preprocess.pretrained_text import TokenPreprocessor
 
 
 class MultimodalModel(nn.Module):
@@ -63,7 +73,7 @@ class MultimodalModel(nn.Module):
         if not all(name in inputs for name in self.modalities):
             present = present & torch.tensor([name in inputs for name in self.modalities], device=present.device)
         stacked = self.dropout(self.embeddings(inputs, present), inputs.get(KEYS))
-        outputs = self.answers(stacked, present)
+        outputs = self.answers(stacked, present, inputs)
         if not self.training or not self.costs:
             return outputs
         return torch.cat([outputs, *(cost(stacked, present)[:, None] for cost in self.costs.values())], dim=1)
@@ -86,10 +96,23 @@ class MultimodalModel(nn.Module):
         ]
         return torch.stack(embeddings, dim=1)
 
-    def answers(self, embeddings: Float[Tensor, "B M D"], present: Bool[Tensor, "B M"]) -> Float[Tensor, "B K"]:
-        """What fusion, head and task make of embeddings that are zeros where absent."""
+    def answers(
+        self,
+        embeddings: Float[Tensor, "B M D"],
+        present: Bool[Tensor, "B M"],
+        inputs: Mapping[str, Tensor] | None = None,
+    ) -> Float[Tensor, "B K"]:
+        """What fusion, head and task make of embeddings that are zeros where absent.
+
+        Args:
+            embeddings: of all modalities.
+            present: in their order.
+            inputs: as of `forward`; a fusion of level "language" reads the tokens in it.
+        """
         if self.fusion.level == "decision":
             outputs = self.fusion(apply_each(self.head, embeddings), present)
+        elif self.fusion.level == "language":
+            outputs = self.head(self.fusion(embeddings, present, inputs or {}))
         else:
             outputs = self.head(self.fusion(embeddings, present))
         return self.task.scaled(outputs)
@@ -120,9 +143,14 @@ def build_model(run: RunConfig) -> MultimodalModel:
     task = task_of(run)
     encoders = PerModality({name: build_encoder(run, name) for name in run.modalities})
     width = run.model.embedding_width
-    place = FusionPlace(modalities=run.modalities, width=width, task=task)
+    place = FusionPlace(modalities=run.modalities, width=width, task=task, tokens=_token_places(run))
     with seeded(run.seed, part="fusion"):
         fused = fusion_registry.build(run.model.fusion, place=place)
+    if place.tokens and fused.level != "language":
+        raise ModelError(
+            f"fusion {run.model.fusion.name!r} joins embeddings, and {', '.join(place.tokens)} gives tokens; allowed: "
+            "'prefix' or 'verbalise', or another encoder there"
+        )
     head = _build_head(run, task=task, each=fused.level == "decision")
     dropout = run.model.dropout
     model = MultimodalModel(
@@ -151,6 +179,16 @@ def _augmentations(run: RunConfig) -> dict[str, Augmentation]:
         )
         for name in run.modalities
         if run.model.encoders[name].augment
+    }
+
+
+def _token_places(run: RunConfig) -> dict[str, TokenPlace]:
+    """Of the modalities that a language model reads."""
+    ways = {name: preprocessor(run, name) for name in run.modalities if run.model.encoders[name].name in READ_ELSEWHERE}
+    return {
+        name: TokenPlace(digest=way.checkpoint.digest, num_tokens=way.num_tokens)
+        for name, way in ways.items()
+        if isinstance(way, TokenPreprocessor)
     }
 
 

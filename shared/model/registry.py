@@ -35,7 +35,7 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, Literal, TypeVar
 
@@ -148,12 +148,24 @@ class EncoderPlace:
 
 
 @dataclass(frozen=True)
+class TokenPlace:
+    """A modality as tokens of a language model."""
+
+    digest: str
+    """of the model whose tokens they are"""
+    num_tokens: int
+    """most of a sample"""
+
+
+@dataclass(frozen=True)
 class FusionPlace:
     """Where a fusion stands: the model's modalities in order, the width of what it fuses, the task."""
 
     modalities: tuple[str, ...]
     width: int
     task: Task
+    tokens: Mapping[str, TokenPlace] = field(default_factory=dict)
+    """of the modalities whose encoder gives no embedding, because a language model is to read their tokens"""
 
 
 @dataclass(frozen=True)
@@ -167,8 +179,9 @@ class HeadPlace:
 class Fusion(nn.Module):
     """What all fusions share: from [B, M, D] and present [B, M] to [B, D], absent modalities without any weight."""
 
-    level: Literal["embedding", "decision"] = "embedding"
-    """decision: it is given what one head a modality says, [B, M, K], and returns [B, K]"""
+    level: Literal["embedding", "decision", "language"] = "embedding"
+    """decision: it is given what one head a modality says, [B, M, K], and returns [B, K]; language: it is given the
+    tokens of some modalities too, {modality: [B, L]}"""
 
 
 class EmbeddingCost(nn.Module):

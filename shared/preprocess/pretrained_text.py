@@ -68,11 +68,14 @@ class TextNetwork(nn.Module):
     def forward(self, tokens: Int[Tensor, "B L"]) -> Float[Tensor, "B E"]:
         """The vector of each text."""
         there = tokens > 0
-        states = self.states(there, input_ids=(tokens - 1).clamp(min=0))
+        return self.pooled(self.states(there, input_ids=(tokens - 1).clamp(min=0)), there)
+
+    def pooled(self, states: Float[Tensor, "B L E"], there: Bool[Tensor, "B L"]) -> Float[Tensor, "B E"]:
+        """One vector of the states of the tokens that are there; zeros where there is none."""
         if not self.causal:
             kept = states.masked_fill(~there[:, :, None], 0.0)
             return kept.sum(dim=1) / there.sum(dim=1, keepdim=True).clamp(min=1).to(states.dtype)
-        last = (there * torch.arange(tokens.shape[1], device=tokens.device)).amax(dim=1)
+        last = (there * torch.arange(there.shape[1], device=there.device)).amax(dim=1)
         vectors = states.gather(1, last[:, None, None].expand(-1, 1, states.shape[2])).squeeze(1)
         return vectors.masked_fill(~there.any(dim=1, keepdim=True), 0.0)
 
@@ -80,10 +83,10 @@ class TextNetwork(nn.Module):
         """The last layer's state of every token.
 
         Args:
-            there: which tokens there are.
+            there: which tokens there are; places are counted among these.
             values: `input_ids` [B, L], or `inputs_embeds` [B, L, E] in their place.
         """
-        count = torch.arange(there.shape[1], device=there.device).expand_as(there)
+        count = (there.cumsum(dim=1) - 1).clamp(min=0)
         # one row for each sample, as layers that are followed must see it
         given = {"position_ids": count + self.places_from, "token_type_ids": torch.zeros_like(count)}
         if self.causal:

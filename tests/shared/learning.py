@@ -45,6 +45,8 @@ SCHEMAS: Mapping[str, Mapping[str, object]] = {
 }
 TASK: Mapping[str, object] = {"task": "single-label", "labels": LABELS}
 NEGATIVES = 8
+SAID = ("red", "blue", "above", "below", "low", "high", "positive", "negative", "slow", "fast", "very", "rising")
+"""of the words that stand for made-up pictures, sounds and signals"""
 VALUE, BESIDE = "value", "beside"
 """the modality that holds the label, and one of pure noise that is there so that the other may be absent"""
 
@@ -63,6 +65,12 @@ class Needs:
     """of an encoder"""
     path: Callable[[Path], Path] | None = None
     """makes the folder that its option `path` names"""
+    preprocess: Mapping[str, object] = field(default_factory=dict)
+    """of an encoder"""
+    read_by: str = ""
+    """of an encoder whose tokens a fusion reads: that fusion, with the same folder"""
+    encoders: Mapping[str, tuple[Kind, str]] = field(default_factory=dict)
+    """of a fusion: modality -> kind and encoder, where vectors will not do"""
     slow: bool = False
     matching: bool = False
     """the two modalities show the same thing, and the task is to tell so"""
@@ -76,7 +84,7 @@ def tiny_bert(folder: Path) -> Path:
     from transformers import BertConfig, BertModel, BertTokenizer
 
     folder.mkdir(exist_ok=True)
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "today", *WORDS[0], *WORDS[1]]
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "today", *WORDS[0], *WORDS[1], *SAID]
     (folder / "vocab.txt").write_text("\n".join(words))
     config = BertConfig(
         vocab_size=len(words), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
@@ -106,6 +114,18 @@ PARTS: Mapping[tuple[str, str], Needs] = {
     ),
     ("encoder", "bag-of-ngrams"): Needs(width=2, learning_rate=0.1),
     ("fusion", "pair"): Needs(matching=True),
+    ("encoder", "tokens"): Needs(path=tiny_bert, preprocess={"max_tokens": 16}, read_by="prefix"),
+    ("encoder", "caption"): Needs(path=tiny_bert, preprocess={"max_tokens": 32}, read_by="prefix"),
+    ("encoder", "transcript"): Needs(path=tiny_bert, preprocess={"max_tokens": 32}, read_by="prefix"),
+    ("encoder", "description"): Needs(path=tiny_bert, preprocess={"max_tokens": 32}, read_by="prefix"),
+    ("fusion", "prefix"): Needs(
+        path=tiny_bert, options={"mode": "lora"}, encoders={BESIDE: ("text", "tokens")}, learning_rate=0.05
+    ),
+    ("fusion", "verbalise"): Needs(
+        path=tiny_bert,
+        options={"mode": "train"},
+        encoders={VALUE: ("signal", "description"), BESIDE: ("text", "tokens")},
+    ),
     ("head", "identity"): Needs(width=2),
 }
 
@@ -152,17 +172,26 @@ def run_with(kind: str, name: str, *, folder: Path) -> RunConfig:
         own = small.get("options", {})
         assert isinstance(own, Mapping)
         encoder = {**small, "name": name, "options": {**own, **options}, "mode": what.mode}
+        encoder |= {"preprocess": what.preprocess} if what.preprocess else {}
+    fusion: dict[str, object] = {"name": name, "options": options} if kind == "fusion" else {"name": "sum"}
+    if what.read_by:
+        fusion = {"name": what.read_by, "options": {**options, "mode": "train"}}
+    kinds, encoders = {VALUE: of, BESIDE: "features"}, {VALUE: encoder, BESIDE: {"name": "linear"}}
+    for modality, (its_kind, its_encoder) in what.encoders.items():
+        kinds[modality] = its_kind
+        its = {"path": options["path"]}
+        encoders[modality] = {"name": its_encoder, "options": its, "preprocess": {"max_tokens": 30}}
     table = {
         "name": "learning",
         "seed": 2,
         "data": {
             **({"task": "matching", "pair": (VALUE, BESIDE)} if what.matching else TASK),
-            "modalities": {VALUE: SCHEMAS[of], BESIDE: SCHEMAS["features"]},
+            "modalities": {modality: SCHEMAS[its_kind] for modality, its_kind in kinds.items()},
         },
         "model": {
             "embedding_width": what.width,
-            "encoders": {VALUE: encoder, BESIDE: {"name": "linear"}},
-            "fusion": {"name": name, "options": options} if kind == "fusion" else {"name": "sum"},
+            "encoders": encoders,
+            "fusion": fusion,
             "head": {"name": name, "options": options} if kind == "head" else {"name": "linear"},
             "matching": {"num_negatives": NEGATIVES},
         },

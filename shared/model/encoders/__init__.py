@@ -13,6 +13,7 @@ from shared.errors import ModelError
 from shared.model.encoders import audio as _audio  # noqa: F401  # each enters its encoders in the registry
 from shared.model.encoders import conformer as _conformer  # noqa: F401
 from shared.model.encoders import image as _image  # noqa: F401
+from shared.model.encoders import language as _language  # noqa: F401
 from shared.model.encoders import pretrained as _pretrained  # noqa: F401
 from shared.model.encoders import recurrent as _recurrent  # noqa: F401
 from shared.model.encoders import resnet as _resnet  # noqa: F401

@@ -6,23 +6,48 @@ relies on client/permission.py, which lets a run name no folder but those that t
 """
 
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import Field
 
-from shared.config import RunConfig
+from shared.config import PartSettings, RunConfig
 from shared.errors import ModelError
 from shared.model.encoders.projection import FixedVectorOptions
-from shared.model.registry import encoder_registry
 from shared.preprocess.pretrained import Checkpoint, local_checkpoint
+from shared.settings import Settings
+
+AnyPart = TypeVar("AnyPart", bound=PartSettings)
 
 
-class CheckpointOptions(FixedVectorOptions):
-    """Where a pretrained network lies, and how its vector becomes an embedding."""
+FOLDERS = {"path": "weights_digest", "network_path": "network_digest"}
+"""options that name a folder -> the option with the digest that it must have"""
 
-    path: str = Field(default="", description="folder that save_pretrained wrote; must be given")
+
+class FolderOptions(Settings):
+    """Where a pretrained network lies."""
+
+    path: str = Field(default="", description="folder that save_pretrained wrote")
     weights_digest: str = Field(
         default="", description="SHA-256 that the folder must have, so that all machines use the same; empty: any"
     )
+
+
+class CheckpointOptions(FolderOptions, FixedVectorOptions):
+    """Where a pretrained network lies, and how its vector becomes an embedding."""
+
+    path: str = Field(default="", description="folder that save_pretrained wrote; must be given")
+
+
+def named_folders(run: RunConfig) -> dict[str, str]:
+    """What in a run names a folder of whoever carries it out -> the folder."""
+    parts: dict[str, PartSettings] = {f"encoder of {name}": part for name, part in run.model.encoders.items()}
+    parts["fusion"] = run.model.fusion
+    return {
+        f"{place} ({option})": str(part.options[option])
+        for place, part in parts.items()
+        for option in FOLDERS
+        if part.options.get(option)
+    }
 
 
 def with_digests(run: RunConfig) -> RunConfig:
@@ -36,19 +61,23 @@ def with_digests(run: RunConfig) -> RunConfig:
     Raises:
         ModelError: no weights lie in such a folder.
     """
-    encoders = dict(run.model.encoders)
-    for name, encoder in encoders.items():
-        options = encoder_registry.get(encoder.name, takes=run.data.modalities[name].kind).options
-        if issubclass(options, CheckpointOptions) and not encoder.options.get("weights_digest"):
-            digest = local_checkpoint(Path(str(encoder.options.get("path", "")))).digest
-            told = {**encoder.options, "weights_digest": digest}
-            encoders[name] = encoder.model_copy(update={"options": told})
-    if encoders == run.model.encoders:
+    encoders = {name: _with_digests(encoder) for name, encoder in run.model.encoders.items()}
+    fusion = _with_digests(run.model.fusion)
+    if encoders == run.model.encoders and fusion == run.model.fusion:
         return run
-    return run.model_copy(update={"model": run.model.model_copy(update={"encoders": encoders})})
+    return run.model_copy(update={"model": run.model.model_copy(update={"encoders": encoders, "fusion": fusion})})
 
 
-def chosen_checkpoint(options: CheckpointOptions, *, of: str) -> Checkpoint:
+def _with_digests(part: AnyPart) -> AnyPart:
+    told = {
+        digest: local_checkpoint(Path(str(part.options[folder]))).digest
+        for folder, digest in FOLDERS.items()
+        if part.options.get(folder) and not part.options.get(digest)
+    }
+    return part.model_copy(update={"options": {**part.options, **told}}) if told else part
+
+
+def chosen_checkpoint(options: FolderOptions, *, of: str) -> Checkpoint:
     """The checkpoint in the folder that the options name.
 
     Args:
@@ -59,10 +88,19 @@ def chosen_checkpoint(options: CheckpointOptions, *, of: str) -> Checkpoint:
     """
     if not options.path:
         raise ModelError(f"{of}: path is not set; allowed: a folder that save_pretrained wrote")
-    checkpoint = local_checkpoint(Path(options.path))
-    if options.weights_digest not in ("", checkpoint.digest):
+    return checkpoint_at(options.path, digest=options.weights_digest)
+
+
+def checkpoint_at(path: str, *, digest: str) -> Checkpoint:
+    """The checkpoint in a folder, with the digest that it must have; an empty one allows any.
+
+    Raises:
+        ModelError: no weights lie there, or they are not those that the run asks for.
+    """
+    checkpoint = local_checkpoint(Path(path))
+    if digest not in ("", checkpoint.digest):
         raise ModelError(
-            f"{checkpoint.path}: its weights and settings have the digest {checkpoint.digest}; allowed: "
-            f"{options.weights_digest}, which the run asks for. Put the same checkpoint there"
+            f"{checkpoint.path}: its weights and settings have the digest {checkpoint.digest}; allowed: {digest}, "
+            "which the run asks for. Put the same checkpoint there"
         )
     return checkpoint

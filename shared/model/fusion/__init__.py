@@ -8,6 +8,6 @@ An absent modality has no weight, exactly, and gets no gradient, exactly. None u
 Importing this enters all of them in their registry.
 """
 
-from shared.model.fusion import attention, decisions, layers, pair, products, sums
+from shared.model.fusion import attention, decisions, language, layers, pair, products, sums
 
-__all__ = ["attention", "decisions", "layers", "pair", "products", "sums"]
+__all__ = ["attention", "decisions", "language", "layers", "pair", "products", "sums"]
