@@ -26,11 +26,12 @@ from shared.batch import Samples
 from shared.config import RunConfig
 from shared.dataset import load_samples
 from shared.errors import MotetError
-from shared.model.encoders import build_encoder, preprocessor
-from shared.model.encoders.projection import Projection
+from shared.model.encoders import preprocessor
 from shared.model.multimodal import MultimodalModel, build_model
 from shared.model.parameters import trainable_names
 from shared.model.registry import Part, encoder_registry, fusion_registry, head_registry
+from shared.preprocess.frozen import FrozenPreprocessor
+from shared.preprocess.pretrained_onnx import WakewordPreprocessor
 from shared.privacy.mechanism import Clip
 from shared.settings import parse_settings
 from simulations.bench.alternate import Job, Turns, alternate, reason
@@ -204,9 +205,8 @@ def _inputs(run: RunConfig, part: Candidate) -> Sequence[int]:
 
 
 def _is_behind_network(run: RunConfig) -> bool:
-    """Whether the encoder's values went through a checkpoint in preprocessing, where no gradient comes."""
-    model = build_encoder(run, run.modalities[0])
-    return isinstance(model, Projection) and hasattr(preprocessor(run, run.modalities[0]), "checkpoint")
+    """Whether the encoder's values went through a public network in preprocessing, where no gradient comes."""
+    return isinstance(preprocessor(run, run.modalities[0]), FrozenPreprocessor | WakewordPreprocessor)
 
 
 def _decides(model: MultimodalModel, part: Candidate) -> bool:
