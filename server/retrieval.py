@@ -126,13 +126,15 @@ def distinct_values(outputs: Float[Tensor, "N K"], samples: Samples, *, run: Run
     """The places of both modalities' values, each value of an item once."""
     *both, there = matching_of(run).places_of(outputs)
     numbers, rows = item_numbers(samples, run=run), distinct_rows(samples, there > 0, run=run)
-    first, second = (Values(places=both[side][rows[side]], items=numbers[rows[side]]) for side in (0, 1))
+    first, second = (
+        Values(places=both[side][torch.from_numpy(rows[side])], items=numbers[rows[side]]) for side in (0, 1)
+    )
     return first, second
 
 
 def distinct_rows(
     samples: Samples, there: Bool[Tensor, "N 2"], *, run: RunConfig
-) -> tuple[Int[Tensor, "A"], Int[Tensor, "B"]]:
+) -> tuple[Int[np.ndarray, "A"], Int[np.ndarray, "B"]]:
     """For either modality of the pair the first row of each value of each item.
 
     Args:
@@ -146,7 +148,7 @@ def distinct_rows(
         for row in there[:, side].nonzero()[:, 0].tolist():
             # by what went in: what comes out of two batches may differ in its last bit
             seen.setdefault((int(numbers[row]), samples.inputs[name][row].numpy().tobytes()), row)
-        made.append(torch.tensor(list(seen.values()), dtype=torch.int64))
+        made.append(np.array(list(seen.values()), dtype=np.int64))
     return made[0], made[1]
 
 

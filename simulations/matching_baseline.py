@@ -153,7 +153,9 @@ def recall(maps: Maps, part: Features, *, run: RunConfig) -> Baseline:
         pair=task.pair, num_outputs=1, kind=task.kind, score="cosine", temperature=1.0, num_negatives=task.num_negatives
     )
     first, second = (
-        Values(places=functional.normalize(placed[side][rows[side]], dim=1), items=numbers[rows[side]])
+        Values(
+            places=functional.normalize(placed[side][torch.from_numpy(rows[side])], dim=1), items=numbers[rows[side]]
+        )
         for side in (0, 1)
     )
     forth, back = search(first, second, task=angles).metrics(), search(second, first, task=angles).metrics()

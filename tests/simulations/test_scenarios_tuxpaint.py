@@ -51,7 +51,7 @@ def test_drawings_and_names_meet_in_one_space(name: str) -> None:
     outputs = model(inputs, torch.ones(2, 2, dtype=torch.bool))
     assert isinstance(model.task, Matching)
     first, second, there = model.task.places_of(outputs)
-    assert first.shape == second.shape == (2, 32)
+    assert first.shape == second.shape == (2, model.task.num_outputs)
     assert bool(there.all())
 
 
