@@ -14,7 +14,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from shared.errors import ConfigError
-from simulations.datasets.moods import MODALITIES, MOODS, build_moods
+from simulations.datasets.moods import MODALITIES, build_moods
+from simulations.datasets.moods_answers import MOODS, PLEASANTNESS, VOICES
 from simulations.datasets.writer import BuiltDataset
 from tests.simulations.folders import digest_of, rows_of
 
@@ -143,3 +144,33 @@ def test_more_than_eight_sites_get_names_of_their_own(tmp_path: Path) -> None:
     built = build_moods(tmp_path / "moods", sites=10, rows_per_site=8, held_out_rows=12)
     assert {"aachen", "aachen-2", "bergen-2"} <= set(built.site_rows)
     assert len(built.site_rows) == 10
+
+
+def test_several_tasks_leave_the_rows_as_they_are_and_some_sites_without_answers(tmp_path: Path) -> None:
+    """Faces, words and voices are those of the data set with one mood a row, byte for byte."""
+    plain = build_moods(tmp_path / "plain", rows_per_site=24, held_out_rows=12)
+    several = build_moods(tmp_path / "several", rows_per_site=24, held_out_rows=12, answers="several")
+    lacks = {"bergen": "sentiment", "evora": "sentiment", "cadiz": "voice", "fano": "voice"}
+    for before, after in zip(plain.sites, several.sites, strict=True):
+        assert before.name == after.name
+        assert {
+            path.relative_to(before): path.read_bytes() for path in before.rglob("*.*") if path.suffix != ".jsonl"
+        } == {path.relative_to(after): path.read_bytes() for path in after.rglob("*.*") if path.suffix != ".jsonl"}
+        for old, new in zip(rows_of(before), rows_of(after), strict=True):
+            assert old["label"] == new["emotion"]
+            open_tasks = {lacks[after.name]} if after.name in lacks else set()
+            assert {"emotion", "sentiment", "voice"} - set(new) == open_tasks
+    for row in rows_of(several.folder / "held-out/test"):
+        assert abs(float(row["sentiment"]) - PLEASANTNESS[row["emotion"]]) < 0.6
+        assert row["voice"] in VOICES
+    assert several.card.content.task == "several"
+
+
+def test_of_many_moods_a_row_has_one_or_two(tmp_path: Path) -> None:
+    """Two in half of the rows: within 5 standard deviations, which a fair draw leaves once in a million."""
+    built = build_moods(tmp_path / "many", rows_per_site=24, held_out_rows=100, answers="many")
+    rows = [row for place in ("validation", "test") for row in rows_of(built.folder / "held-out" / place)]
+    sizes = Counter(len(row["labels"]) for row in rows)
+    assert set(sizes) == {1, 2}
+    assert abs(sizes[2] - 100) < 5 * np.sqrt(200 / 4)
+    assert all(set(row["labels"]) <= set(MOODS) and len(set(row["labels"])) == len(row["labels"]) for row in rows)
