@@ -266,16 +266,19 @@ def _store(*, budget_s: float, only: str) -> None:
         known = before.of(part.kind, part.name, part.mode) if before and part.name != only else None
         parts.append(known or look_at(part, budget_s=budget_s))
         print(parts[-1].model_dump_json(exclude_defaults=True, include={"kind", "name", "mode", "engine", "why_not"}))
-    recurrence = before.recurrence if before else look_at_recurrence(batch=64, budget_s=5 * budget_s)
-    result = Breadth(
-        started=begun.isoformat(timespec="seconds"),
-        machine=facts,
-        versions=versions(),
-        commit=commit(ROOT),
-        tree_is_clean=tree_is_clean(ROOT),
-        parts=tuple(parts),
-        recurrence=recurrence,
-    )
+    if before:
+        later = tuple(sorted({*before.later, only}))
+        result = before.model_copy(update={"parts": tuple(parts), "later": later})
+    else:
+        result = Breadth(
+            started=begun.isoformat(timespec="seconds"),
+            machine=facts,
+            versions=versions(),
+            commit=commit(ROOT),
+            tree_is_clean=tree_is_clean(ROOT),
+            parts=tuple(parts),
+            recurrence=look_at_recurrence(batch=64, budget_s=5 * budget_s),
+        )
     breadth_path().write_text(result.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 

@@ -94,9 +94,10 @@ def _recurrence(found: Sequence[Recurrence]) -> list[str]:
 
 def _provenance(breadth: Breadth) -> str:
     facts, tree = breadth.machine, "" if breadth.tree_is_clean else " with changes that are in no commit"
+    later = f" Measured later: {', '.join(breadth.later)}." if breadth.later else ""
     named = ", ".join(f"{name} {version}" for name, version in breadth.versions.items())
     return (
         f"Medians of processor time in turns. {facts.processor}, {facts.cores} cores, "
         f"{facts.memory_bytes / 1e9:.0f} GB, {facts.system}, load {facts.load:g} before; {named}; commit "
-        f"{breadth.commit[:12] or 'unknown'}{tree}; {breadth.started}."
+        f"{breadth.commit[:12] or 'unknown'}{tree}; {breadth.started}.{later}"
     )

@@ -78,6 +78,8 @@ class Breadth(Settings):
     tree_is_clean: bool
     parts: tuple[PartResult, ...]
     recurrence: tuple[Recurrence, ...]
+    later: tuple[str, ...] = ()
+    """parts that were measured after the others, and with other code"""
 
     @classmethod
     def read(cls) -> "Breadth":

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.utils import vector_to_parameters
 
 from client.gradient.bookkeeping import BookkeepingEngine
 from client.gradient.choice import AutoEngine, choose_engine
-from client.gradient.watching import why_not_stacked
+from client.gradient.layers import Rows
+from client.gradient.reference import ReferenceEngine
+from client.gradient.stacked import Stacked, StackedClip, gathered, why_not_stacked
 from client.preflight import preflight
 from shared.model.multimodal import build_model
 from shared.model.parameters import modality_of, trainable_names
@@ -89,3 +92,31 @@ def test_book_keeping_carries_it_or_it_is_known_why_not(kind: str, name: str, tm
 
     followed = isinstance(engine.engine, BookkeepingEngine) and why_not_stacked(model, names=names) is None
     assert followed == (f"{kind} {name}" not in BY_TORCH_FUNC)
+
+
+@each_part
+def test_two_sites_side_by_side_have_the_sums_that_each_has_alone(kind: str, name: str, tmp_path: Path) -> None:
+    if f"{kind} {name}" in BY_TORCH_FUNC:
+        pytest.skip(f"trained one site after another: {BY_TORCH_FUNC[f'{kind} {name}']}")
+    run = run_with(kind, name, folder=tmp_path)
+    model, rows = build_model(run).train(), made_up_samples(run, rows=6, seed=0)
+    names, clip = trainable_names(model, run.modalities), Clip(0.5)
+    first = gathered(dict(model.named_parameters()), names=names)
+    draws = torch.Generator().manual_seed(0)
+    weights = torch.stack([first, first + 0.05 * torch.randn(first.shape, generator=draws)])
+
+    together = Stacked(model, names=names).clipped_sums(
+        weights,
+        rows,
+        rows=Rows(2, 3),
+        real=torch.ones(2, 3, dtype=torch.bool),
+        clip=StackedClip(torch.full((2,), clip.norm, dtype=torch.float64)),
+    )
+
+    for site, own in enumerate(weights):
+        with torch.no_grad():
+            vector_to_parameters(own, [model.get_parameter(key) for key in names])
+        alone = ReferenceEngine().clipped_sum(
+            model, rows.take(torch.arange(3 * site, 3 * site + 3)), names=names, clip=clip
+        )
+        torch.testing.assert_close(together.sums[site], gathered(alone.sums, names=names), atol=2e-5, rtol=1e-3)
