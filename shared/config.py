@@ -42,8 +42,8 @@ class EncoderSettings(PartSettings):
 
     mode: EncoderMode | None = Field(
         default=None,
-        description="what of the encoder trains: all of it, its last layer, or that and low-rank additions; not set: the "
-        'last layer of one with public weights ("frozen"), all of any other ("train")',
+        description="what of the encoder trains: all of it, its last layer, or that and low-rank additions; not set: "
+        'the last layer of one with public weights ("frozen"), all of any other ("train")',
     )
     lora: LoraSettings = LoraSettings()
     preprocess: dict[str, Option] = Field(default={}, description="options of the modality's preprocessing")
@@ -100,6 +100,23 @@ class StartSettings(Settings):
     parts: tuple[str, ...] = Field(default=("*",), description="patterns of the names of parameters that are taken")
 
 
+class AlignSettings(Settings):
+    """One clock for the recordings, clips and signals of a row: the model sees the same seconds of each.
+
+    The window begins at the row's start_s; failing that, where the first of its values begins, or with "intersection"
+    the last of them.
+    """
+
+    window_s: float = Field(gt=0, le=60, description="how much the model sees of each")
+    rate_hz: float = Field(gt=0, le=10_000, description="signals: time steps a second that they are interpolated to")
+    how: Literal["window", "intersection"] = Field(
+        default="window", description="intersection: of the window only the time that all values of the row cover"
+    )
+    outside: Literal["zero", "hold"] = Field(
+        default="zero", description="what is not covered: 0 and black, or the nearest value; sound is silent there"
+    )
+
+
 class ModelSettings(Settings):
     """One encoder a modality, a fusion and a head, all by name."""
 
@@ -115,6 +132,7 @@ class ModelSettings(Settings):
     matching: MatchingSettings = MatchingSettings()
     adversary: AdversarySettings | None = None
     start: StartSettings | None = None
+    align: AlignSettings | None = None
     freeze: tuple[str, ...] = Field(default=(), description="patterns of the names of parameters that do not train")
     personal: tuple[str, ...] = Field(
         default=(), description="patterns of the names of parameters that each site keeps to itself"
@@ -293,7 +311,7 @@ class RunConfig(Settings):
             # PRIVACY: the clip norm would bound nobody's share of the sum.
             # test_in_batch_negatives_are_refused_where_records_or_subjects_are_protected
             raise ValueError(
-                f'model.matching.negatives: "in-batch" with privacy.unit = "{self.local_privacy.unit}": every pair is in '
+                f'model.matching.negatives: "in-batch" with privacy.unit = "{self.local_privacy.unit}": each pair is in '
                 "the loss of all others, so that one pair more moves the clipped sum by several clip norms and epsilon "
                 'would be wrong; allowed: "public", or unit "site" alone'
             )
