@@ -13,13 +13,15 @@ import torch
 from torch import Tensor
 
 from shared.batch import Batch
+from shared.clock import TIMED_KINDS, Clock
 from shared.config import RunConfig
 from shared.dataset import preprocessors_of
 from shared.errors import MediaFault, RunError
 from shared.findings import Findings
 from shared.manifest import Row, scan_manifest
-from shared.media import SUFFIXES, decode, read_file
+from shared.media import SUFFIXES, TimedSignal, decode_timed, read_file
 from shared.preprocess import RawValue
+from shared.preprocess.align import Cut, aligned, cuts_of, duration_s, own_rate_hz
 from shared.settings import Settings
 
 ROWS_AT_ONCE = 64
@@ -50,15 +52,15 @@ class Readers:
         asked: dict[str, object] = dict(self.run.model.encoders[modality].preprocess)
         return options.model_dump(mode="json") if isinstance(options, Settings) else asked
 
-    def decoded(self, modality: str, data: bytes, *, name: str) -> RawValue:
-        """What the bytes of one file hold.
+    def decoded(self, modality: str, data: bytes, *, name: str) -> RawValue | TimedSignal:
+        """What the bytes of one file hold; signals with their times.
 
         Raises:
             MediaFault: they are not a whole, sane value of the modality's kind.
         """
         schema = self.run.data.modalities[modality]
         if schema.kind != "text":
-            return decode(data, path=Path(name), schema=schema)
+            return decode_timed(data, path=Path(name), schema=schema)
         if len(data) > MAX_TEXT_BYTES:
             raise MediaFault(field="text", came=f"{len(data)} bytes long", allowed=f"at most {MAX_TEXT_BYTES}")
         try:
@@ -66,14 +68,37 @@ class Readers:
         except UnicodeDecodeError:
             raise MediaFault(field="text", came="not UTF-8", allowed="a text in UTF-8") from None
 
-    def prepared(self, modality: str, value: RawValue) -> Tensor:
+    def cuts(self, values: Mapping[str, RawValue | TimedSignal], *, clock: Clock) -> dict[str, Cut] | None:
+        """What of each timed value of one sample the model sees, on one clock; None where the run has none."""
+        align = self.run.model.align
+        if align is None:
+            return None
+        timed = [name for name in values if self.run.data.modalities[name].kind in TIMED_KINDS]
+        lengths = {name: duration_s(values[name], rate_hz=own_rate_hz(self.run, name)) for name in timed}
+        return cuts_of(lengths, clock=clock, align=align)
+
+    def sees(self, modality: str, cuts: Mapping[str, Cut] | None) -> bool:
+        """Whether a value counts as there: one of which nothing lies in the window does not."""
+        return cuts is None or modality in cuts or self.run.data.modalities[modality].kind not in TIMED_KINDS
+
+    def prepared(self, modality: str, value: RawValue | TimedSignal, *, cut: Cut | None = None) -> Tensor:
         """One value after the first, per-value half of preprocessing.
+
+        Args:
+            modality: its name.
+            value: as decoded.
+            cut: what of it the model sees; if not given in a run with one clock, what it would see of it alone.
 
         Raises:
             MediaFault: the preprocessing breaks on it.
         """
+        align = self.run.model.align
+        if cut is None:
+            cut = (self.cuts({modality: value}, clock=Clock()) or {}).get(modality)
         try:
-            return self._ways[modality].read(value)
+            if align is not None and cut is not None:
+                value = aligned(value, cut=cut, align=align, rate_hz=own_rate_hz(self.run, modality))
+            return self._ways[modality].read(value.values if isinstance(value, TimedSignal) else value)
         except MediaFault:
             raise
         except Exception as error:  # noqa: BLE001  the options are the run's, and a value may break any of them
@@ -130,17 +155,30 @@ def read_folder(folder: Path, *, readers: Readers) -> Iterator[Named]:
 
 
 def _read_row(row: Row, *, readers: Readers, findings: Findings) -> dict[str, Tensor]:
-    made = {}
+    made, raws = dict[str, Tensor](), dict[str, RawValue | TimedSignal]()
+
+    def note(modality: str, fault: MediaFault) -> None:
+        value = row.values[modality]
+        file = value.name if isinstance(value, Path) else None
+        findings.add(row.line, field=f"{modality}.{fault.field}", came=fault.came, allowed=fault.allowed, file=file)
+
     for modality in readers.run.modalities:
         value = row.values.get(modality)
         if value is None:
             continue
         try:
-            raw = value if isinstance(value, str) else readers.decoded(modality, read_file(value)[0], name=value.name)
-            made[modality] = readers.prepared(modality, raw)
+            raws[modality] = (
+                value if isinstance(value, str) else readers.decoded(modality, read_file(value)[0], name=value.name)
+            )
         except MediaFault as fault:
-            file = value.name if isinstance(value, Path) else None
-            findings.add(row.line, field=f"{modality}.{fault.field}", came=fault.came, allowed=fault.allowed, file=file)
+            note(modality, fault)
+    cuts = readers.cuts(raws, clock=row.clock)
+    for modality, raw in raws.items():
+        try:
+            if readers.sees(modality, cuts):
+                made[modality] = readers.prepared(modality, raw, cut=(cuts or {}).get(modality))
+        except MediaFault as fault:
+            note(modality, fault)
     return made
 
 

@@ -8,6 +8,7 @@ relies on table.py; a run never trains by a guess: its vocabulary comes from its
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from shared.clock import END, START, TIMED_KINDS
 from shared.errors import ConfigError, Fault, ManifestError, MediaFault
 from shared.findings import Findings
 from shared.location import Locator
@@ -64,8 +65,10 @@ def infer_schema(folder: Path) -> DataSchema:
     columns = _columns(records)
     modalities = dict(_file_modalities(columns, locator=Locator(folder)))
     groups, ignored = [], []
+    timed = [name for name, modality in modalities.items() if modality.kind in TIMED_KINDS]
+    times = {START, END, *(f"{name}_{START}" for name in timed)} if timed else set[str]()
     for column, cells in columns.items():
-        if column in RESERVED_COLUMNS or column.endswith(_FILE_COLUMN):
+        if column in RESERVED_COLUMNS or column.endswith(_FILE_COLUMN) or column in times:
             continue
         if column in _TEXT_NAMES:
             modalities[column] = ModalitySchema(kind="text")

@@ -311,9 +311,9 @@ class RunConfig(Settings):
             # PRIVACY: the clip norm would bound nobody's share of the sum.
             # test_in_batch_negatives_are_refused_where_records_or_subjects_are_protected
             raise ValueError(
-                f'model.matching.negatives: "in-batch" with privacy.unit = "{self.local_privacy.unit}": each pair is in '
-                "the loss of all others, so that one pair more moves the clipped sum by several clip norms and epsilon "
-                'would be wrong; allowed: "public", or unit "site" alone'
+                f'model.matching.negatives: "in-batch" with privacy.unit = "{self.local_privacy.unit}": each pair is '
+                "in the loss of all others, so that one pair more moves the clipped sum by several clip norms and "
+                'epsilon would be wrong; allowed: "public", or unit "site" alone'
             )
         if self.statistics is not None and self.local_privacy is None:
             raise ValueError('statistics: noisy counts need a privacy of unit "record" or "subject"')

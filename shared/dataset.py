@@ -2,38 +2,28 @@
 
 in        a data folder, the run's settings, the cache of preprocessed values
 out       Samples, read by the two trainers and by evaluation.py; or one ManifestError with every fault
-relies on manifest.py (rows), media/ (files), the encoders' preprocessors, and cache.py (what needs no second look)
+relies on manifest.py (rows), loader.py (each modality), and preprocess/align.py where the run has one clock for them
 """
 
-import hashlib
-import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor
 
 from shared.batch import Samples
-from shared.cache import FolderCache, StoredValues
+from shared.cache import FolderCache
 from shared.card import find_card, infer_schema
 from shared.check import check_folder
-from shared.config import RunConfig
-from shared.errors import MediaFault, ModelError
-from shared.findings import WHOLE_MANIFEST, Findings
+from shared.clock import TIMED_KINDS
+from shared.config import AlignSettings, RunConfig
+from shared.findings import WHOLE_MANIFEST
+from shared.loader import ModalityLoader, Timing
 from shared.manifest import Row, scan_manifest
-from shared.media import DECODER_VERSION, Originals, Waveform, clip_of, decode, read_file
-from shared.preprocess import Preprocessor, RawValue
-from shared.schema import ModalitySchema
+from shared.preprocess import Preprocessor
+from shared.preprocess.align import cuts_of, own_rate_hz
 from shared.targets import stacked_targets
 
 __all__ = ["check_folder", "find_card", "infer_schema", "load_samples", "preprocessors_of"]
-
-FINISHED_AT_ONCE = 64
-log = logging.getLogger("motet.site")
 
 
 def load_samples(
@@ -69,16 +59,24 @@ def load_samples(
     store = FolderCache(cache, folder=folder)
     ways = preprocessors_of(run, names=names) if preprocessors is None else preprocessors
     loaders = {
-        name: _ModalityLoader(name, schema=run.data.modalities[name], way=ways[name], store=store, findings=findings)
+        name: ModalityLoader(
+            name,
+            schema=run.data.modalities[name],
+            way=ways[name],
+            store=store,
+            findings=findings,
+            timing=_timing(run, name),
+        )
         for name in names
     }
-    for loader in loaders.values():
-        loader.look_through(manifest.rows)
+    _look_through(manifest.rows, loaders=loaders, align=run.model.align)
     findings.raise_if_any()
-    rows = [row for row in manifest.rows if any(name in row.values for name in names)]
+    rows = [row for row in manifest.rows if any(loader.has(row) for loader in loaders.values())]
     inputs = {name: loader.tensor(rows) for name, loader in loaders.items()}
+    for loader in loaders.values():
+        loader.keep_lengths()
     store.close(named=[value for row in manifest.rows for value in row.values.values() if isinstance(value, Path)])
-    has = [[name in names and name in row.values for name in run.modalities] for row in rows]
+    has = [[name in loaders and loaders[name].has(row) for name in run.modalities] for row in rows]
     return Samples(
         inputs=inputs,
         present=torch.tensor(has, dtype=torch.bool).reshape(len(rows), len(run.modalities)),
@@ -99,164 +97,24 @@ def preprocessors_of(run: RunConfig, *, names: tuple[str, ...]) -> dict[str, Pre
     return {name: preprocessor(run, name) for name in names}
 
 
-@dataclass
-class _ModalityLoader:
-    """One modality of one folder, on its way from files to one tensor."""
-
-    name: str
-    schema: ModalitySchema
-    way: Preprocessor
-    store: FolderCache
-    findings: Findings
-    _digests: dict[int, bytes] = field(default_factory=dict)
-    """line -> digest of the file or text there"""
-    _pending: list[Tensor] = field(default_factory=list)
-    """what was read and waits to be finished"""
-    _fresh: dict[bytes, int] = field(default_factory=dict)
-    """digest -> its row in `_finished`, where it will be unless faults elsewhere make it useless"""
-    _finished: list[Tensor] = field(default_factory=list)
-    """[n, *shape] each, in the order in which the values were read"""
-    _stored: StoredValues | None = None
-
-    @cached_property
-    def _key(self) -> str:
-        """All that decides what a file becomes and whether it is sound, beside its content."""
-        return f"{self.name} {self.schema.model_dump_json()} decoder {DECODER_VERSION} {self.way.digest}"
-
-    def look_through(self, rows: tuple[Row, ...]) -> None:
-        """Reads and checks what the cache lacks; faults are noted, and from the first one on nothing is prepared."""
-        self._stored = self.store.stored(self.name, key=self._key)
-        originals = Originals(unit=self.findings.unit)
-        for row in rows:
-            value = row.values.get(self.name)
-            if value is None:
-                continue
-            try:
-                digest = self._digests[row.line] = self._look_at(value)
-                # Computed vectors and sentences may well be equal; equal recordings are one recording under two names.
-                if self.schema.kind not in ("text", "features"):
-                    originals.check(digest, line=row.line, subject=row.subject)
-            except MediaFault as fault:
-                self._note(row.line, value=value, fault=fault)
-        self._finish_pending()
-
-    def tensor(self, rows: list[Row]) -> Tensor:
-        """[N, *shape] for the rows given, zeros where a row lacks the modality; what is new goes into the cache."""
-        stored = self._all_values()
-        if stored is None:
-            return self._zeros(1, dtype=self._dtype()).expand(len(rows), *self.way.shape)
-        here = [index for index, row in enumerate(rows) if row.line in self._digests]
-        where = [stored.positions[self._digests[rows[index].line]] for index in here]
-        if len(here) == len(rows):
-            return _in_order(stored.values, where)
-        values = self._zeros(len(rows), dtype=stored.values.dtype)
-        values[torch.tensor(here)] = _in_order(stored.values, where)
-        return values
-
-    def _look_at(self, value: Path | str) -> bytes:
-        """The digest of a value, which is read and checked unless that was done before."""
-        if isinstance(value, str):
-            digest = hashlib.sha256(value.encode()).digest()
-            if not self._is_known(digest):
-                self._prepare(digest=digest, raw=value)
-            return digest
-        known = self.store.digest_of(value)
-        if known is not None and self._is_known(known):
-            return known
-        data, stamp = read_file(value)
-        digest = hashlib.sha256(data).digest()
-        if not self._is_known(digest):
-            self._prepare(digest=digest, raw=decode(data, path=value, schema=self.schema))
-        self.store.remember(value, stamp=stamp, digest=digest)
-        return digest
-
-    def _is_known(self, digest: bytes) -> bool:
-        return digest in self._fresh or (self._stored is not None and digest in self._stored.positions)
-
-    def _prepare(self, *, digest: bytes, raw: RawValue) -> None:
-        self._fresh[digest] = len(self._fresh)
-        if self.findings:
-            return
-        self._pending.append(self._read(raw))
-        if len(self._pending) == FINISHED_AT_ONCE:
-            self._finish_pending()
-
-    def _read(self, raw: RawValue) -> Tensor:
-        """One value on its way; a value that the preprocessor breaks on becomes what a blank one does."""
-        try:
-            return self.way.read(raw)
-        except MediaFault:
-            raise
-        except Exception:
-            log.exception("%s: a value could not be preprocessed; it counts as a blank one", self.name)
-        # PRIVACY: options that break on one record are the server's, and a refusal would tell of that record; what
-        # breaks on a blank one breaks for everybody.
-        # test_a_value_that_breaks_the_preprocessor_is_blank_and_no_fault
-        return self.way.read(_blank(self.schema))
-
-    def _finish_pending(self) -> None:
-        pending, self._pending = self._pending, []
-        if not pending or self.findings:
-            return
-        with torch.no_grad():
-            values = self.way.finish(torch.stack(pending))
-        if values.shape != (len(pending), *self.way.shape):
-            raise ModelError(
-                f"the preprocessor of {self.name} made {list(values.shape)} of {len(pending)} values; "
-                f"allowed: {[len(pending), *self.way.shape]}, as its own `shape` says"
-            )
-        # PRIVACY: a number that the run's options carried out of range is 0 and not a fault, because a refusal would
-        # tell whoever chose the options about this record. test_overflow_in_preprocessing_is_zero_and_no_fault
-        self._finished.append(values.nan_to_num(0.0, 0.0, 0.0) if values.is_floating_point() else values)
-
-    def _note(self, line: int, *, value: Path | str, fault: MediaFault) -> None:
-        file = value.name if isinstance(value, Path) else None
-        if isinstance(value, Path) and value.is_relative_to(folder := self.findings.manifest.parent.resolve()):
-            file = value.relative_to(folder).as_posix()
-        self.findings.add(line, field=f"{self.name}.{fault.field}", came=fault.came, allowed=fault.allowed, file=file)
-
-    def _all_values(self) -> StoredValues | None:
-        """Values of exactly the digests of this folder, from the cache or put there now; None if there are none."""
-        wanted = dict.fromkeys(self._digests.values())
-        old = {} if self._stored is None else self._stored.positions
-        if self._stored is not None and old.keys() == wanted.keys():
-            return self._stored
-        if not wanted:
-            if old:
-                self.store.drop(self.name, key=self._key)
-            return None
-        before = 0 if self._stored is None else len(self._stored.values)
-        pieces = [*([] if self._stored is None else [self._stored.values]), *self._finished]
-        self._finished = []
-        where = [old[digest] if digest in old else before + self._fresh[digest] for digest in wanted]
-        values = _in_order(torch.cat(pieces) if len(pieces) > 1 else pieces[0], where)
-        withdrawn = bool(old.keys() - wanted.keys())
-        self.store.store(self.name, key=self._key, digests=list(wanted), values=values, withdrawn=withdrawn)
-        return StoredValues(positions={digest: index for index, digest in enumerate(wanted)}, values=values)
-
-    def _zeros(self, num_rows: int, *, dtype: torch.dtype) -> Tensor:
-        return torch.zeros((num_rows, *self.way.shape), dtype=dtype)
-
-    def _dtype(self) -> torch.dtype:
-        """The type of finished values where no row has one: that of a blank value."""
-        with torch.no_grad():
-            return self.way.finish(self.way.read(_blank(self.schema))[None]).dtype
+def _timing(run: RunConfig, name: str) -> Timing | None:
+    if run.model.align is None or run.data.modalities[name].kind not in TIMED_KINDS:
+        return None
+    return Timing(run.model.align, rate_hz=own_rate_hz(run, name))
 
 
-def _in_order(values: Tensor, where: list[int]) -> Tensor:
-    """The rows named; the tensor itself, and no copy, where that is all of them as they lie."""
-    return values if where == list(range(len(values))) else values[torch.tensor(where)]
-
-
-def _blank(schema: ModalitySchema) -> RawValue:
-    if schema.kind == "image":
-        return Image.new("RGB", (32, 32))
-    if schema.kind == "audio":
-        return Waveform(samples=np.zeros((1, 16_000), dtype=np.float32), sample_rate_hz=16_000)
-    if schema.kind == "signal":
-        return np.zeros((128, schema.channels or 1), dtype=np.float32)
-    if schema.kind == "video":
-        return clip_of([Image.new("RGB", (32, 32))], rate_hz=1.0)
-    if schema.kind == "features":
-        return np.zeros(schema.width or 1, dtype=np.float32)
-    return ""
+def _look_through(rows: tuple[Row, ...], *, loaders: Mapping[str, ModalityLoader], align: AlignSettings | None) -> None:
+    """Reads and checks what the cache lacks; where modalities are aligned, all of one row before the next."""
+    if align is None:
+        for loader in loaders.values():
+            loader.look_through(rows)
+        return
+    for row in rows:
+        lengths = {name: length for name, loader in loaders.items() if (length := loader.length_s(row)) is not None}
+        cuts = cuts_of(lengths, clock=row.clock, align=align)
+        for name, loader in loaders.items():
+            # with nothing in the window, the row has no such value
+            if loader.timing is None or name in cuts:
+                loader.look_at(row, cut=cuts.get(name))
+    for loader in loaders.values():
+        loader.end()

@@ -11,9 +11,10 @@ import os
 import stat
 import unicodedata
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from shared.clock import Clock, clock_columns, read_clock
 from shared.errors import Fault, ManifestError, MediaFault
 from shared.findings import WHOLE_MANIFEST, Findings, choices, shown
 from shared.location import Locator
@@ -39,6 +40,8 @@ class Row:
     subject: str | None
     groups: dict[str, str]
     """group column -> value; absent ones are not in it"""
+    clock: Clock = field(default_factory=Clock)
+    """when its files were taken"""
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,7 @@ class _RowReader:
     def __init__(self, folder: Path, *, schema: DataSchema, findings: Findings, needs_answers: bool) -> None:
         self._schema, self._findings, self._locator = schema, findings, Locator(folder)
         self._columns = {name: schema.column(name) for name in schema.modalities}
+        self._clock = clock_columns(schema)
         self._targets = TargetReader(schema, findings=findings, are_needed=needs_answers)
         self._first_use: dict[str, tuple[int, str]] = {}
         files = [name for name, modality in schema.modalities.items() if modality.kind != "text"]
@@ -133,6 +137,7 @@ class _RowReader:
             *self._columns.values(),
             *self._schema.groups,
             *self._schema.ignored,
+            *self._clock,
         }
         if self._short is not None:
             known.add("file_name")
@@ -164,11 +169,12 @@ class _RowReader:
         # PRIVACY: "P17 " and "p17" are one person; told apart, each would have a share of the protection.
         # test_a_person_is_one_subject_however_the_name_is_written
         subject = " ".join(unicodedata.normalize("NFKC", subject).casefold().split()) or None if subject else None
+        clock = read_clock(record, columns=self._clock, findings=self._findings)
         words = {column: self._word(record, column) for column in self._schema.groups}
         if len(self._findings) > before or target is None:
             return None
         groups = {column: word for column, word in words.items() if word is not None}
-        return Row(line=record.line, values=values, target=target, subject=subject, groups=groups)
+        return Row(line=record.line, values=values, target=target, subject=subject, groups=groups, clock=clock)
 
     def _values(self, record: Record) -> dict[str, Path | str]:
         values: dict[str, Path | str] = {}

@@ -18,9 +18,11 @@ from shared.errors import MediaFault
 from shared.media.array import (
     ARRAY_SUFFIXES,
     FEATURES_SUFFIXES,
+    TimedSignal,
     array_shape,
     decode_features,
     decode_signal,
+    decode_timed_signal,
     open_features,
     open_signal,
 )
@@ -39,10 +41,12 @@ __all__ = [
     "MediaValue",
     "Originals",
     "Stamp",
+    "TimedSignal",
     "Waveform",
     "array_shape",
     "clip_of",
     "decode",
+    "decode_timed",
     "open_audio",
     "open_features",
     "open_image",
@@ -89,3 +93,14 @@ def decode(data: bytes, *, path: Path, schema: ModalitySchema) -> MediaValue:
     if schema.kind == "signal":
         return decode_signal(data, suffix=suffix, channels=schema.channels or 0)
     return decode_features(data, suffix=suffix, width=schema.width or 0)
+
+
+def decode_timed(data: bytes, *, path: Path, schema: ModalitySchema) -> MediaValue | TimedSignal:
+    """The value that a file's bytes hold, as `decode` gives it, and a signal with its own times.
+
+    Raises:
+        MediaFault: as `decode`.
+    """
+    if schema.kind == "signal":
+        return decode_timed_signal(data, suffix=path.suffix.lower(), channels=schema.channels or 0)
+    return decode(data, path=path, schema=schema)

@@ -10,11 +10,12 @@ import functools
 import io
 import math
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from jaxtyping import Float32
+from jaxtyping import Float32, Float64
 
 from shared.errors import MediaFault
 from shared.media.content import content_name
@@ -24,7 +25,18 @@ SHORT_HEADER_BYTES = 256
 MAX_SIGNAL_STEPS = 10_000_000
 ARRAY_SUFFIXES = (".csv", ".npy")
 FEATURES_SUFFIXES = (".npy",)
+TIME_COLUMN = "time_s"
+"""of a .csv: when each row was taken, in seconds; no channel"""
 _NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*", re.ASCII)
+
+
+@dataclass(frozen=True)
+class TimedSignal:
+    """A sensor recording with the times of its steps, where the file has them."""
+
+    values: Float32[np.ndarray, "T C"]
+    times_s: Float64[np.ndarray, "T"] | None
+    """counted from the first step; rising"""
 
 
 def open_signal(path: Path, *, channels: int) -> Float32[np.ndarray, "T C"]:
@@ -37,17 +49,26 @@ def open_signal(path: Path, *, channels: int) -> Float32[np.ndarray, "T C"]:
 
 
 def decode_signal(data: bytes, *, suffix: str, channels: int) -> Float32[np.ndarray, "T C"]:
-    """The sensor recording in a file's bytes; see `open_signal`."""
+    """The sensor recording in a file's bytes; see `open_signal`. A column time_s is judged and left out."""
+    return decode_timed_signal(data, suffix=suffix, channels=channels).values
+
+
+def decode_timed_signal(data: bytes, *, suffix: str, channels: int) -> TimedSignal:
+    """The sensor recording in a file's bytes, with the times in a column time_s; see `open_signal`.
+
+    Raises:
+        MediaFault: also, times that do not rise from row to row.
+    """
     if suffix not in ARRAY_SUFFIXES:
         raise MediaFault(field="name", came=f"ending in {suffix!r}", allowed=", ".join(ARRAY_SUFFIXES))
-    values = _decode_csv(data) if suffix == ".csv" else _decode_npy(data)
+    values, times = _decode_csv(data) if suffix == ".csv" else (_decode_npy(data), None)
     if values.ndim != 2:
         raise MediaFault(field="shape", came=_shape(values), allowed=f"[time, {channels}]")
     if values.shape[1] != channels:
         raise MediaFault(field="channels", came=str(values.shape[1]), allowed=str(channels))
     if not 1 <= values.shape[0] <= MAX_SIGNAL_STEPS:
         raise MediaFault(field="time steps", came=str(values.shape[0]), allowed=f"1 to {MAX_SIGNAL_STEPS}")
-    return _as_finite_float32(values)
+    return TimedSignal(values=_as_finite_float32(values), times_s=times)
 
 
 def open_features(path: Path, *, width: int) -> Float32[np.ndarray, "F"]:
@@ -70,13 +91,13 @@ def decode_features(data: bytes, *, suffix: str, width: int) -> Float32[np.ndarr
 
 
 def array_shape(path: Path) -> tuple[int, ...]:
-    """Shape of the array in a .npy or .csv file, one or two numbers.
+    """Shape of the array in a .npy or .csv file, one or two numbers; a column time_s does not count.
 
     Raises:
         MediaFault: it is not a whole array.
     """
     data, _ = read_file(path)
-    return (_decode_csv(data) if path.suffix.lower() == ".csv" else _decode_npy(data)).shape
+    return (_decode_csv(data)[0] if path.suffix.lower() == ".csv" else _decode_npy(data)).shape
 
 
 def _decode_npy(data: bytes) -> npt.NDArray[np.generic]:
@@ -124,18 +145,18 @@ def _short_header(data: bytes) -> tuple[tuple[int, ...], bool, np.dtype[np.gener
     return _header(data)
 
 
-def _decode_csv(data: bytes) -> npt.NDArray[np.generic]:
-    """The table in a .csv file: numbers with commas between, after at most one line of column names."""
+def _decode_csv(data: bytes) -> tuple[npt.NDArray[np.generic], Float64[np.ndarray, "T"] | None]:
+    """The table in a .csv file, numbers with commas between after at most one line of column names; and its times."""
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise MediaFault(field="content", came="not UTF-8", allowed="numbers with commas between") from None
     rows: list[list[float]] = []
-    width = 0
+    width, names = 0, list[str]()
     for number, line in enumerate(csv.reader(io.StringIO(text)), start=1):
         is_names = number == 1 and line and not any(_is_number(cell) for cell in line)
         if is_names and not any(_is_nan_or_infinite(cell) for cell in line):
-            width = len(line)
+            width, names = len(line), [cell.strip() for cell in line]
             continue
         width = width or len(line)
         if len(line) != width:
@@ -148,7 +169,22 @@ def _decode_csv(data: bytes) -> npt.NDArray[np.generic]:
                     field=f"row {number}, column {column}", came=repr(cell[:40]), allowed="a finite number"
                 )
         rows.append([float(cell) for cell in line])
-    return np.array(rows, dtype=np.float64).reshape(len(rows), width)
+    table = np.array(rows, dtype=np.float64).reshape(len(rows), width)
+    if TIME_COLUMN not in names:
+        return table, None
+    place = names.index(TIME_COLUMN)
+    return np.delete(table, place, axis=1), _judged_times(table[:, place])
+
+
+def _judged_times(times_s: Float64[np.ndarray, "T"]) -> Float64[np.ndarray, "T"]:
+    """The times from the first on."""
+    late = np.flatnonzero(~(np.diff(times_s) > 0))
+    if len(late):
+        first = int(late[0])
+        came = f"{times_s[first + 1]:g} after {times_s[first]:g}"
+        raise MediaFault(field=f"{TIME_COLUMN}, step {first + 2}", came=came, allowed="times that rise from row to row")
+    since_first: npt.NDArray[np.float64] = times_s - times_s[:1]
+    return since_first
 
 
 def _is_number(cell: str) -> bool:

@@ -45,7 +45,7 @@ SMALL: dict[str, dict[str, object]] = {
         "preprocess": {"seconds": 0.2, "bands": 8},
     },
     "video": {
-        "options": {"image_channels": (4, 8), "image_groups": 2, "pool": "lstm", "hidden": 4},
+        "options": {"image_channels": (4, 8), "image_groups": 2},
         "preprocess": {"frames": 3, "size": 8},
     },
     "lstm": {"options": {"hidden": 4}, "preprocess": {"length": 12}},

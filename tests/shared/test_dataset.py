@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 import shared.check
-import shared.dataset
+import shared.loader
 from shared.batch import Samples
 from shared.config import EncoderSettings
 from shared.dataset import load_samples
@@ -35,7 +35,7 @@ def sealed(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
         raise AssertionError(f"a media file was opened: {arguments}")
 
     def seal() -> None:
-        for place in (shared.dataset, shared.check):
+        for place in (shared.loader, shared.check):
             monkeypatch.setattr(place, "read_file", refuse)
             monkeypatch.setattr(place, "decode", refuse)
         monkeypatch.setattr(Image, "open", refuse)

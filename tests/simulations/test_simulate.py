@@ -110,8 +110,8 @@ def test_a_second_run_of_a_scenario_opens_no_media_file(tmp_path: Path, monkeypa
     def opened(*_: object, **__: object) -> None:
         pytest.fail("a media file was opened")
 
-    monkeypatch.setattr("shared.dataset.read_file", opened)
-    monkeypatch.setattr("shared.dataset.decode", opened)
+    monkeypatch.setattr("shared.loader.read_file", opened)
+    monkeypatch.setattr("shared.loader.decode", opened)
     second = simulate(tmp_path, "second", private=False)
     assert first.test == second.test
 

@@ -5,6 +5,8 @@ out       embeddings [B, D], read by fusion/
 relies on registry.py for names and options; docs/model.md lists all of them, with their sources and costs
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import nn
 
@@ -26,6 +28,8 @@ from shared.model.encoders.modes import in_mode
 from shared.model.registry import EncoderPart, EncoderPlace, encoder_registry
 from shared.model.seeding import seeded
 from shared.preprocess import Preprocessor
+from shared.preprocess.align import aligned_table
+from shared.settings import Option
 
 
 def preprocessor(run: RunConfig, modality: str) -> Preprocessor:
@@ -57,11 +61,14 @@ def _part(run: RunConfig, modality: str) -> EncoderPart:
     if modality not in run.modalities:
         raise ModelError(f"modality {modality!r} is not in the run; allowed: {', '.join(run.modalities)}")
     settings, schema = run.model.encoders[modality], run.data.modalities[modality]
+    table: Mapping[str, Option] = settings.preprocess
+    if run.model.align is not None:
+        table = aligned_table(table, kind=schema.kind, align=run.model.align, modality=modality)
     place = EncoderPlace(
         modality=modality,
         schema=schema,
         width=run.model.embedding_width,
-        preprocess_table=settings.preprocess,
+        preprocess_table=table,
         mode=settings.mode,
     )
     return encoder_registry.build(settings, place=place, takes=schema.kind)
