@@ -14,7 +14,7 @@ from shared.errors import ModelError, PrivacyError
 from shared.model.recurrence import MeanState, run_through, site_weights
 from shared.privacy.mechanism import Clip
 from tests.client.layered import Chain, batch_of, names_of
-from tests.client.test_layers import rows
+from tests.client.test_layers import Sites, assert_alike, part, rows
 
 
 @pytest.mark.parametrize(
