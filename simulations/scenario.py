@@ -44,6 +44,18 @@ class SourceSettings(Settings):
     builder: str | None = Field(default=None, description="as in `motet data BUILDER`")
     seed: int = Field(default=0, ge=0, description="of the builder")
     options: dict[str, Option] = Field(default={}, description="of the builder")
+    missing: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="share of the sites (rows, under `missing_by`) with a modality that lose it, each modality by "
+        "itself; nobody loses the last one",
+    )
+    missing_by: Literal["site", "row"] = Field(default="site", description="who loses them")
+    missing_from: tuple[Name, ...] = Field(
+        default=(), description="the modalities concerned; all of the data set, if not set"
+    )
+    missing_seed: int | None = Field(default=None, ge=0, description="of what is taken away; `seed`, if not set")
 
     @model_validator(mode="after")
     def _one_of_them(self) -> "SourceSettings":
@@ -123,7 +135,7 @@ def read_scenario(path: Path, *, changes: Sequence[str] = (), home: Path) -> tup
         _apply(change, table)
     source = table.get("source")
     settings = parse_settings(SourceSettings, source if isinstance(source, dict) else {}, place=f"{path}: source")
-    data_set = _data_set(settings, beside=path.parent, home=home)
+    data_set = _with_losses(_data_set(settings, beside=path.parent, home=home), settings, home=home)
     card, run = read_card(data_set), table.get("run")
     if card is not None and isinstance(run, dict):
         run.setdefault("data", card.content.model_dump(exclude_none=True))
@@ -165,6 +177,23 @@ def _data_set(settings: SourceSettings, *, beside: Path, home: Path) -> Path:
     folder = home / "data" / f"{name}-{hashlib.sha256(options.encode()).hexdigest()[:12]}"
     if not folder.is_dir():
         build(name, folder, seed=settings.seed, options=settings.options)
+    return folder
+
+
+def _with_losses(source: Path, settings: SourceSettings, *, home: Path) -> Path:
+    """The data set less what `missing` takes away, made once and kept under `home`."""
+    if not settings.missing:
+        return source
+    from simulations.datasets.missing import digest_of_source, take_away
+
+    seed = settings.seed if settings.missing_seed is None else settings.missing_seed
+    asked = settings.model_dump_json(include={"missing", "missing_by", "missing_from"})
+    key = hashlib.sha256(f"{digest_of_source(source)} {asked} {seed}".encode()).hexdigest()[:12]
+    folder = home / "data" / f"{source.name}-missing-{key}"
+    if not folder.is_dir():
+        take_away(
+            source, folder, share=settings.missing, by=settings.missing_by, names=settings.missing_from, seed=seed
+        )
     return folder
 
 

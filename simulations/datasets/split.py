@@ -5,7 +5,7 @@ out       a data set folder; media files are hard-linked where the file system a
 relies on manifest.py for sound rows, partition.py for who gets which, writer.py for the folder
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +16,8 @@ from shared.errors import ConfigError
 from shared.manifest import Row, read_manifest
 from shared.schema import DataCard, DataSchema
 from shared.targets import cells_of
-from simulations.datasets.writer import TEST, VALIDATION, BuiltDataset, File, NewRow, built, is_file_name, writing
+from simulations.datasets.missing import By, kept_row, lost_modalities
+from simulations.datasets.writer import TEST, VALIDATION, BuiltDataset, built, is_file_name, writing
 from simulations.partition import Rows, column_shards, dirichlet_shards, even_shards
 
 How = Literal["even", "dirichlet", "column"]
@@ -45,8 +46,8 @@ def split_folder(
         sites: how many; with `column` one for each value, if not set.
         column: a group column, an ignored column, `subject_id`, `label` or one of several tasks with single labels;
             with `dirichlet` and several tasks, the task whose labels are dealt out.
-        remove: modality -> share of the site rows (of the sites, under `remove_from`) that lose it. A row never loses
-            the last one it has. The held-out part loses nothing.
+        remove: modality -> share of the site rows (of the sites, under `remove_from`) with it that lose it. A row never
+            loses the last one it has, which is drawn if all would go. The held-out part loses nothing.
         held_out_share: of the subjects, or of the rows where there are none; half of it for validation, half for the
             test. 0 for none.
 
@@ -60,13 +61,13 @@ def split_folder(
     generator = np.random.default_rng([seed, 7])
     validation, test, rest = _held_out(rows, share=held_out_share, generator=generator)
     shards = _shards(rows, rest, card.content, how=how, sites=sites, alpha=alpha, column=column, generator=generator)
-    lost = _lost(rows, list(shards.values()), removed=removed, by_site=remove_from == "sites", generator=generator)
+    by: By = "site" if remove_from == "sites" else "row"
+    lost = lost_modalities(rows, shards=list(shards.values()), shares=removed, by=by, generator=generator)
     with writing(target, card=card) as writer:
         for part, members in ((VALIDATION, validation), (TEST, test), *shards.items()):
             for number in members:
-                writer.add(
-                    part, _new_row(rows[number], int(number), schema=card.content, lost=lost.get(int(number), ()))
-                )
+                gone = lost.get(int(number), set())
+                writer.add(part, kept_row(rows[number], int(number), schema=card.content, lost=gone))
         losses = "; ".join(f"{name}: {share:.0%} of the {remove_from}" for name, share in removed.items()) or "none"
         writer.finish(
             how_it_was_made=_STORY.format(
@@ -195,40 +196,6 @@ def _column_value(row: Row, schema: DataSchema, *, column: str) -> str:
     if value is None:
         raise ConfigError(f"column {column!r}: row {row.line} has none; allowed: a value in every row")
     return value
-
-
-def _lost(
-    rows: Sequence[Row],
-    shards: list[list[int]],
-    *,
-    removed: dict[str, float],
-    by_site: bool,
-    generator: np.random.Generator,
-) -> dict[int, set[str]]:
-    """Row number -> modalities it loses, never all it has."""
-    lost: dict[int, set[str]] = {}
-    for name, share in removed.items():
-        if by_site:
-            chosen = generator.permutation(len(shards))[: round(share * len(shards))]
-            numbers = [number for shard in sorted(chosen) for number in shards[int(shard)]]
-        else:
-            having = [number for shard in shards for number in shard if name in rows[number].values]
-            numbers = [having[int(index)] for index in generator.permutation(len(having))[: round(share * len(having))]]
-        for number in numbers:
-            if set(rows[number].values) - lost.get(number, set()) - {name}:
-                lost.setdefault(number, set()).add(name)
-    return lost
-
-
-def _new_row(row: Row, number: int, *, schema: DataSchema, lost: Collection[str]) -> NewRow:
-    values = {
-        name: File(value.suffix.lower(), value, link=True) if isinstance(value, Path) else value
-        for name, value in row.values.items()
-        if name not in lost
-    }
-    return NewRow(
-        f"{number:06d}", values, targets=cells_of(row.target, schema=schema), subject=row.subject, columns=row.groups
-    )
 
 
 _STORY = """

@@ -48,8 +48,8 @@ class NewRow:
     targets: Mapping[str, object]
     """column -> answer: a label, labels or a rating"""
     subject: str | None = None
-    columns: Mapping[str, str] = field(default_factory=dict)
-    """group columns and ignored ones"""
+    columns: Mapping[str, object] = field(default_factory=dict)
+    """group columns, ignored ones and times"""
 
 
 @dataclass(frozen=True)
