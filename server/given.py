@@ -68,18 +68,35 @@ class Readers:
         except UnicodeDecodeError:
             raise MediaFault(field="text", came="not UTF-8", allowed="a text in UTF-8") from None
 
-    def cuts(self, values: Mapping[str, RawValue | TimedSignal], *, clock: Clock) -> dict[str, Cut] | None:
-        """What of each timed value of one sample the model sees, on one clock; None where the run has none."""
-        align = self.run.model.align
-        if align is None:
-            return None
-        timed = [name for name in values if self.run.data.modalities[name].kind in TIMED_KINDS]
-        lengths = {name: duration_s(values[name], rate_hz=own_rate_hz(self.run, name)) for name in timed}
-        return cuts_of(lengths, clock=clock, align=align)
+    def prepared_together(
+        self, values: Mapping[str, RawValue | TimedSignal], *, clock: Clock | None = None
+    ) -> tuple[dict[str, Tensor], dict[str, MediaFault]]:
+        """The values of one sample, each prepared; and what is wrong with those that cannot be.
 
-    def sees(self, modality: str, cuts: Mapping[str, Cut] | None) -> bool:
-        """Whether a value counts as there: one of which nothing lies in the window does not."""
-        return cuts is None or modality in cuts or self.run.data.modalities[modality].kind not in TIMED_KINDS
+        Args:
+            values: by modality, as decoded.
+            clock: when they were taken, for a run that has one clock for them: a value with nothing in the window is
+                left out. All at once, if not given.
+        """
+        cuts = self._cuts(values, clock=clock or Clock())
+        made, faults = dict[str, Tensor](), dict[str, MediaFault]()
+        for modality, value in values.items():
+            if modality in cuts:
+                try:
+                    made[modality] = self.prepared(modality, value, cut=cuts[modality])
+                except MediaFault as fault:
+                    faults[modality] = fault
+        return made, faults
+
+    def _cuts(self, values: Mapping[str, RawValue | TimedSignal], *, clock: Clock) -> dict[str, Cut | None]:
+        """What is seen of each value; None: all of it. One of which nothing is seen is not in it."""
+        align, kinds = self.run.model.align, self.run.data.modalities
+        if align is None:
+            return dict.fromkeys(values)
+        timed = [name for name in values if kinds[name].kind in TIMED_KINDS]
+        lengths = {name: duration_s(values[name], rate_hz=own_rate_hz(self.run, name)) for name in timed}
+        cuts = cuts_of(lengths, clock=clock, align=align)
+        return {name: cuts.get(name) for name in values if name not in timed or name in cuts}
 
     def prepared(self, modality: str, value: RawValue | TimedSignal, *, cut: Cut | None = None) -> Tensor:
         """One value after the first, per-value half of preprocessing.
@@ -94,7 +111,7 @@ class Readers:
         """
         align = self.run.model.align
         if cut is None:
-            cut = (self.cuts({modality: value}, clock=Clock()) or {}).get(modality)
+            cut = self._cuts({modality: value}, clock=Clock()).get(modality)
         try:
             if align is not None and cut is not None:
                 value = aligned(value, cut=cut, align=align, rate_hz=own_rate_hz(self.run, modality))
@@ -149,13 +166,18 @@ def read_folder(folder: Path, *, readers: Readers) -> Iterator[Named]:
         some = rows[start : start + ROWS_AT_ONCE]
         samples = [_read_row(row, readers=readers, findings=findings) for row in some]
         # from the first fault on, rows are looked into only for further ones
-        if not findings:
-            yield Named(tuple(f"{findings.unit} {row.line}" for row in some), readers.batch(samples))
+        if findings:
+            continue
+        # a row may have nothing in the window of the run's clock
+        there = [(row, sample) for row, sample in zip(some, samples, strict=True) if sample]
+        if there:
+            names = tuple(f"{findings.unit} {row.line}" for row, _ in there)
+            yield Named(names, readers.batch([sample for _, sample in there]))
     findings.raise_if_any()
 
 
 def _read_row(row: Row, *, readers: Readers, findings: Findings) -> dict[str, Tensor]:
-    made, raws = dict[str, Tensor](), dict[str, RawValue | TimedSignal]()
+    raws = dict[str, RawValue | TimedSignal]()
 
     def note(modality: str, fault: MediaFault) -> None:
         value = row.values[modality]
@@ -172,13 +194,9 @@ def _read_row(row: Row, *, readers: Readers, findings: Findings) -> dict[str, Te
             )
         except MediaFault as fault:
             note(modality, fault)
-    cuts = readers.cuts(raws, clock=row.clock)
-    for modality, raw in raws.items():
-        try:
-            if readers.sees(modality, cuts):
-                made[modality] = readers.prepared(modality, raw, cut=(cuts or {}).get(modality))
-        except MediaFault as fault:
-            note(modality, fault)
+    made, faults = readers.prepared_together(raws, clock=row.clock)
+    for modality, found in faults.items():
+        note(modality, found)
     return made
 
 
@@ -192,7 +210,12 @@ def read_sample(values: Mapping[str, Path | str], *, readers: Readers) -> Named:
     Raises:
         RunError: a modality that the model has not, a file that is no sane value, or no value at all; every fault.
     """
-    faults, made = [], {}
+    faults, raws = [], dict[str, RawValue | TimedSignal]()
+
+    def note(modality: str, fault: MediaFault) -> None:
+        place = f"{modality} ({values[modality]})" if isinstance(values[modality], Path) else modality
+        faults.append(f"  {place}: {fault}")
+
     for modality, value in values.items():
         if modality not in readers.run.modalities:
             faults.append(f"  {modality}: the model has no such modality; allowed: {_listed(readers.run)}")
@@ -201,10 +224,12 @@ def read_sample(values: Mapping[str, Path | str], *, readers: Readers) -> Named:
             raw = value if isinstance(value, str) else readers.decoded(modality, read_file(value)[0], name=value.name)
             if isinstance(raw, str) and not raw.strip():
                 raise MediaFault(field="text", came="empty", allowed="some text, or leave it away")
-            made[modality] = readers.prepared(modality, raw)
+            raws[modality] = raw
         except MediaFault as fault:
-            place = f"{modality} ({value})" if isinstance(value, Path) else modality
-            faults.append(f"  {place}: {fault}")
+            note(modality, fault)
+    made, broken = readers.prepared_together(raws)
+    for modality, found in broken.items():
+        note(modality, found)
     if faults:
         raise RunError("\n".join([f"{len(faults)} of {len(values)} values cannot be used", *faults]))
     if not made:

@@ -127,17 +127,18 @@ def _guarded_app(name: str, *, worker: Worker, policy: str, hosts: tuple[str, ..
 def _answer(fields: Mapping[str, File | str], *, predictor: Predictor) -> Prediction:
     """Decodes, prepares and predicts, in the worker's thread."""
     readers: Readers = predictor.readers
-    made, faults = {}, []
+    raws, faults = {}, []
     for modality, value in fields.items():
         try:
             if isinstance(value, str):
                 value = File(name="", content=value.encode())  # noqa: PLW2901
                 if readers.run.data.modalities[modality].kind != "text":
                     raise MediaFault(field="value", came="a text", allowed="a file")
-            raw = readers.decoded(modality, value.content, name=value.name)
-            made[modality] = readers.prepared(modality, raw)
+            raws[modality] = readers.decoded(modality, value.content, name=value.name)
         except MediaFault as fault:
             faults.append(f"{modality}: {fault}")
+    made, broken = readers.prepared_together(raws)
+    faults += [f"{modality}: {found}" for modality, found in broken.items()]
     if faults:
         raise RequestError(422, "value-invalid", "; ".join(faults))
     (prediction,) = predictor.of_batch(Named(("request",), readers.batch([made])))
