@@ -10,6 +10,8 @@ from torch import Tensor
 from shared.config import EncoderSettings
 from shared.errors import ModelError
 from shared.model.augment import Augmentation, build_augmentation
+from shared.model.augment.clip import FrameVectorAugmentation
+from shared.model.augment.vector import VectorOptions
 from shared.model.encoders import preprocessor
 from shared.model.multimodal import build_model
 from shared.model.sample_draws import KEYS, normal, uniform
@@ -20,7 +22,14 @@ from tests.shared.example_runs import AUGMENT, example_run
 NUMBERS = 1_000_000
 FALSE_ALARM_DEVIATIONS = 4.9
 """a fair mean of so many draws is further off once in a million tests"""
-ENCODERS = {"photo": "cnn", "sound": "mel-cnn", "motion": "conv1d", "words": "embedding-mean", "vector": "linear"}
+ENCODERS = {
+    "photo": "cnn",
+    "clip": "video",
+    "sound": "mel-cnn",
+    "motion": "conv1d",
+    "words": "embedding-mean",
+    "vector": "linear",
+}
 
 
 def keys(num: int) -> Tensor:
@@ -52,6 +61,35 @@ def test_a_sample_is_changed_alike_alone_and_in_any_company(modality: str) -> No
     assert not torch.equal(together, values)
     assert together.shape == values.shape
     assert bool(together.isfinite().all())
+
+
+@pytest.mark.parametrize("option", [name for name in AUGMENT["clip"] if name != "noise"])
+def test_all_frames_of_a_clip_are_changed_alike(option: str) -> None:
+    """A clip that stands still goes on standing still; only noise tells its frames apart."""
+    augment, values = built("clip", {option: AUGMENT["clip"][option]})
+    still = values[:, :1].expand_as(values).contiguous()
+    changed = augment(still, keys(8))
+
+    for frame in range(1, changed.shape[1]):
+        torch.testing.assert_close(changed[:, frame], changed[:, 0])
+    assert not torch.equal(changed, still)
+
+
+def test_a_clip_of_one_frame_is_changed_as_a_picture_but_for_its_name() -> None:
+    clip, values = built("clip", {"saturation": 1.0, "contrast": 0.5, "rotate": 20.0})
+    picture, _ = built("photo", {"saturation": 1.0, "contrast": 0.5, "rotate": 20.0})
+    picture.modality = clip.modality
+
+    torch.testing.assert_close(clip(values[:, :1], keys(8))[:, 0], picture(values[:, 0], keys(8)))
+
+
+def test_vectors_of_frames_lose_numbers_of_their_own() -> None:
+    augment = FrameVectorAugmentation(VectorOptions(drop=0.5), modality="clip")
+    changed = augment(torch.ones(4, 3, 50), keys(4))
+
+    assert changed.shape == (4, 3, 50)
+    assert not torch.equal(changed[:, 0], changed[:, 1])
+    assert set(changed.unique().tolist()) == {0.0, 2.0}
 
 
 @pytest.mark.parametrize("modality", ENCODERS)
@@ -117,6 +155,23 @@ def test_brightness_keeps_black_black() -> None:
     black = torch.full_like(values, -1.0)
 
     torch.testing.assert_close(augment(black, keys(8)), black)
+
+
+def test_a_channel_that_is_no_colour_is_moved_and_not_lit() -> None:
+    settings = EncoderSettings.model_validate(
+        {
+            "name": "cnn",
+            "augment": {"flip": 1.0, "brightness": 0.5},
+            "preprocess": {"size": 16, "segment": "otsu", "segment_as": "channel"},
+        }
+    )
+    run = example_run({"photo": settings.model_dump()})
+    augment = build_augmentation(settings, modality="photo", kind="image", preprocessor=preprocessor(run, "photo"))
+    values = torch.randn(8, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    changed = augment(values, keys(8))
+
+    torch.testing.assert_close(changed[:, 3], values[:, 3].flip(2), atol=1e-4, rtol=0)
+    assert not torch.allclose(changed[:, :3], values[:, :3].flip(3), atol=1e-2)
 
 
 def test_gain_moves_all_bands_of_a_sound_by_one_number() -> None:

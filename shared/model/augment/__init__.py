@@ -30,6 +30,7 @@ from shared.model.registry import checked_options
 from shared.preprocess import Preprocessor
 from shared.preprocess.audio import AudioPreprocessor
 from shared.preprocess.image import ImagePreprocessor
+from shared.preprocess.pretrained_text import TokenPreprocessor
 from shared.preprocess.video import VideoPreprocessor
 from shared.schema import Kind
 
@@ -52,13 +53,14 @@ def build_augmentation(
             pixels = of_frames.options if isinstance(of_frames, ImagePreprocessor) else None
             center, spread = (pixels.center, pixels.spread) if pixels else (0.0, 1.0)
             each = PictureAugmentation if kind == "image" else ClipAugmentation
-            return each(picture, modality=modality, center=center, spread=spread, channels=shape[-3])
+            colours = of_frames.colours if isinstance(of_frames, ImagePreprocessor) else None
+            return each(picture, modality=modality, center=center, spread=spread, channels=shape[-3], colours=colours)
         case "audio", 2:
             frames = checked_options(FrameOptions, settings.augment, of=of)
             return FrameAugmentation(frames, modality=modality, scale=_scale_of(preprocessor))
         case "signal", 2:
             return SignalAugmentation(checked_options(SignalOptions, settings.augment, of=of), modality=modality)
-        case "text", _ if _is_tokens(preprocessor):
+        case _, 1 if _is_tokens(preprocessor, kind=kind):
             return TextAugmentation(checked_options(TokenOptions, settings.augment, of=of), modality=modality)
         case "video", 2:
             return FrameVectorAugmentation(checked_options(VectorOptions, settings.augment, of=of), modality=modality)
@@ -67,10 +69,12 @@ def build_augmentation(
     raise ModelError(f"{of}: values of kind {kind} and shape {list(shape)} reach the model; allowed: none for these")
 
 
-def _is_tokens(preprocessor: Preprocessor) -> bool:
-    """Whether token numbers reach the model, and not a vector that a frozen network made of them."""
+def _is_tokens(preprocessor: Preprocessor, *, kind: Kind) -> bool:
+    """Whether token numbers reach the model, and not a vector."""
+    if isinstance(preprocessor, TokenPreprocessor):
+        return True
     with torch.no_grad():
-        return not preprocessor.finish(preprocessor.read("")[None]).is_floating_point()
+        return kind == "text" and not preprocessor.finish(preprocessor.read("")[None]).is_floating_point()
 
 
 def _scale_of(preprocessor: Preprocessor) -> FrameScale:

@@ -38,18 +38,43 @@ class PictureAugmentation(Augmentation):
     """
 
     def __init__(
-        self, options: PictureOptions, *, modality: str, center: float, spread: float, channels: int = 3
+        self,
+        options: PictureOptions,
+        *,
+        modality: str,
+        center: float,
+        spread: float,
+        channels: int = 3,
+        colours: int | None = None,
     ) -> None:
+        """Takes the scale of the numbers.
+
+        Args:
+            options: how far a picture may be changed.
+            modality: whose.
+            center: pixel value that is 0.
+            spread: pixel values that make 1.
+            channels: of one picture.
+            colours: those of them that are light, the first ones; what is behind them is moved and else left.
+        """
         super().__init__(modality=modality)
         self.options, self.black, self.channels = options, -center / spread, channels
+        self.colours = channels if colours is None else colours
         moves = (options.rotate, options.scale, options.shift, options.flip, options.flip_upright)
         self.moves = any(moves)
 
     def changed(self, values: Float[Tensor, "B C S S"], keys: Int[Tensor, "B"]) -> Float[Tensor, "B C S S"]:
         """The pictures, each changed by its key."""
-        options = self.options
         if self.moves:
             values = self._moved(values, keys)
+        if self.colours == self.channels:
+            return self._lit(values, keys)
+        is_light = torch.arange(values.shape[1], device=values.device) % self.channels < self.colours
+        return torch.where(is_light[:, None, None], self._lit(values, keys), values)
+
+    def _lit(self, values: Float[Tensor, "B C S S"], keys: Int[Tensor, "B"]) -> Float[Tensor, "B C S S"]:
+        """The pictures in another light."""
+        options = self.options
         if options.brightness:
             factor = self.spread_around(keys, 1.0, options.brightness, what="brightness")
             values = self.black + (values - self.black) * factor[:, None, None, None]
@@ -81,5 +106,15 @@ class PictureAugmentation(Augmentation):
             torch.stack([upright * turn.sin() / size, upright * turn.cos() / size, along], dim=1),
         ]
         affine = torch.stack(rows, dim=1).to(values.dtype)
-        grid = torch.nn.functional.affine_grid(affine, list(values.shape), align_corners=False)
+        # not affine_grid, which torch.func takes apart row by row and warns of
+        grid = (_places(values) @ affine.transpose(1, 2)).reshape(len(values), *values.shape[2:], 2)
         return torch.nn.functional.grid_sample(values, grid, padding_mode="border", align_corners=False)
+
+
+def _places(values: Float[Tensor, "B C S S"]) -> Float[Tensor, "S_S 3"]:
+    """Across, along and 1 of the middle of each pixel, row by row; the picture goes from -1 to 1."""
+    along, across = (
+        (2 * torch.arange(side, dtype=values.dtype, device=values.device) + 1) / side - 1 for side in values.shape[2:]
+    )
+    there = torch.stack(torch.meshgrid(across, along, indexing="xy"), dim=-1).flatten(0, 1)
+    return torch.cat([there, torch.ones_like(there[:, :1])], dim=1)
