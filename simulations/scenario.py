@@ -49,11 +49,11 @@ class SourceSettings(Settings):
         ge=0,
         le=1,
         description="share of the sites (rows, under `missing_by`) with a modality that lose it, each modality by "
-        "itself; nobody loses the last one",
+        "itself; a row keeps one that the model takes",
     )
     missing_by: Literal["site", "row"] = Field(default="site", description="who loses them")
     missing_from: tuple[Name, ...] = Field(
-        default=(), description="the modalities concerned; all of the data set, if not set"
+        default=(), description="the modalities concerned; those that the model takes, if not set"
     )
     missing_seed: int | None = Field(default=None, ge=0, description="of what is taken away; `seed`, if not set")
 
@@ -135,8 +135,11 @@ def read_scenario(path: Path, *, changes: Sequence[str] = (), home: Path) -> tup
         _apply(change, table)
     source = table.get("source")
     settings = parse_settings(SourceSettings, source if isinstance(source, dict) else {}, place=f"{path}: source")
-    data_set = _with_losses(_data_set(settings, beside=path.parent, home=home), settings, home=home)
-    card, run = read_card(data_set), table.get("run")
+    run = table.get("run")
+    data_set = _data_set(settings, beside=path.parent, home=home)
+    if settings.missing:
+        data_set = _with_losses(data_set, settings, needed=_modalities_of(run), home=home)
+    card = read_card(data_set)
     if card is not None and isinstance(run, dict):
         run.setdefault("data", card.content.model_dump(exclude_none=True))
     return parse_settings(Scenario, table, place=str(path)), data_set
@@ -180,21 +183,24 @@ def _data_set(settings: SourceSettings, *, beside: Path, home: Path) -> Path:
     return folder
 
 
-def _with_losses(source: Path, settings: SourceSettings, *, home: Path) -> Path:
+def _with_losses(source: Path, settings: SourceSettings, *, needed: tuple[str, ...], home: Path) -> Path:
     """The data set less what `missing` takes away, made once and kept under `home`."""
-    if not settings.missing:
-        return source
     from simulations.datasets.missing import digest_of_source, take_away
 
+    share, by, names = settings.missing, settings.missing_by, settings.missing_from or needed
     seed = settings.seed if settings.missing_seed is None else settings.missing_seed
-    asked = settings.model_dump_json(include={"missing", "missing_by", "missing_from"})
-    key = hashlib.sha256(f"{digest_of_source(source)} {asked} {seed}".encode()).hexdigest()[:12]
-    folder = home / "data" / f"{source.name}-missing-{key}"
+    key = repr((digest_of_source(source), share, by, names, needed, seed))
+    folder = home / "data" / f"{source.name}-missing-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     if not folder.is_dir():
-        take_away(
-            source, folder, share=settings.missing, by=settings.missing_by, names=settings.missing_from, seed=seed
-        )
+        take_away(source, folder, share=share, by=by, names=names, needed=needed, seed=seed)
     return folder
+
+
+def _modalities_of(run: object) -> tuple[str, ...]:
+    """Those that the model of a run takes, as far as its unread table says."""
+    for key in ("model", "encoders"):
+        run = run.get(key) if isinstance(run, dict) else None
+    return tuple(sorted(map(str, run))) if isinstance(run, dict) else ()
 
 
 def _apply(change: str, table: dict[str, object]) -> None:

@@ -143,7 +143,6 @@ def words_of(job: Job, *, source: Path | None, out: Path) -> list[str]:
             f"source.missing={job.missing}",
             f"source.missing_by={job.by}",
             f"source.missing_seed={job.seed}",
-            f"source.missing_from={json.dumps(case.modalities)}",
         ]
     changes += ["run.privacy=none", *case.without_privacy] if job.privacy == "none" else case.private
     words = ["simulate", case.scenario, "--out", str(out)]

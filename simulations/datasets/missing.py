@@ -41,8 +41,9 @@ def lost_modalities(
     shares: Mapping[str, float],
     by: By,
     generator: np.random.Generator,
+    needed: Collection[str] = (),
 ) -> dict[int, set[str]]:
-    """Row number -> modalities it loses; never the last it has, which is drawn when all would go.
+    """Row number -> modalities it loses; never the last it has of those `needed`, which is drawn when all would go.
 
     With generators in the same state a larger share takes what a smaller one takes, but for those last ones.
 
@@ -51,6 +52,7 @@ def lost_modalities(
         shards: the numbers of each site's rows.
         shares: modality -> share, 0 to 1, of the sites (or rows) with it that lose it, to the nearest whole number.
         by: a site loses a modality in all its rows, or every row by itself.
+        needed: modalities one of which a row keeps, such as those that a model takes; any, if none are named.
 
     Source: FedMultimodal, Feng et al. 2023, arXiv:2306.09486, and its code (`simulate_missing_modality`): one draw for
     each site and modality. Ours differs: the number that lose it is fixed, because a coin for each of eight sites often
@@ -68,9 +70,9 @@ def lost_modalities(
     names = np.array(list(shares))
     for unit, numbers in enumerate(units):
         for number in numbers:
-            if set(rows[number].values) == taken.get(number, set()):
-                last_of = names[np.argsort(order[unit])]
-                taken[number].discard(next((str(name) for name in last_of if name in taken[number]), ""))
+            had = {name for name in rows[number].values if name in needed or not needed}
+            if had and had <= taken.get(number, set()):
+                taken[number].discard(next(str(name) for name in names[np.argsort(order[unit])] if name in had))
     return {number: names_lost for number, names_lost in taken.items() if names_lost}
 
 
@@ -93,7 +95,14 @@ def kept_row(
 
 
 def take_away(
-    source: Path, target: Path, *, share: float, by: By = "site", names: Collection[str] = (), seed: int = 0
+    source: Path,
+    target: Path,
+    *,
+    share: float,
+    by: By = "site",
+    names: Collection[str] = (),
+    needed: Collection[str] = (),
+    seed: int = 0,
 ) -> BuiltDataset:
     """A data set whose sites lack more; what is held out or public is the same rows with the same files.
 
@@ -101,6 +110,7 @@ def take_away(
         source: a data set folder with a dataset.toml.
         share: of the sites (rows) that have a modality, the part that loses it; each modality by itself.
         names: the modalities concerned; all, if none are named.
+        needed: those one of which a row keeps; any, if none are named.
 
     Raises:
         ConfigError: `source` has no card or no sites, a name or the share is not allowed, or `target` is taken.
@@ -116,7 +126,8 @@ def take_away(
         starts[part] = sum(len(read[other]) for other in starts)
     shards = [list(range(start, start + len(read[part]))) for part, start in starts.items()]
     shares = dict.fromkeys(chosen, share)
-    lost = lost_modalities(rows, shards=shards, shares=shares, by=by, generator=np.random.default_rng([seed, 11]))
+    generator = np.random.default_rng([seed, 11])
+    lost = lost_modalities(rows, shards=shards, shares=shares, by=by, generator=generator, needed=needed)
     title = f"{card.title}; {share:.0%} of the modalities taken away by {by}"
     with writing(target, card=card.model_copy(update={"title": title})) as writer:
         for part, some in read.items():

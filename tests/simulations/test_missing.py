@@ -111,6 +111,21 @@ def test_something_is_always_left_and_which_is_drawn(by: By) -> None:
 
 
 @pytest.mark.parametrize("by", ["site", "row"])
+def test_a_row_keeps_one_of_those_that_the_model_takes(by: By) -> None:
+    rows, needed = _made_up_rows(40), ("steps", "voice")
+    lost = lost_modalities(
+        rows,
+        shards=[list(range(start, start + 4)) for start in range(0, 40, 4)],
+        shares=dict.fromkeys(needed, 0.8),
+        by=by,
+        generator=np.random.default_rng(0),
+        needed=needed,
+    )
+    assert all(len(names) == 1 for names in lost.values())
+    assert len(lost) >= 32, "those that lose steps, and those that lose voice"
+
+
+@pytest.mark.parametrize("by", ["site", "row"])
 def test_a_larger_share_takes_what_a_smaller_one_takes(by: By) -> None:
     rows = _made_up_rows(120)
     shards = [list(range(start, start + 12)) for start in range(0, 120, 12)]
@@ -176,18 +191,20 @@ def test_a_scenario_and_set_can_ask_for_it_and_it_is_made_once(source: Path, tmp
         return read_scenario(scenario, changes=changes, home=home)[1]
 
     assert folder() == source
-    less = folder("source.missing=0.3")
+    less = folder("source.missing=0.3", 'source.missing_from=["voice", "text"]')
     assert less.parent == home / "data"
+    assert all("text" in row for site in SITES for row in _had(less, site)), "all that the model takes"
     before = less.stat().st_mtime_ns
-    assert folder("source.missing=0.3", "source.missing_by=site") == less
+    assert folder('source.missing_from=["voice", "text"]', "source.missing=0.3", "source.missing_by=site") == less
     assert less.stat().st_mtime_ns == before
     others = {
         folder("source.missing=0.5"),
         folder("source.missing=0.3", "source.missing_by=row"),
         folder("source.missing=0.3", "source.missing_seed=1"),
         folder("source.missing=0.3", 'source.missing_from=["voice"]'),
+        folder("source.missing=0.3"),
     }
-    assert len(others | {less}) == 5
+    assert len(others | {less}) == 6
     with pytest.raises(ConfigError, match="missing"):
         folder("source.missing=1.3")
 
