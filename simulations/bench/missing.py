@@ -119,12 +119,14 @@ class Outcome(Settings):
     commit: str
 
 
-def grid(*, data: Sequence[str], by: Sequence[str], seeds: Sequence[int]) -> Iterator[Job]:
+def grid(
+    *, data: Sequence[str], by: Sequence[str], seeds: Sequence[int], rates: Sequence[float] = RATES
+) -> Iterator[Job]:
     """All runs: first whole tables of the first seed. With no rate, `by` makes no difference and is "site"."""
     for seed in seeds:
         for way in by:
             for name in data:
-                for rate in RATES:
+                for rate in rates:
                     for privacy in ("none", "epsilon 8"):
                         if rate or way == "site":
                             yield Job.model_validate(
@@ -226,13 +228,16 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--from", dest="sources", action="append", default=[], metavar="DATA=PATH")
     parser.add_argument("--data", nargs="*", choices=tuple(CASES), default=list(CASES))
     parser.add_argument("--by", nargs="*", choices=("site", "row"), default=["site", "row"])
+    parser.add_argument("--rates", nargs="*", type=float, choices=RATES, default=list(RATES))
     parser.add_argument("--seeds", nargs="*", type=int, default=list(SEEDS))
     parser.add_argument("--out", type=Path, default=RESULTS / "missing.jsonl")
     parser.add_argument("--table", action="store_true", help="run nothing")
     options = parser.parse_args(words)
     sources = {name: Path(path).expanduser().resolve() for name, _, path in (s.partition("=") for s in options.sources)}
     done = stored(options.out)
-    jobs = [] if options.table else list(grid(data=options.data, by=options.by, seeds=options.seeds))
+    jobs = (
+        [] if options.table else list(grid(data=options.data, by=options.by, seeds=options.seeds, rates=options.rates))
+    )
     for job in jobs:
         if job in [each.job for each in done]:
             continue
