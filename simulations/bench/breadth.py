@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from client.gradient.choice import AutoEngine, choose_engine
 from client.preflight.made_up import write_folder
@@ -62,8 +62,17 @@ SCHEMAS: Mapping[str, Mapping[str, object]] = {
 }
 MATCHING = ("pair",)
 """fusions that are for matching alone"""
-MODES: Mapping[str, tuple[str, ...]] = dict.fromkeys(("minilm", "efficientnet-lite0"), ("frozen", "lora"))
-"""encoders with public weights that are measured in several modes"""
+BESIDE: Mapping[str, Mapping[str, tuple[str, str]]] = {
+    "prefix": {"words": ("text", "tokens"), "vector": ("features", "linear")},
+    "verbalise": {"motion": ("signal", "description"), "words": ("text", "tokens")},
+}
+"""fusions that vectors alone will not do for: modality -> its kind and encoder"""
+GIVE_TOKENS = ("caption", "description", "tokens", "transcript")
+"""encoders whose words a language model reads"""
+MODES: Mapping[str, tuple[str, ...]] = dict.fromkeys(
+    ("minilm", "efficientnet-lite0", "prefix", "verbalise"), ("frozen", "lora")
+)
+"""parts with public weights that are measured in several modes"""
 
 
 @dataclass(frozen=True)
@@ -86,7 +95,8 @@ def candidates() -> Iterator[Candidate]:
                 yield Candidate("encoder", name, part.about, part.takes, mode)
     for fusion in fusion_registry.names():
         if _is_ours(fusion_registry.get(fusion)):
-            yield Candidate("fusion", fusion, fusion_registry.get(fusion).about)
+            for mode in MODES.get(fusion, ("",)):
+                yield Candidate("fusion", fusion, fusion_registry.get(fusion).about, mode=mode)
     for head in head_registry.names():
         if _is_ours(head_registry.get(head)):
             yield Candidate("head", head, head_registry.get(head).about)
@@ -94,26 +104,24 @@ def candidates() -> Iterator[Candidate]:
 
 def run_of(part: Candidate) -> RunConfig:
     """A run with the part and as little else as there can be, everything in its default size."""
-    takes = part.takes or "features"
-    encoder: dict[str, object] = {"name": part.name if part.kind == "encoder" else "linear"}
-    if part.mode:
-        encoder["mode"] = part.mode
-    path = _folder_of(part)
-    if path:
-        encoder["options"] = {"path": path}
-    names = ["first", "second", "third"] if part.kind == "fusion" else ["value"]
     task: dict[str, object] = {"task": "single-label", "labels": [f"class-{number}" for number in range(LABELS)]}
+    encoders = _encoders(part)
     if part.name in MATCHING:
-        names, task = names[:2], {"task": "matching", "pair": names[:2]}
+        task = {"task": "matching", "pair": list(encoders)}
+    fusion: dict[str, object] = {"name": part.name if part.kind == "fusion" else "sum"}
+    if part.kind == "fusion" and part.mode:
+        fusion["options"] = {"mode": part.mode}
+    elif part.name in GIVE_TOKENS:
+        fusion = {"name": "prefix"}
     table = {
         "name": "breadth",
         "seed": 0,
-        "data": {**task, "modalities": dict.fromkeys(names, SCHEMAS[takes])},
+        "data": {**task, "modalities": {name: SCHEMAS[takes] for name, (takes, _) in encoders.items()}},
         "model": {
             # the head that is none gives the embedding as the answer
             "embedding_width": LABELS if part.name == "identity" else WIDTH,
-            "encoders": dict.fromkeys(names, encoder),
-            "fusion": {"name": part.name if part.kind == "fusion" else "sum"},
+            "encoders": {name: encoder for name, (_, encoder) in encoders.items()},
+            "fusion": fusion,
             "head": {"name": part.name if part.kind == "head" else "linear"},
         },
         "training": {"optimizer": "sgd", "learning_rate": 1e-4, "sample_rate": 1.0, "local_steps": 1},
@@ -123,12 +131,32 @@ def run_of(part: Candidate) -> RunConfig:
     return parse_settings(RunConfig, table, place=f"{part.kind} {part.name}")
 
 
+def _encoders(part: Candidate) -> dict[str, tuple[str, dict[str, object]]]:
+    """Modality -> its kind and encoder; the first is the one that is looked at."""
+    vector: tuple[str, dict[str, object]] = ("features", {"name": "linear"})
+    if part.kind == "fusion":
+        named = BESIDE.get(part.name)
+        if named:
+            return {name: (takes, {"name": encoder}) for name, (takes, encoder) in named.items()}
+        return dict.fromkeys(("first", "second") if part.name in MATCHING else ("first", "second", "third"), vector)
+    if part.kind == "head":
+        return {"value": vector}
+    encoder: dict[str, object] = {"name": part.name}
+    if part.mode:
+        encoder["mode"] = part.mode
+    path = _folder_of(part)
+    if path:
+        encoder["options"] = {"path": path}
+    own = {"value": (part.takes, encoder)}
+    return {**own, "beside": vector} if part.name in GIVE_TOKENS else own
+
+
 def look_at(part: Candidate, *, budget_s: float) -> PartResult:
     """What the part is and costs; with a reason in the place of what could not be found out."""
     what = {"kind": part.kind, "name": part.name, "mode": part.mode, "takes": part.takes}
     try:
         run = run_of(part)
-        batch = FEW_ROWS if part.mode == "lora" else BATCH
+        batch = FEW_ROWS if part.mode == "lora" or part.name in (*GIVE_TOKENS, *BESIDE) else BATCH
         model, samples = build_model(run).train(), _samples(run, rows=batch)
         module = _module(model, part.kind)
         found = {
@@ -136,7 +164,7 @@ def look_at(part: Candidate, *, budget_s: float) -> PartResult:
             "about": part.about.split("\n")[0],
             "source": source_in(part.about, *_docs(module)),
             "inputs": _inputs(run, part),
-            "outputs": [LABELS] if part.kind == "head" or _decides(model, part) else [run.model.embedding_width],
+            "outputs": _outputs(model, run, part, samples),
             "parameters": sum(each.numel() for each in module.parameters()),
             "trained": sum(each.numel() for each in module.parameters() if each.requires_grad),
             "batch": batch,
@@ -188,7 +216,8 @@ def _samples(run: RunConfig, *, rows: int) -> Samples:
 
 
 def _module(model: MultimodalModel, kind: str) -> nn.Module:
-    return {"encoder": model.encoders, "fusion": model.fusion, "head": model.head}[kind]
+    first = next(model.encoders.children())
+    return {"encoder": first, "fusion": model.fusion, "head": model.head}[kind]
 
 
 def _docs(module: nn.Module) -> Sequence[str]:
@@ -201,16 +230,23 @@ def _inputs(run: RunConfig, part: Candidate) -> Sequence[int]:
     width = run.model.embedding_width
     if part.kind == "encoder":
         return preprocessor(run, run.modalities[0]).shape
+    if part.name in BESIDE:
+        return []
     return [len(run.modalities), width] if part.kind == "fusion" else [width]
+
+
+@torch.no_grad()
+def _outputs(model: MultimodalModel, run: RunConfig, part: Candidate, samples: Samples) -> Sequence[int]:
+    if part.kind == "encoder":
+        given: Tensor = _module(model, part.kind)(samples.inputs[run.modalities[0]][:1])
+        return tuple(given.shape[1:])
+    decides = part.kind == "head" or model.fusion.level == "decision"
+    return [LABELS] if decides else [run.model.embedding_width]
 
 
 def _is_behind_network(run: RunConfig) -> bool:
     """Whether the encoder's values went through a public network in preprocessing, where no gradient comes."""
     return isinstance(preprocessor(run, run.modalities[0]), FrozenPreprocessor | WakewordPreprocessor)
-
-
-def _decides(model: MultimodalModel, part: Candidate) -> bool:
-    return part.kind == "fusion" and model.fusion.level == "decision"
 
 
 def _engine(model: MultimodalModel, run: RunConfig, samples: Samples) -> str:

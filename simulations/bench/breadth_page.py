@@ -70,6 +70,8 @@ def _row(part: PartResult) -> str:
 
 
 def _shape(shape: Sequence[int]) -> str:
+    if not shape:
+        return "words and embeddings"
     return "[" + ", ".join(str(length) for length in shape) + "]"
 
 
