@@ -23,6 +23,7 @@ from shared.batch import Batch
 from shared.config import EncoderSettings, FederationSettings, ModelSettings, PartSettings, RunConfig, TrainingSettings
 from shared.errors import ModelError, PrivacyError
 from shared.model.encoders import preprocessor
+from shared.model.encoders.language import READ_ELSEWHERE
 from shared.model.multimodal import build_model
 from shared.model.registry import encoder_registry
 from shared.model.sample_draws import draws_keys, with_keys
@@ -37,12 +38,12 @@ ENGINES: dict[str, GradientEngine] = {
     "hooks": HooksEngine(),
     "functional": FunctionalEngine(microbatch_size=3),
 }
-PLANTING = ("reference", "functional")  # Opacus' hooks do not reach weights outside a layer
+PLANTING = ("reference", "functional")  # hooks do not reach weights outside a layer
 WHOLE = Clip(0.5, grid=0.5 / GRIDS_PER_NORM)
 WAYS = [(Clip(0.5), 1), (Clip(0.5, per_layer=True), 3), (WHOLE, 3)]
 TOY_NAMES = tuple(name for name, _ in Toy().named_parameters())
-PACKAGED = {"minilm", "efficientnet-lite0", "frozen-efficientnet-lite0", "openwakeword"}
-NEEDS_WEIGHTS = PACKAGED | {"frozen-transformers", "pretrained-text", "pretrained-image", "pretrained-audio"}
+ELSEWHERE = {*READ_ELSEWHERE, "minilm", "efficientnet-lite0", "frozen-efficientnet-lite0", "openwakeword"}
+ELSEWHERE |= {"frozen-transformers", "pretrained-text", "pretrained-image", "pretrained-audio"}
 
 plain = st.floats(min_value=-10, max_value=10, width=32)
 strange = st.sampled_from([0.0, 1e-30, 1e18, -1e18, 3e38, math.nan, math.inf, -math.inf])
@@ -339,7 +340,7 @@ def assert_engines_agree(run: RunConfig, *, clip: Clip, rows_per_unit: int) -> N
 
 
 KINDS: tuple[Kind, ...] = ("image", "text", "audio", "signal", "features")
-BUILT_IN = [(kind, name) for kind in KINDS for name in encoder_registry.names(takes=kind) if name not in NEEDS_WEIGHTS]
+BUILT_IN = [(kind, name) for kind in KINDS for name in encoder_registry.names(takes=kind) if name not in ELSEWHERE]
 
 
 @pytest.mark.parametrize(("clip", "rows_per_unit"), WAYS)
