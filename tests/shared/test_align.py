@@ -23,6 +23,7 @@ from shared.media import TimedSignal, Waveform, decode_timed
 from shared.media.array import decode_signal
 from shared.model.encoders import preprocessor
 from shared.preprocess.align import Cut, aligned, cuts_of, duration_s
+from shared.preprocess.signal import SignalPreprocessor
 from shared.schema import DataSchema, ModalitySchema
 from shared.settings import parse_settings
 from tests.shared.clips import video_bytes
@@ -306,6 +307,12 @@ def test_a_recording_is_moved_by_whole_samples_and_silent_around() -> None:
 def test_options_that_alignment_decides_are_refused(modality: str, options: dict[str, object]) -> None:
     with pytest.raises(ModelError, match=f"{next(iter(options))}.* beside model.align"):
         preprocessor(run_of(**{modality: options}), modality)
+
+
+def test_filters_find_the_rate_of_the_clock_and_not_that_of_the_files() -> None:
+    door = preprocessor(run_of(motion={"low_pass": 40.0}), "motion")
+    assert isinstance(door, SignalPreprocessor)
+    assert (door.options.rate_hz, door.options.length) == (100.0, 200)
 
 
 def test_a_signal_needs_the_rate_of_its_files() -> None:
