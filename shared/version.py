@@ -1,3 +1,3 @@
 """Version: what reports and bundles say; pyproject.toml states it again for Flower, and a test compares the two."""
 
-VERSION = "0.3.0"
+VERSION = "0.4.0"
