@@ -59,6 +59,8 @@ class ShotScores(Settings):
     macro_f1: float
     accuracy_spread: float | None = None
     macro_f1_spread: float | None = None
+    left_out: tuple[str, ...] = ()
+    """classes that have too few values for examples and something to test"""
 
 
 def name_scores(space: JointSpace, modality: str, names: Sequence[str], *, template: str) -> Float[Tensor, "K D"]:
@@ -153,18 +155,22 @@ def few_shot(task: Matching, labelled: Labelled, *, shots: int, head: Head, draw
     Args:
         task: of the run.
         labelled: values with their classes.
-        shots: examples of each class; every class needs more.
+        shots: examples of each class; a class that has no more than that is left out.
         head: "mean": the nearest class mean by the task's score; "logistic": logistic regression on the places.
         draws: how often examples are drawn.
         seed: of the draws.
 
     Raises:
-        RunError: a class has too few values.
+        RunError: fewer than two classes have more values than examples.
     """
     counts = torch.bincount(labelled.classes, minlength=len(labelled.names)).tolist()
-    short = [f"{name} ({count})" for name, count in zip(labelled.names, counts, strict=True) if count <= shots]
-    if short:
-        raise RunError(f"shots: {shots} examples of each class, and of others none are left in {', '.join(short)}")
+    left_out = tuple(name for name, count in zip(labelled.names, counts, strict=True) if count <= shots)
+    labelled = _without(labelled, left_out)
+    if len(labelled.names) < 2:
+        raise RunError(
+            f"shots: {shots} examples of each class; only {len(labelled.names)} classes have more values than that; "
+            "allowed: fewer examples, or a folder with more values"
+        )
     generator, found = np.random.default_rng(seed), list[dict[str, float]]()
     for _ in range(draws):
         order = torch.from_numpy(generator.permutation(len(labelled.classes)))
@@ -185,6 +191,7 @@ def few_shot(task: Matching, labelled: Labelled, *, shots: int, head: Head, draw
         macro_f1=float(macro_f1.mean()),
         accuracy_spread=float(accuracy.std(ddof=1)) if draws > 1 else None,
         macro_f1_spread=float(macro_f1.std(ddof=1)) if draws > 1 else None,
+        left_out=left_out,
     )
 
 
@@ -224,6 +231,13 @@ def fit_head(
 
     optimizer.step(closure)  # type: ignore[no-untyped-call]
     return FittedHead(task, means, scale * weights.detach(), bias.detach())
+
+
+def _without(labelled: Labelled, names: Sequence[str]) -> Labelled:
+    kept = tuple(name for name in labelled.names if name not in names)
+    numbers = torch.tensor([kept.index(name) if name in kept else -1 for name in labelled.names])
+    classes = numbers[labelled.classes]
+    return Labelled(places=labelled.places[classes >= 0], classes=classes[classes >= 0], names=kept)
 
 
 @torch.no_grad()

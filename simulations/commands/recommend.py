@@ -154,6 +154,8 @@ def _show_scores(found: "ShotScores", *, json: bool) -> None:
         for value, spread in ((found.accuracy, found.accuracy_spread), (found.macro_f1, found.macro_f1_spread))
     )
     tested = f"{found.num_classes} classes, {found.num_tested} values"
+    if found.left_out:
+        tested += f"; too few values: {', '.join(found.left_out)}"
     typer.echo(f"{found.way}: accuracy {accuracy}, macro-F1 {macro_f1} ({tested})")
 
 

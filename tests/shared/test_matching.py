@@ -17,6 +17,7 @@ from client.gradient.plain import PlainEngine
 from shared.batch import Batch
 from shared.config import RunConfig
 from shared.errors import ModelError
+from shared.model.fusion.pair import PairFusion
 from shared.model.matching import Matching
 from shared.model.multimodal import MultimodalModel, build_model
 from shared.model.parameters import given_names, trainable_names
@@ -30,7 +31,11 @@ Score = Literal["cosine", "euclidean"]
 
 
 def _run(
-    *, privacy: object = "none", model: dict[str, object] | None = None, modality: str = "right", **matching: object
+    *,
+    privacy: object = "none",
+    model: dict[str, object] | None = None,
+    modality: str = "right",
+    matching: dict[str, object] | None = None,
 ) -> RunConfig:
     table = tiny_run(private=False)
     modalities = {name: {"kind": "features", "width": 4} for name in ("left", "right", "other")}
@@ -39,7 +44,7 @@ def _run(
         "embedding_width": 4,
         "encoders": {"left": {"name": "linear"}, modality: {"name": "linear"}},
         "fusion": {"name": "pair"},
-        "matching": {"num_negatives": 5, **matching},
+        "matching": {"num_negatives": 5, **(matching or {})},
         **(model or {}),
     }
     table["privacy"] = privacy
@@ -55,7 +60,20 @@ def _batch(rows: int, *, seed: int = 0, absent: tuple[int, ...] = ()) -> Batch:
 
 
 def _model(**matching: object) -> MultimodalModel:
-    return build_model(_run(**matching))
+    return build_model(_run(matching=matching))
+
+
+def _fusion(model: MultimodalModel) -> PairFusion:
+    assert isinstance(model.fusion, PairFusion)
+    return model.fusion
+
+
+def _heads(model: MultimodalModel, batch: Batch) -> list[Tensor]:
+    """What each modality's head gives."""
+    return [
+        model.get_submodule(f"head.{name}")(model.get_submodule(f"encoders.{name}")(batch.inputs[name]))
+        for name in ("left", "right")
+    ]
 
 
 def _task(kind: Kind, score: Score, *, negatives: int, width: int = 3) -> Matching:
@@ -87,12 +105,11 @@ def _score(first: Tensor, second: Tensor, *, kind: str) -> float:
 @pytest.mark.parametrize("score", SCORES)
 def test_the_loss_of_a_pair_against_public_values_is_that_by_hand(kind: Kind, score: Score) -> None:
     model = _model(loss=kind, score=score, temperature=0.5)
-    model.fusion.centers.copy_(torch.randn(2, 4))
+    _fusion(model).centers.copy_(torch.randn(2, 4))
     batch = _batch(3, absent=(1,))
     losses = sample_losses(model, batch).detach()
-    heads = [model.head[name](model.encoders[name](batch.inputs[name])) for name in ("left", "right")]
-    heads = [values - center for values, center in zip(heads, model.fusion.centers, strict=True)]
-    bank = model.fusion.negatives
+    heads = [values - center for values, center in zip(_heads(model, batch), _fusion(model).centers, strict=True)]
+    bank = _fusion(model).negatives
     for row in (0, 2):
         left, right = heads[0][row], heads[1][row]
         own = _score(left, right, kind=score) / 0.5
@@ -107,7 +124,7 @@ def test_in_batch_losses_are_those_against_the_other_pairs(kind: Kind) -> None:
     model = _model(loss=kind, score="cosine", temperature=0.5, negatives="in-batch")
     batch = _batch(4, absent=(3,))
     losses = sample_losses(model, batch).detach()
-    left, right = (model.head[name](model.encoders[name](batch.inputs[name])) for name in ("left", "right"))
+    left, right = _heads(model, batch)
     table = [[_score(a, b, kind="cosine") / 0.5 for b in right] for a in left]
     for row in range(3):
         others = [other for other in range(3) if other != row]
@@ -170,10 +187,10 @@ def test_no_gradient_flows_into_what_is_public(kind: Kind) -> None:
     model = _model(loss=kind)
     assert given_names(model, model.modalities) == ("fusion.negatives", "fusion.centers")
     assert not {"fusion.negatives", "fusion.centers"} & set(dict(model.named_parameters()))
-    assert not model.fusion.negatives.requires_grad
-    assert not model.fusion.centers.requires_grad
+    assert not _fusion(model).negatives.requires_grad
+    assert not _fusion(model).centers.requires_grad
     before = sample_losses(model, _batch(3)).detach()
-    model.fusion.negatives.copy_(model.fusion.negatives.flip(1) * 0.5)
+    _fusion(model).negatives.copy_(_fusion(model).negatives.flip(1) * 0.5)
     assert not torch.equal(before, sample_losses(model, _batch(3)).detach())
 
 
@@ -198,7 +215,7 @@ def test_values_of_zero_have_finite_losses_and_gradients(kind: Kind, score: Scor
             parameter.zero_()
     batch = _batch(2, absent=(1,))
     losses = sample_losses(model, batch)
-    losses.sum().backward()
+    losses.sum().backward()  # type: ignore[no-untyped-call]
     assert bool(losses.isfinite().all())
     assert all(bool(each.grad is None or each.grad.isfinite().all()) for each in model.parameters())
 
@@ -215,7 +232,7 @@ def test_training_brings_pairs_together(kind: Kind, negatives: str) -> None:
     for step in range(80):
         if negatives == "public" and step % 5 == 0:
             first, second, _ = task.places_of(model(public.inputs, public.present).detach())
-            model.fusion.negatives.copy_(torch.stack([first, second]))
+            _fusion(model).negatives.copy_(torch.stack([first, second]))
         sums = PlainEngine().clipped_sum(model, rows, names=names, clip=Clip(math.inf)).sums
         with torch.no_grad():
             for name in names:
@@ -226,11 +243,11 @@ def test_training_brings_pairs_together(kind: Kind, negatives: str) -> None:
 
 @pytest.mark.parametrize("unit", ["record", "subject"])
 def test_in_batch_negatives_are_refused_where_records_or_subjects_are_protected(unit: str) -> None:
-    with pytest.raises(ValidationError, match=r"every pair is in the loss of all others.*allowed: \"public\""):
-        _run(privacy={**PRIVACY, "unit": unit}, negatives="in-batch")
+    with pytest.raises(ValidationError, match=r"pair is in the loss of all others.*allowed: \"public\""):
+        _run(privacy={**PRIVACY, "unit": unit}, matching={"negatives": "in-batch"})
     _run(privacy={**PRIVACY, "unit": unit})
-    _run(privacy={**PRIVACY, "unit": "site", "trust": "server"}, negatives="in-batch")
-    _run(privacy="none", negatives="in-batch")
+    _run(privacy={**PRIVACY, "unit": "site", "trust": "server"}, matching={"negatives": "in-batch"})
+    _run(privacy="none", matching={"negatives": "in-batch"})
 
 
 @pytest.mark.parametrize(

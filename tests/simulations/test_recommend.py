@@ -195,8 +195,16 @@ def test_a_few_examples_of_each_class_tell_classes_apart(head: Literal["mean", "
     shuffled = Labelled(places=places, classes=classes[torch.randperm(60, generator=draws)], names=labelled.names)
     # one in three by chance; 240 tests, a few of them together: 5 standard errors are .15
     assert few_shot(TASK, shuffled, shots=4, head=head, draws=5, seed=0).accuracy < 0.5
-    with pytest.raises(RunError, match=r"none are left in a \(20\), b \(20\), c \(20\)"):
+    with pytest.raises(RunError, match=r"only 0 classes have more values than that"):
         few_shot(TASK, labelled, shots=20, head=head, draws=1, seed=0)
+
+
+def test_a_class_with_too_few_values_is_left_out_and_told() -> None:
+    places = TASK.placed(torch.randn(20, 8, generator=torch.Generator().manual_seed(0)))
+    classes = torch.tensor([1, 2] * 9 + [0, 0])
+    labelled = Labelled(places=places, classes=classes, names=("rare", "b", "c"))
+    scores = few_shot(TASK, labelled, shots=2, head="mean", draws=3, seed=0)
+    assert (scores.num_classes, scores.num_tested, scores.left_out) == (2, 14, ("rare",))
 
 
 def test_logistic_regression_is_at_its_minimum() -> None:
