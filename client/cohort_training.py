@@ -138,7 +138,6 @@ def _share_out(
     pieces: Sequence[Sequence[int]], train: Callable[[Sequence[int], Stacked], None], *, copies: Sequence[Stacked]
 ) -> None:
     """Trains the pieces, each thread with a copy of the model of its own."""
-
     left = iter(pieces)
 
     def work(number: int) -> None:

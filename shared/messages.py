@@ -65,7 +65,7 @@ class StatisticsHeader(Settings):
     protocol_version: int
     run: RunConfig
     run_id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
-    attempt: int = Field(default=0, ge=0)
+    attempt: int = Field(default=0, ge=0, le=2**31)
     planned_rounds: int = Field(ge=1, le=100_000, description="as in the train requests that follow")
 
 

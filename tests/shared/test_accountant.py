@@ -346,3 +346,11 @@ def test_ten_thousand_rows_are_one_mechanism_a_kind() -> None:
 def test_an_epsilon_that_prv_cannot_show_is_refused_with_the_way_out() -> None:
     with pytest.raises(PrivacyError, match=r'epsilon is 0\.001 with accountant "prv".* use "pld"'):
         calibrate_noise(epsilon=0.001, delta=1e-5, sample_rate=0.5, steps=2, accountant="prv")
+
+
+def test_a_delta_that_rounding_may_swallow_is_answered_by_the_renyi_bound() -> None:
+    """A hundred thousand steps may each lose 2^-54 of delta to double precision: more than 1e-12 has room for."""
+    history = [MechanismUse(2.0, 1e-4, 100_000)]
+
+    assert spent(history, "pld", 1e-12) == spent(history, "rdp", 1e-12)
+    assert spent(history, "pld", 1e-9) < spent(history, "rdp", 1e-9)

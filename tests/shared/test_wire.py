@@ -192,6 +192,7 @@ def with_gradient() -> TrainReply:
         (HEADER, {"v": torch.zeros(1)}, r"unknown \['v'\]"),
         (ReplyHeader.model_construct(**{**dict(HEADER), "nominal_size": 0}), {}, "nominal_size"),
         (ReplyHeader.model_construct(**{**dict(HEADER), "unclipped_share": np.nan, "run_id": None}), {}, "run_id"),
+        (ReplyHeader.model_construct(**{**dict(HEADER), "run_id": "r" * 1_100_000}), {}, "no header of at most"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
