@@ -13,6 +13,7 @@ import typer
 
 if TYPE_CHECKING:
     from server.prediction import Prediction
+    from server.trained import TrainedModel
     from shared.config import RunConfig
 
 Run = Annotated[Path, typer.Argument(help="Folder of a run that has ended.")]
@@ -48,9 +49,8 @@ def predict(
     if out is not None and out.exists():
         raise typer.BadParameter(f"{out} is there already; name another file", param_hint="--out")
     from server.prediction import Predictor
-    from server.trained import open_trained
 
-    predictor = Predictor(open_trained(run))
+    predictor = Predictor(_opened(run))
     if folders:
         predictions = list(predictor.of_folder(folders[0]))
     else:
@@ -73,9 +73,8 @@ def export(
 
     from server.export import export as write
     from server.export import export_table
-    from server.trained import open_trained
 
-    exported = write(open_trained(run), to=to, out=out or run / "export", int8=int8)
+    exported = write(_opened(run), to=to, out=out or run / "export", int8=int8)
     Console().print(export_table(exported))
 
 
@@ -88,9 +87,23 @@ def serve(
 ) -> None:
     """Answer over HTTP what a trained model makes of a sample, with a page to try it."""
     from server.service.run import serve as listen
+
+    listen(_opened(run), host=host, port=port)
+
+
+def _opened(run: Path) -> "TrainedModel":
+    """The run's model; where sites kept parts of theirs to themselves, whoever uses it is told what stands there."""
     from server.trained import open_trained
 
-    listen(open_trained(run), host=host, port=port)
+    trained = open_trained(run)
+    kept = trained.run.model.personal
+    if kept:
+        typer.secho(
+            f"the run left {', '.join(kept)} with the sites: this model has their first weights, which nobody trained",
+            fg=typer.colors.YELLOW,
+            err=True,
+        )
+    return trained
 
 
 def _values(

@@ -213,3 +213,11 @@ def test_a_run_that_matches_pairs_is_sent_to_recommend(run_folder: Path, monkeyp
     monkeypatch.setattr(type(trained), "run", property(lambda self: run))
     with pytest.raises(ModelError, match="motet recommend"):
         Predictor(trained)
+
+
+def test_it_is_told_that_parts_of_the_model_stayed_at_the_sites(tmp_path: Path) -> None:
+    kept = small_run()
+    kept = kept.model_copy(update={"model": kept.model.model_copy(update={"personal": ("head.*",)})})
+
+    assert "left head.* with the sites" in command("predict", write_run(tmp_path / "run", run=kept), "--text", "good")
+    assert "with the sites" not in command("predict", write_run(tmp_path / "other", run=small_run()), "--text", "good")
