@@ -53,15 +53,25 @@ class _Recording:
 
 
 def build_emodb(
-    target: Path, *, source: Path, validation_speakers: int = 2, test_speakers: int = 2, seed: int = 0
+    target: Path,
+    *,
+    source: Path,
+    validation_speakers: int = 2,
+    test_speakers: int = 2,
+    twice: bool = False,
+    seed: int = 0,
 ) -> BuiltDataset:
     """Write EmoDB as site folders: a site is a speaker; a row is a recording and the sentence spoken.
 
-    Held-out speakers are drawn women and men by turns. The sentences carry no emotion: every emotion has all of them.
+    Held-out speakers stand in one mixed order, women and men by turns; a seed says how far it is turned, so that seeds
+    that follow each other test other speakers, until all have had their turn. The sentences carry no emotion: every
+    emotion has all of them.
 
     Args:
         source: a folder with .wav or .flac files under their published names, at any depth; every emotion that occurs
             becomes a label.
+        twice: the recording is also modality `voice`, so that a second encoder can read it.
+        seed: the test begins `seed * test_speakers` places along the order of speakers.
 
     Raises:
         ConfigError: there are no such files, too few speakers, or `target` is taken.
@@ -76,14 +86,18 @@ def build_emodb(
             f"validation, {test_speakers} for the test; allowed: one or more for each, fewer than {len(speakers)} "
             "together, two emotions or more"
         )
-    order = _by_turns(speakers, generator=np.random.default_rng([seed, 6]))
+    order = _by_turns(speakers, generator=np.random.default_rng([0, 6]))
+    first = seed * test_speakers % len(order)
+    order = order[first:] + order[:first]
     parts = dict.fromkeys(order[:test_speakers], TEST) | dict.fromkeys(order[test_speakers:held_out], VALIDATION)
     labels = tuple(label for label in _EMOTIONS.values() if label in emotions)
-    with writing(target, card=_card(labels)) as writer:
+    with writing(target, card=_card(labels, twice=twice)) as writer:
         for recording in recordings:
+            sound = File(recording.path.suffix, recording.path)
             row = NewRow(
                 recording.path.stem,
-                {"audio": File(recording.path.suffix, recording.path), "text": _SENTENCES[recording.sentence]},
+                dict.fromkeys(("audio", "voice") if twice else ("audio",), sound)
+                | {"text": _SENTENCES[recording.sentence]},
                 targets={"label": recording.emotion},
                 subject=recording.speaker,
                 columns={"gender": _GENDERS[recording.speaker], "sentence": recording.sentence},
@@ -124,7 +138,8 @@ def _read(source: Path) -> list[_Recording]:
     return list(found.values())
 
 
-def _card(labels: tuple[str, ...]) -> DataCard:
+def _card(labels: tuple[str, ...], *, twice: bool) -> DataCard:
+    sounds = dict.fromkeys(("audio", "voice") if twice else ("audio",), ModalitySchema(kind="audio"))
     return DataCard(
         title="EmoDB: emotional speech of ten speakers, with the sentences spoken",
         generated=False,
@@ -137,7 +152,7 @@ def _card(labels: tuple[str, ...]) -> DataCard:
         content=DataSchema(
             task="single-label",
             labels=labels,
-            modalities={"audio": ModalitySchema(kind="audio"), "text": ModalitySchema(kind="text")},
+            modalities=sounds | {"text": ModalitySchema(kind="text")},
             groups=("gender",),
             ignored=("sentence",),
         ),
@@ -150,5 +165,6 @@ the recordings, as they came. Each speaker is a site. The text is the sentence s
 emotion, so a model that does well on text alone has learnt something else.
 
 - Held out, women and men by turns: {test} speakers for the test, {validation} for validation.
-- Seed {seed}.
+- Seed {seed}: the test begins {test} x {seed} places along one mixed order of the speakers, and validation follows it,
+  so that the seeds 0, 1, 2 and so on test other speakers.
 """

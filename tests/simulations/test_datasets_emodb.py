@@ -39,6 +39,27 @@ def test_sites_are_speakers_and_held_out_ones_a_woman_and_a_man(recordings: Path
     assert all(seen.count(speaker) == 4 for speaker in seen)
 
 
+def test_seeds_test_other_speakers_until_all_had_their_turn(recordings: Path, tmp_path: Path) -> None:
+    tested = []
+    for seed in range(3):
+        built = build_emodb(tmp_path / str(seed), source=recordings / "wav", seed=seed)
+        rows = rows_of(built.folder / "held-out/test")
+        assert {row["gender"] for row in rows} == {"man", "woman"}
+        tested += sorted({row["subject_id"] for row in rows})
+    assert sorted(tested) == ["03", "08", "09", "10", "11", "13"]
+
+
+def test_a_recording_can_be_given_to_two_encoders(recordings: Path, tmp_path: Path) -> None:
+    once, twice = (
+        build_emodb(tmp_path / str(twice), source=recordings / "wav", twice=twice).card.content.modalities
+        for twice in (False, True)
+    )
+    assert (list(once), list(twice)) == (["audio", "text"], ["audio", "voice", "text"])
+    for row in rows_of(tmp_path / "True/held-out/test"):
+        folder = tmp_path / "True/held-out/test"
+        assert (folder / row["voice_file_name"]).read_bytes() == (folder / row["audio_file_name"]).read_bytes()
+
+
 def test_umlauts_of_the_sentences_survive(recordings: Path, tmp_path: Path) -> None:
     (recordings / "wav/03b01Fa.wav").write_bytes(b"x")
     built = build_emodb(tmp_path / "emodb", source=recordings)
