@@ -199,6 +199,8 @@ def test_a_scenario_and_set_can_ask_for_it_and_it_is_made_once(source: Path, tmp
     before = less.stat().st_mtime_ns
     assert folder('source.missing_from=["voice", "text"]', "source.missing=0.3", "source.missing_by=site") == less
     assert less.stat().st_mtime_ns == before
+    whole = folder("source.missing=0.9")
+    assert all(_had(whole, site) == _had(source, site) for site in SITES), "the model takes one, and rows keep it"
     others = {
         folder("source.missing=0.5"),
         folder("source.missing=0.3", "source.missing_by=row"),
