@@ -80,8 +80,8 @@ def epsilon_of(parts: Sequence[tuple[StepLoss, int]], *, delta: float) -> float:
     """Upper bound on epsilon at `delta` after so many steps of each part, the worse of adding and removing a unit.
 
     The answer is the same in whatever order the parts are given, but for the last bits; infinity where no epsilon does.
-    What rounding of double precision may leave out is counted as delta, ROUNDING a step: measured, and no theorem. Where that
-    is all of delta, the answer is infinity.
+    What rounding of double precision may leave out is counted as delta, ROUNDING a step: measured, and no theorem.
+    Where that is all of delta, the answer is infinity.
 
     Args:
         parts: one or more, all on the same grid, each with 1 step or more.

@@ -12,7 +12,6 @@ from tests.shared.example_runs import OF_KIND, example_run, finished, raw_value,
 
 ALL = [(modality, name) for modality, names in OF_KIND.items() for name in names]
 DEFAULT_SIZES = {
-    "video": (10_000, 30_000),
     "cnn": (10_000, 30_000),
     "transformer": (30_000, 60_000),
     "embedding-mean": (5_000, 30_000),
