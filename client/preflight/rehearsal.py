@@ -30,6 +30,7 @@ from shared.config import RunConfig, TrainingSettings
 from shared.dataset import load_samples
 from shared.errors import PermissionRefused, PrivacyError
 from shared.messages import PROTOCOL_VERSION, Refusal, RequestHeader, TrainReply
+from shared.model.encoders.checkpoint import named_folders
 from shared.model.exchange import exchange_of
 from shared.model.multimodal import MultimodalModel, build_model
 from shared.model.parameters import tensor_of, trainable_names
@@ -199,7 +200,9 @@ def _with_plain_steps(run: RunConfig) -> RunConfig:
         records_per_subject=min(run.training.records_per_subject, MOST_ROWS_OF_A_UNIT),
     )
     federation = run.federation.model_copy(update={"rounds": ROUNDS})
-    model = run.model.model_copy(update={"modality_dropout": 0.0, "dropout": 0.0, "personal": ()})
+    # what training draws for a sample would make replies differ by more than their noise
+    encoders = {name: encoder.model_copy(update={"augment": {}}) for name, encoder in run.model.encoders.items()}
+    model = run.model.model_copy(update={"modality_dropout": 0.0, "dropout": 0.0, "encoders": encoders, "personal": ()})
     changes = {"training": training, "federation": federation, "model": model, "statistics": None}
     return run.model_copy(update=changes)
 
@@ -216,11 +219,7 @@ def _write_site(folder: Path, *, run: RunConfig, site: str) -> None:
         "ledger": str(folder / "ledger.sqlite"),
         "cache": str(folder / "cache"),
         "max_parameters": 10**12,
-        "checkpoints": [
-            str(Path(str(encoder.options["path"])).resolve())
-            for encoder in run.model.encoders.values()
-            if "path" in encoder.options
-        ],
+        "checkpoints": [str(Path(path).resolve()) for path in named_folders(run).values()],
         "privacy": {
             "epsilon": 2 * local.epsilon if local else 1.0,
             "delta": min(local.delta if local else 1.0, 1 / NOMINAL_UNITS),

@@ -1,6 +1,7 @@
 """Preflight: every built-in part passes every check, in every unit and way of clipping; a run that fails is refused."""
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,7 +26,8 @@ from shared.model.registry import (
 from shared.preflight import PreflightCheck
 from shared.preprocess.features import FeaturesOptions, FeaturesPreprocessor
 from shared.settings import Settings
-from tests.shared.example_runs import OF_KIND, example_run, small
+from tests.shared.example_runs import AUGMENT, OF_KIND, example_run, small
+from tests.shared.pretrained_folders import pretrained_folder
 
 LOCAL_CHECKS = (
     "own-gradient",
@@ -93,6 +95,22 @@ def test_runs_of_many_parts_pass(name: str) -> None:
 
     assert failed(checks) == {}
     assert tuple(check.name for check in checks) == LOCAL_CHECKS
+
+
+def test_a_run_that_augments_and_drops_passes() -> None:
+    """What training draws for a sample is left out of a rehearsal, whose replies may differ by their noise alone."""
+    run = example_run({"vector": {"name": "linear", "augment": AUGMENT["vector"]}})
+    run = run.model_copy(update={"model": run.model.model_copy(update={"dropout": 0.3})})
+
+    assert failed(preflight(private(run, RECORD, augment_multiplicity=2))) == {}
+
+
+def test_a_run_whose_fusion_names_a_folder_passes(tmp_path: Path) -> None:
+    path = {"path": str(pretrained_folder(tmp_path / "bert", kind="bert"))}
+    words = {"name": "tokens", "options": path, "preprocess": {"max_tokens": 6}}
+    run = example_run({"vector": {"name": "linear"}, "words": words}, fusion="prefix", fusion_options=path)
+
+    assert failed(preflight(private(run, RECORD), only={"own-gradient", "allow-list"})) == {}
 
 
 @pytest.mark.parametrize(
