@@ -7,10 +7,13 @@ import pytest
 import torch
 
 from client import agent
+from client.permission import permit
 from client.plan import PrivacyPlan
 from client.private_training import train_round
 from client.run_model import built_model
+from client.site import read_site
 from shared.config import RunConfig
+from shared.errors import PermissionRefused
 from shared.messages import Refusal, TrainReply
 from shared.privacy.accountant import MechanismUse, spent_epsilon
 from tests.client.asking import SITE_PRIVACY, ask, private, rewrite_subjects, rows_of, site_file, used
@@ -163,3 +166,26 @@ def test_a_unit_that_changes_in_the_middle_of_a_run_is_refused(tmp_path: Path) -
     used(ask(subject_site(tmp_path, epsilon=50.0), private()))
     path = site_file(tmp_path, unit="record", epsilon=50.0)
     assert ask(path, private(), number=2) == Refusal("refused")
+
+
+@pytest.mark.parametrize("option", ["path", "network_path", "image_path"])
+@pytest.mark.parametrize("part", ["encoder", "fusion", "head"])
+def test_no_folder_is_opened_that_its_owner_does_not_list(part: str, option: str, tmp_path: Path) -> None:
+    """Whatever part names it, and the encoder of pictures in an encoder of clips too."""
+    site = read_site(site_file(tmp_path))
+    run = tiny_config(private=True)
+    assert permit(run, site=site).modalities
+    named = {"options": {option: str(tmp_path / "elsewhere")}}
+    if part == "encoder":
+        first, encoder = next(iter(run.model.encoders.items()))
+        changed = run.model.model_copy(
+            update={"encoders": {**run.model.encoders, first: encoder.model_copy(update=named)}}
+        )
+    else:
+        changed = run.model.model_copy(update={part: getattr(run.model, part).model_copy(update=named)})
+    asked = run.model_copy(update={"model": changed})
+
+    with pytest.raises(PermissionRefused, match="elsewhere; allowed: those the owner lists in checkpoints"):
+        permit(asked, site=site)
+    listed = site.model_copy(update={"checkpoints": (tmp_path / "elsewhere",)})
+    assert permit(asked, site=listed).modalities
