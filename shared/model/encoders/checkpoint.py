@@ -15,7 +15,7 @@ from shared.config import PartSettings, RunConfig
 from shared.errors import ModelError
 from shared.model.encoders.projection import FixedVectorOptions
 from shared.model.registry import encoder_registry, fusion_registry
-from shared.preprocess.pretrained import Checkpoint, local_checkpoint
+from shared.preprocess.pretrained import Checkpoint, local_checkpoint, minilm_checkpoint
 from shared.settings import Settings
 
 AnyPart = TypeVar("AnyPart", bound=PartSettings)
@@ -127,3 +127,12 @@ def checkpoint_at(path: str, *, digest: str) -> Checkpoint:
             "which the run asks for. Put the same checkpoint there"
         )
     return checkpoint
+
+
+def language_checkpoint(options: FolderOptions) -> Checkpoint:
+    """The language model that the options name; MiniLM of its package where they name none.
+
+    Raises:
+        ModelError: it is not there, or not the one that the run asks for.
+    """
+    return checkpoint_at(options.path, digest=options.weights_digest) if options.path else minilm_checkpoint()

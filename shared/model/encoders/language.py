@@ -9,10 +9,10 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
-from shared.model.encoders.checkpoint import FolderOptions, checkpoint_at
+from shared.model.encoders.checkpoint import FolderOptions, checkpoint_at, language_checkpoint
 from shared.model.registry import EncoderPart, EncoderPlace, encoder_registry
 from shared.preprocess.describe import describe_picture, describe_signal, describe_sound
-from shared.preprocess.pretrained import Checkpoint, minilm_checkpoint
+from shared.preprocess.pretrained import Checkpoint
 from shared.preprocess.pretrained_text import PretrainedTextOptions, TokenPreprocessor
 from shared.preprocess.pretrained_words import Captioner, Recogniser
 from shared.preprocess.verbal import VerbalOptions, VerbalPreprocessor, Words
@@ -54,7 +54,7 @@ def tokens(place: EncoderPlace, options: TokenOptions) -> EncoderPart:
 
     Source: as the fusions'.
     """
-    texts = TokenPreprocessor(place.preprocess(PretrainedTextOptions), checkpoint=_reader(options))
+    texts = TokenPreprocessor(place.preprocess(PretrainedTextOptions), checkpoint=language_checkpoint(options))
     return EncoderPart(preprocessor=texts, module=lambda: ReadElsewhere(place.width))
 
 
@@ -91,13 +91,9 @@ def description(place: EncoderPlace, options: TokenOptions) -> EncoderPart:
 
 def _part(place: EncoderPlace, options: TokenOptions, *, words: Words, network: Checkpoint | None) -> EncoderPart:
     made = VerbalPreprocessor(
-        place.preprocess(VerbalOptions), checkpoint=_reader(options), words=words, network=network
+        place.preprocess(VerbalOptions), checkpoint=language_checkpoint(options), words=words, network=network
     )
     return EncoderPart(preprocessor=made, module=lambda: ReadElsewhere(place.width))
-
-
-def _reader(options: TokenOptions) -> Checkpoint:
-    return checkpoint_at(options.path, digest=options.weights_digest) if options.path else minilm_checkpoint()
 
 
 def _network(options: WordOptions) -> Checkpoint | None:

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 
 from shared.config import LoraSettings
 from shared.errors import ModelError
-from shared.model.encoders.checkpoint import FolderOptions, checkpoint_at
+from shared.model.encoders.checkpoint import FolderOptions, language_checkpoint
 from shared.model.encoders.lora import add_lora, additions_fit
 from shared.model.encoders.modes import ATTENTION
 from shared.model.parameters import PerModality
 from shared.model.registry import Fusion, FusionPlace, fusion_registry
-from shared.preprocess.pretrained import Checkpoint, minilm_checkpoint
+from shared.preprocess.pretrained import Checkpoint
 from shared.preprocess.pretrained_text import text_network
 
 
@@ -161,15 +161,6 @@ class VerbaliseFusion(LanguageFusion):
                 "'transcript' for audio, 'description' for a signal, 'tokens' for a text"
             )
         super().__init__(place, options, soft_tokens=0)
-
-
-def language_checkpoint(options: FolderOptions) -> Checkpoint:
-    """The language model that the options name.
-
-    Raises:
-        ModelError: it is not there, or not the one that the run asks for.
-    """
-    return checkpoint_at(options.path, digest=options.weights_digest) if options.path else minilm_checkpoint()
 
 
 def _check(place: FusionPlace, checkpoint: Checkpoint, *, soft_tokens: int) -> None:
