@@ -31,8 +31,9 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	$(BIN)/motet simulate moods
 
+# a process a core, each with one thread: files stay whole, so that what a file sets up once is set up once
 test: $(READY)
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile
 
 test-all: $(READY)
 	$(BIN)/pytest -m ''
