@@ -35,7 +35,7 @@ def build_tuxpaint(
     image_side_px: int = 224,
     seed: int = 0,
 ) -> BuiltDataset:
-    """Write the stamps as site folders: a row is a drawing, its written and its spoken name in the site's language.
+    """Write the stamps as site folders: a row is a drawing, its name in the site's language and in English, its voice.
 
     Drawings are held out whole, in all languages: in every category the same share of them, drawn at random. A name
     that nobody spoke is a row without audio.
@@ -116,7 +116,7 @@ class StampAdder:
         """Add a row for each language of the stamp, to `part` or to the language's site."""
         for language, (written, spoken) in stamp.names.items():
             values: dict[str, str | File] = {"text": written}
-            if self._matching and stamp.english:
+            if stamp.english:
                 values["english"] = stamp.english
             place = part or language
             if spoken is not None and self._is_new(spoken, place=place):
@@ -213,6 +213,7 @@ def card_of(labels: tuple[str, ...]) -> DataCard:
             modalities={
                 "image": ModalitySchema(kind="image"),
                 "text": ModalitySchema(kind="text"),
+                "english": ModalitySchema(kind="text"),
                 "audio": ModalitySchema(kind="audio"),
             },
             groups=("language",),
@@ -223,9 +224,9 @@ def card_of(labels: tuple[str, ...]) -> DataCard:
 _STORY = """
 Volunteers drew the stamps, named them in many languages and spoke the names. Kept are {drawings} drawings of the
 largest category folders (the label) and their {names} names written in nine languages, of which {spoken} are spoken
-too; the others are rows without audio. Each language is a site. `subject_id` is the drawing: it appears at a site
-once, and at several sites. In the held-out parts one drawing is in a row for each of its languages, the same file
-each time.
+too; the others are rows without audio. `english` is the name that the others were translated from, the same in all
+languages. Each language is a site. `subject_id` is the drawing: it appears at a site once, and at several sites. In the
+held-out parts one drawing is in a row for each of its languages, the same file each time.
 
 - Drawings are at most {side_px} pixels a side, on white. Where a stamp is there as PNG and as SVG, the PNG was taken;
   {only_svg} are there only as SVG: they {fate}.

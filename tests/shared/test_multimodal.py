@@ -196,8 +196,11 @@ def test_ratings_come_in_the_unit_of_the_data_and_their_loss_does_not_depend_on_
     torch.testing.assert_close(model.loss(outputs, targets), ((outputs[:, 0] - targets) / 3).square())
 
 
-def test_linear_encoders_summed_are_logistic_regression_on_all_features() -> None:
-    table = {"motion": {**small("statistics"), "options": {"normalise_input": False}}, "vector": small("linear")}
+def test_linear_encoders_summed_are_logistic_regression_on_all_features_each_times_its_scale() -> None:
+    table = {
+        "motion": {**small("statistics"), "options": {"normalise_input": False, "scale": 2.0}},
+        "vector": small("linear"),
+    }
     run = example_run(table, fusion="sum", head="identity", width=3)
     model = build_model(run)
     inputs = {key: finished(key, shape=preprocessor(run, key).shape, rows=4) for key in run.modalities}
@@ -206,7 +209,8 @@ def test_linear_encoders_summed_are_logistic_regression_on_all_features() -> Non
 
     weights = torch.cat([model.encoders[key].get_parameter("linear.weight") for key in run.modalities], dim=1)
     bias = sum(model.encoders[key].get_parameter("linear.bias") for key in run.modalities)
-    expected = torch.cat([inputs[key] for key in run.modalities], dim=1) @ weights.T + bias
+    features = torch.cat([inputs[key] * (2.0 if key == "motion" else 1.0) for key in run.modalities], dim=1)
+    expected = features @ weights.T + bias
     torch.testing.assert_close(outputs, expected)
 
 

@@ -77,6 +77,7 @@ def test_a_row_holds_its_own_name_voice_and_drawing(package: Path, tmp_path: Pat
         for row in rows_of(site):
             number = int(re.sub(r"\D", "", row["subject_id"]))
             assert row["text"] == {"fr": f"Chose {number}.", "da": "Ting"}[site.name]
+            assert row["english"] == "A thing."
             assert ("audio_file_name" in row) == (number != 1 if site.name == "fr" else number % 2 == 1)
             if "audio_file_name" in row:
                 assert (site / row["audio_file_name"]).read_bytes() == f"{site.name} {row['label']}{number}".encode()

