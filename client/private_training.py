@@ -69,7 +69,7 @@ def train_round(
     trained = {name: model.get_parameter(name) for name in names}
     start = {name: parameter.detach().clone() for name, parameter in trained.items()}
     public = public_numbers(training, plan=plan, nominal_size=nominal_size)
-    engine, clip, excess = _engine(model, training=training, plan=plan), clip_of(plan), 0.0
+    engine, clip, excess = engine_of(model, training=training, plan=plan), clip_of(plan), 0.0
     keyed = draws_keys(model)
     with _as_given(model, trained, start), _own_randomness(sampling, next(iter(trained.values())).device):
         optimizer = NoisyOptimizer(
@@ -199,7 +199,8 @@ def public_numbers(training: TrainingSettings, *, plan: PrivacyPlan | None, nomi
     )
 
 
-def _engine(model: nn.Module, *, training: TrainingSettings, plan: PrivacyPlan | None) -> GradientEngine:
+def engine_of(model: nn.Module, *, training: TrainingSettings, plan: PrivacyPlan | None) -> GradientEngine:
+    """What computes the gradients of a round: the run's engine, but for noise on whole numbers, whose owner decides."""
     if plan is None:
         return PlainEngine()
     if plan.noise == "discrete":

@@ -7,11 +7,13 @@ relies on torch's autograd on one row at a time, which nothing of the product ha
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from client import private_training
 from client.gradient.engine import only_trained, sample_losses
 from client.preflight.outcome import Outcome
 from client.preflight.rehearsal import Rehearsal, copies, flat
@@ -165,7 +167,8 @@ def _made_up_gradients(rehearsal: Rehearsal) -> Iterator[float]:
 def _engine_bounds(rehearsal: Rehearsal) -> Iterator[float]:
     """What a unit gives to the engine's sum over what it may: at the run's clip norm, and where all have to be clipped.
 
-    Rounding to whole numbers, which an owner may choose, is tried as well, against its own bound.
+    Rounding to whole numbers, which an owner may choose, is tried as well, against its own bound and by the engine that
+    would train with it.
     """
     per_layer = _clipping(rehearsal) == "per-layer"
     privacy, small = rehearsal.run.local_privacy, 1.0
@@ -179,7 +182,11 @@ def _engine_bounds(rehearsal: Rehearsal) -> Iterator[float]:
     among = _among(rehearsal, single, clip=Clip(norm, per_layer=per_layer), rows_per_unit=1)
     yield _largest(among.norm(dim=1)) / norm
     grid = small / GRIDS_PER_NORM
-    among = _among(rehearsal, single, clip=Clip(small, per_layer=per_layer, grid=grid), rows_per_unit=1)
+    # not the run's engine: whichever that is, train_round computes whole numbers with one of its own
+    whole_numbers = replace(rehearsal.plan(), noise="discrete")
+    engine = private_training.engine_of(rehearsal.model, training=rehearsal.run.training, plan=whole_numbers)
+    rounded = replace(rehearsal, engine=engine)
+    among = _among(rounded, single, clip=Clip(small, per_layer=per_layer, grid=grid), rows_per_unit=1)
     allowed = whole_number_sensitivity(clip_norm=small, grid=grid, num_parameters=rehearsal.num_weights)
     yield _largest(among.norm(dim=1)) / allowed
 

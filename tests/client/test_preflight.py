@@ -1,5 +1,6 @@
 """Preflight: every built-in part passes every check, in every unit and way of clipping; a run that fails is refused."""
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from client import preflight as package
 from client.gradient.bookkeeping import BookkeepingEngine
 from client.gradient.choice import AutoEngine
+from client.gradient.reference import ReferenceEngine
 from client.preflight import assert_sound, preflight
 from client.preflight.chance import FALSE_ALARM, coins_are_plausible, scale_is_plausible
 from client.preflight.gradients import independent, own_gradient
@@ -25,6 +27,7 @@ from shared.model.registry import (
 )
 from shared.preflight import PreflightCheck
 from shared.preprocess.features import FeaturesOptions, FeaturesPreprocessor
+from shared.privacy.mechanism import Clip, ClippedSum
 from shared.settings import Settings
 from tests.shared.example_runs import AUGMENT, OF_KIND, example_run, small
 from tests.shared.pretrained_folders import pretrained_folder
@@ -123,6 +126,34 @@ def test_a_run_whose_fusion_names_a_folder_passes(tmp_path: Path) -> None:
 )
 def test_every_unit_clipping_and_engine_passes(privacy: Mapping[str, object], training: dict[str, object]) -> None:
     assert failed(preflight(private(RUNS["sum"], privacy, **training))) == {}
+
+
+@pytest.mark.parametrize("engine", ["bookkeeping", "functional", "hooks", "reference", "auto"])
+def test_whichever_engine_is_named_is_tried_out_as_it_would_train(engine: str) -> None:
+    """Whole numbers too, which a site's owner may choose whatever engine the run names."""
+    checks = preflight(private(RUNS["mean"], RECORD, gradient_engine=engine), only={"own-gradient", "bounded"})
+
+    assert [(check.name, check.passed) for check in checks] == [("own-gradient", True), ("bounded", True)], checks
+
+
+@pytest.mark.parametrize("engine", ["auto", "bookkeeping"])
+def test_whole_numbers_beyond_their_bound_are_noticed_whichever_engine_is_named(
+    engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clipped sums of whole numbers twice as long as they may be, and no others."""
+    right = ReferenceEngine.clipped_sum
+
+    def twice_as_long(self: ReferenceEngine, *args: object, clip: Clip, **kwargs: object) -> ClippedSum:
+        norm = clip.norm if clip.grid is None else 2 * clip.norm
+        result: ClippedSum = right(self, *args, clip=dataclasses.replace(clip, norm=norm), **kwargs)  # type: ignore[arg-type]
+        return result
+
+    monkeypatch.setattr(ReferenceEngine, "clipped_sum", twice_as_long)
+
+    (check,) = preflight(private(RUNS["mean"], RECORD, gradient_engine=engine), only={"bounded"})
+
+    assert not check.passed
+    assert "of what is allowed" in check.detail
 
 
 @pytest.mark.parametrize("name", ["mean", "gated"])
