@@ -4,7 +4,10 @@ import torch
 from torch import nn
 
 from shared.model.encoders.conformer import ConformerBlock, ConformerOptions, waves
+from shared.model.encoders.pooling import PoolingOptions, TransformerPooling
 from shared.model.encoders.resnet import ResidualBlock, ResNet, ResNetOptions
+from shared.model.encoders.text import TextTransformer
+from shared.model.encoders.transformer import TransformerOptions
 from shared.model.encoders.vit import AstOptions, PatchTransformer, VitOptions
 
 
@@ -85,3 +88,18 @@ def test_every_place_has_a_wave_of_its_own() -> None:
         assert found.shape == (50, width)
         assert float(found.abs().max()) <= 1
         assert float(apart.min()) > 0.1
+
+
+def test_transformers_of_words_patches_and_frames_have_the_names_that_stored_models_know() -> None:
+    """Behind the first layer they are one class; a model that was stored under other names could not be opened."""
+    options = PoolingOptions(pool="transformer")
+    words = TextTransformer(9, max_tokens=3, width=4, options=TransformerOptions())
+    patches = PatchTransformer(1, sides=(8, 8), patch=(4, 4), width=4, options=VitOptions(layers=1))
+    frames = TransformerPooling(8, frames=3, width=4, options=options)
+    layers = ("attention_norm", "hidden_norm", "query_key_value", "mix", "widen", "narrow")
+    affine = [f"layers.0.{layer}" for layer in layers] + ["token_norm", "linear"]
+    shared = ["place.weight", *(f"{layer}.{each}" for layer in affine for each in ("weight", "bias"))]
+
+    assert [name for name, _ in words.named_parameters()] == ["token.weight", *shared]
+    assert [name for name, _ in patches.named_parameters()] == ["token.weight", "token.bias", *shared]
+    assert [name for name, _ in frames.named_parameters()] == shared

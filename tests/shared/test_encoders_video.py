@@ -206,7 +206,7 @@ def test_layers_of_the_pictures_are_marked_and_those_of_the_pooling_are_not() ->
         ({"image": "ast"}, "encoder 'ast' for a modality of kind image takes audio"),
         ({"image": "vitt"}, "did you mean 'vit'"),
         ({"image_chanels": (8,)}, "chanels: no such setting; allowed: channels"),
-        ({"chanels": (8,)}, "no such settings; allowed: pool"),
+        ({"chanels": (8,)}, "no such settings; allowed: .*pool, frame_width, image"),
         ({"pool": "max"}, "pool"),
         ({"pool": "mean", "frame_width": 8}, "frame_width is 8; allowed with pool = 'mean': 0"),
         ({"pool": "transformer", "heads": 5}, "heads is 5; allowed: a divisor"),

@@ -2,24 +2,21 @@
 
 in        embeddings [B, T, W] of T frames
 out       embeddings [B, D]
-relies on LinearLstm and TransformerBlock, whose per-sample gradients every engine computes exactly
+relies on LinearLstm and TokenTransformer, whose per-sample gradients every engine computes exactly
 """
 
 from typing import Literal
 
-import torch
 from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from shared.model.attention import TransformerBlock
 from shared.model.encoders.projection import sample_norm
 from shared.model.encoders.recurrent import LinearLstm
-from shared.model.encoders.text import token_embedding
-from shared.settings import Settings
+from shared.model.encoders.transformer import LayersOptions, TokenTransformer
 
 
-class PoolingOptions(Settings):
+class PoolingOptions(LayersOptions):
     """How frames become one embedding."""
 
     pool: Literal["mean", "lstm", "transformer"] = "mean"
@@ -27,7 +24,6 @@ class PoolingOptions(Settings):
     hidden: int = Field(default=32, ge=1, le=4096, description="lstm: of the state; transformer: inside a layer")
     layers: int = Field(default=1, ge=1, le=12, description="transformer only")
     heads: int = Field(default=2, ge=1, le=16, description="transformer only: must divide the frames' width")
-    normalise: bool = Field(default=True, description="the clip's embedding to mean 0 and deviation 1, by itself")
 
     @model_validator(mode="after")
     def _fits_pool(self) -> "PoolingOptions":
@@ -70,29 +66,15 @@ class LstmPooling(TimePooling):
         return embeddings
 
 
-class TransformerPooling(TimePooling):
-    """A pre-norm transformer over the frames with a vector for each place, the mean of its tokens, one linear layer."""
+class TransformerPooling(TokenTransformer, TimePooling):
+    """The frames as the tokens of a transformer."""
 
     def __init__(self, inputs: int, *, frames: int, width: int, options: PoolingOptions) -> None:
-        super().__init__()
-        self.place = token_embedding(frames, width=inputs)
-        self.layers = nn.ModuleList(
-            TransformerBlock(inputs, heads=options.heads, hidden=options.hidden) for _ in range(options.layers)
-        )
-        self.token_norm = nn.LayerNorm(inputs)
-        self.linear = nn.Linear(inputs, width)
-        self.norm = sample_norm(width, on=options.normalise)
+        super().__init__(nn.Identity(), places=frames, token_width=inputs, width=width, options=options)
 
     def forward(self, frames: Float[Tensor, "B T W"]) -> Float[Tensor, "B D"]:
         """The embedding of each clip."""
-        batch, count = frames.shape[:2]
-        # counted per sample, so that the place embedding has a gradient for each
-        tokens = frames + self.place(torch.arange(count, device=frames.device).expand(batch, count))
-        there = tokens.new_ones(batch, count, dtype=torch.bool)
-        for layer in self.layers:
-            tokens = layer(tokens, there)
-        embeddings: Tensor = self.norm(self.linear(self.token_norm(tokens).mean(dim=1)))
-        return embeddings
+        return self.embedded(self.token(frames))
 
 
 def build_pooling(inputs: int, *, frames: int, width: int, options: PoolingOptions) -> nn.Module:

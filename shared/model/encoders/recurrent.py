@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from shared.model.encoders.projection import sample_norm
-from shared.model.encoders.text import token_embedding
+from shared.model.encoders.transformer import token_embedding
 from shared.model.recurrence import MeanState, run_through, site_weights
 from shared.model.registry import EncoderPart, EncoderPlace, encoder_registry
 from shared.preprocess.audio import AudioPreprocessor, MfccOptions

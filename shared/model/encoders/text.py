@@ -5,61 +5,28 @@ out       embeddings [B, D]
 relies on texts without any token giving a finite embedding: absent ones arrive as zeros
 """
 
-import torch
 from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
-from shared.errors import ModelError
-from shared.model.attention import TransformerBlock, masked_mean
+from shared.model.attention import masked_mean
 from shared.model.encoders.projection import sample_norm
+from shared.model.encoders.transformer import TokenTransformer, TransformerOptions, token_embedding
 from shared.model.registry import EncoderPart, EncoderPlace, encoder_registry
 from shared.preprocess.text import NgramOptions, TextOptions, TextPreprocessor, WordGroupOptions
 from shared.settings import Settings
 
 
-class TransformerOptions(Settings):
-    """Size of a small transformer."""
-
-    token_width: int = Field(default=32, ge=2, le=1024)
-    layers: int = Field(default=1, ge=1, le=12)
-    heads: int = Field(default=2, ge=1, le=16, description="must divide token_width")
-    hidden: int = Field(default=64, ge=1, le=4096, description="width inside a layer")
-    normalise: bool = Field(default=True, description="the embedding to mean 0 and deviation 1, by itself")
-
-
-class TextTransformer(nn.Module):
-    """A small pre-norm transformer over the tokens that are there, and their mean.
-
-    Places are counted per sample, so that the place embedding has a gradient for each.
-    """
+class TextTransformer(TokenTransformer):
+    """A small transformer over the tokens that are there."""
 
     def __init__(self, num_ids: int, *, max_tokens: int, width: int, options: TransformerOptions) -> None:
-        super().__init__()
-        if options.token_width % options.heads:
-            raise ModelError(
-                f"encoder 'transformer': heads is {options.heads}; allowed: a divisor of token_width, "
-                f"which is {options.token_width}"
-            )
-        self.token = token_embedding(num_ids, width=options.token_width)
-        self.place = token_embedding(max_tokens, width=options.token_width)
-        self.layers = nn.ModuleList(
-            TransformerBlock(options.token_width, heads=options.heads, hidden=options.hidden)
-            for _ in range(options.layers)
-        )
-        self.token_norm = nn.LayerNorm(options.token_width)
-        self.linear = nn.Linear(options.token_width, width)
-        self.norm = sample_norm(width, on=options.normalise)
+        token = token_embedding(num_ids, width=options.token_width)
+        super().__init__(token, places=max_tokens, token_width=options.token_width, width=width, options=options)
 
     def forward(self, numbers: Int[Tensor, "B L"]) -> Float[Tensor, "B D"]:
         """The embedding of each text."""
-        there = numbers > 0
-        places = torch.arange(numbers.shape[1], device=numbers.device).expand_as(numbers)
-        tokens = self.token(numbers) + self.place(places)
-        for layer in self.layers:
-            tokens = layer(tokens, there)
-        embeddings: Tensor = self.norm(self.linear(masked_mean(self.token_norm(tokens), there)))
-        return embeddings
+        return self.embedded(self.token(numbers), there=numbers > 0)
 
 
 class EmbeddingMeanOptions(Settings):
@@ -121,13 +88,6 @@ class BagOfNgrams(nn.Module):
         root = there.sum(dim=1, keepdim=True).to(self.token.weight.dtype).sqrt()
         embeddings: Tensor = masked_mean(self.token(numbers), there) * root * self.scale
         return embeddings
-
-
-def token_embedding(num_ids: int, *, width: int) -> nn.Embedding:
-    """A table of vectors of about length 1, so that few steps can turn them."""
-    table = nn.Embedding(num_ids, width)
-    nn.init.normal_(table.weight, std=width**-0.5)
-    return table
 
 
 @encoder_registry.register("transformer", options=TransformerOptions, takes="text")
