@@ -30,6 +30,13 @@ class ChannelsOptions(Settings):
         return self
 
 
+class StagesOptions(ChannelsOptions):
+    """Size of a network over pictures; each entry of `channels` is a stage of several layers that halves the sides."""
+
+    channels: tuple[int, ...] = Field(default=(8, 16, 32), min_length=1, max_length=6, description="of each stage")
+    grid: int = Field(default=2, ge=1, le=16, description="places a side that are kept apart before the last layer")
+
+
 class ConvolutionOptions(ChannelsOptions):
     """Size of a small convolutional network; each entry of `channels` is a layer that halves the sides."""
 

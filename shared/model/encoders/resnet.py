@@ -9,18 +9,16 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from shared.model.encoders.convolution import ChannelsOptions
+from shared.model.encoders.convolution import StagesOptions
 from shared.model.encoders.projection import sample_norm
 from shared.model.registry import EncoderPart, EncoderPlace, encoder_registry
 from shared.preprocess.image import ImageOptions, ImagePreprocessor
 
 
-class ResNetOptions(ChannelsOptions):
-    """Size of the residual network; each entry of `channels` is a stage that halves the sides."""
+class ResNetOptions(StagesOptions):
+    """Size of the residual network."""
 
-    channels: tuple[int, ...] = Field(default=(8, 16, 32), min_length=1, max_length=6, description="of each stage")
     blocks: int = Field(default=1, ge=1, le=8, description="of two convolutions each, a stage")
-    grid: int = Field(default=2, ge=1, le=16, description="places a side that are kept apart before the last layer")
 
 
 class ResidualBlock(nn.Module):

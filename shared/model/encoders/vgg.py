@@ -10,18 +10,16 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from shared.errors import ModelError
-from shared.model.encoders.convolution import ChannelsOptions
+from shared.model.encoders.convolution import StagesOptions
 from shared.model.encoders.projection import sample_norm
 from shared.model.registry import EncoderPart, EncoderPlace, encoder_registry
 from shared.preprocess.image import ImageOptions, ImagePreprocessor
 
 
-class VggOptions(ChannelsOptions):
-    """Size of the network; each entry of `channels` is a stage that halves the sides."""
+class VggOptions(StagesOptions):
+    """Size of the plain network."""
 
-    channels: tuple[int, ...] = Field(default=(8, 16, 32), min_length=1, max_length=6, description="of each stage")
     layers: int = Field(default=2, ge=1, le=4, description="convolutions a stage")
-    grid: int = Field(default=2, ge=1, le=16, description="places a side that are kept apart before the last layer")
 
 
 class Vgg(nn.Module):
