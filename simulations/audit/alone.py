@@ -8,7 +8,7 @@ relies on client/private_training.py and the server's optimizer, unchanged; no l
 
 import dataclasses
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +17,14 @@ from client import plan as plans
 from client import private_training
 from client.plan import PrivacyPlan
 from client.site import SiteConfig
-from server.aggregation import ServerOptimizer, aggregate
+from server.aggregation import ServerOptimizer, Weights, aggregate
+from server.rounds import load_weights
 from server.schedule import plan_rounds
 from shared.batch import Samples
 from shared.config import PrivacySettings, RunConfig
 from shared.dataset import load_samples
 from shared.errors import PermissionRefused
+from shared.model.multimodal import MultimodalModel, build_model
 from shared.privacy.mechanism import next_clip_norm
 from shared.privacy.noise import reproducible_source
 
@@ -40,6 +42,14 @@ class AuditedSite:
     samples: Samples
     strangers: Samples
     """held-out records as this site would read them"""
+    start: Weights = field(default_factory=dict)
+    """what the run takes of an earlier one; the seed makes the rest"""
+
+    def first_model(self) -> MultimodalModel:
+        """The model as the run's first round begins with it."""
+        model = build_model(self.run)
+        load_weights(model, self.start)
+        return model
 
 
 @dataclass(frozen=True)
@@ -51,12 +61,15 @@ class Release:
     learning_rate: float
 
 
-def audited_site(run: RunConfig, site: SiteConfig, *, sites: tuple[str, ...], strangers: Samples) -> AuditedSite:
+def audited_site(
+    run: RunConfig, site: SiteConfig, *, sites: tuple[str, ...], strangers: Samples, start: Weights | None = None
+) -> AuditedSite:
     """A site with the plan that it makes for a run on a data set of which nothing has been spent.
 
     Args:
         sites: names of all sites, of which each round asks some.
         strangers: the server's held-out records.
+        start: what the run takes of an earlier one (`read_start`).
 
     Raises:
         PermissionRefused: no site of this run adds noise by itself, so there is no claim about records or subjects.
@@ -101,6 +114,7 @@ def audited_site(run: RunConfig, site: SiteConfig, *, sites: tuple[str, ...], st
         rounds=rounds,
         samples=samples,
         strangers=known.subset(known.present.any(dim=1).nonzero().flatten()),
+        start=start or {},
     )
 
 

@@ -15,12 +15,16 @@ from pathlib import Path
 import numpy as np
 
 from client.site import read_site
+from server.aggregation import Weights
+from server.checkpoint import read_state
 from server.heldout import load_held_out
 from server.records import Audit, AuditAttack
 from server.settings import read_settings, write_atomically
+from server.start import read_start
+from shared.config import RunConfig
 from shared.errors import ConfigError, RunError
+from shared.model.exchange import exchange_of
 from shared.model.multimodal import build_model
-from shared.model.parameters import trainable_names
 from shared.model.registry import load_extensions
 from simulations.audit.alone import AuditedSite, audited_site, train_alone
 from simulations.audit.bounds import (
@@ -80,7 +84,7 @@ def audit_folder(folder: Path, *, site: str | None = None, how: AuditPlan, fault
 
     Raises:
         ConfigError: no such site or fault.
-        RunError: the folder holds no simulated run.
+        RunError: the folder holds no simulated run, or what it began with is there no more.
         PermissionRefused: the run claims nothing about records or subjects.
     """
     settings, files = read_settings(folder), sorted((folder / "sites").glob("*.toml"))
@@ -94,7 +98,8 @@ def audit_folder(folder: Path, *, site: str | None = None, how: AuditPlan, fault
     held_out = load_held_out(settings)
     owner, started = read_site(files[names.index(site) if site else 0]), datetime.now(UTC)
     with planted(fault) if fault is not None else contextlib.nullcontext():
-        audited = audited_site(settings.run, owner, sites=names, strangers=joined(held_out.validation, held_out.test))
+        strangers, begun = joined(held_out.validation, held_out.test), _start_of(folder, run=settings.run)
+        audited = audited_site(settings.run, owner, sites=names, strangers=strangers, start=begun)
         attacks = attack_site(audited, how=how)
     return Audit(
         site=owner.name,
@@ -105,6 +110,24 @@ def audit_folder(folder: Path, *, site: str | None = None, how: AuditPlan, fault
         started=started.isoformat(timespec="seconds"),
         planted_fault=fault,
     )
+
+
+def _start_of(folder: Path, *, run: RunConfig) -> Weights | None:
+    """What the run takes of an earlier one, the same that it began with where it was begun already.
+
+    Raises:
+        RunError, ModelError: as `read_start`; or the file is another one now.
+    """
+    found, state = read_start(build_model(run), run=run), read_state(folder)
+    if found is None:
+        return None
+    weights, origin = found
+    if state is not None and state.start is not None and state.start.file_digest != origin.file_digest:
+        raise RunError(
+            f"{folder}: began with a model.start whose SHA-256 is {state.start.file_digest}, and the file there now has "
+            f"{origin.file_digest}; an audit of other weights says nothing about the run. Restore the file"
+        )
+    return weights
 
 
 def audit_scenario(
@@ -163,7 +186,7 @@ def gradient_scores(audited: AuditedSite, *, how: AuditPlan) -> tuple[Scores, Co
     """How far all updates together moved each canary's own weight, in clip norms over the expected batch size."""
     included = np.random.default_rng([how.seed, 1]).random(how.num_canaries) < 0.5
     model = CanaryModel(
-        build_model(audited.run), num_canaries=how.num_canaries, gradient_norm=STRENGTH * audited.plan.clip_norm
+        audited.first_model(), num_canaries=how.num_canaries, gradient_norm=STRENGTH * audited.plan.clip_norm
     )
     names = (*(f"model.{name}" for name in _names(audited)), "canaries.weight")
     scores = np.zeros(how.num_canaries)
@@ -180,7 +203,7 @@ def input_canaries(audited: AuditedSite, *, how: AuditPlan) -> AuditAttack:
     draw = np.random.default_rng([how.seed, 2])
     canaries = mislabelled(audited.strangers, data=audited.run.data, num=how.num_canaries, generator=draw)
     included = draw.random(len(canaries)) < 0.5
-    model = build_model(audited.run)
+    model = audited.first_model()
     before = losses(model, canaries)
     samples = joined(audited.samples, canaries.subset(rows_where(included)))
     for _ in train_alone(audited, model, samples, names=_names(audited), seed=how.seed, purpose="input"):
@@ -197,7 +220,7 @@ def membership(audited: AuditedSite, *, how: AuditPlan) -> AuditAttack:
     kept = np.zeros(len(audited.samples), dtype=np.bool_)
     for is_in, rows in zip(included, units, strict=True):
         kept[rows.numpy()] = is_in
-    model = build_model(audited.run)
+    model = audited.first_model()
     samples = audited.samples.subset(rows_where(kept))
     for _ in train_alone(audited, model, samples, names=_names(audited), seed=how.seed, purpose="membership"):
         pass
@@ -208,8 +231,10 @@ def membership(audited: AuditedSite, *, how: AuditPlan) -> AuditAttack:
 
 
 def _names(audited: AuditedSite) -> tuple[str, ...]:
+    """What the site trains: all that it sends and what it keeps to itself, but not what its owner freezes."""
     modalities = tuple(name for name in audited.run.modalities if name in audited.site.modalities)
-    return trainable_names(build_model(audited.run), modalities)
+    exchange = exchange_of(build_model(audited.run), modalities, tasks=audited.site.tasks, frozen=audited.site.frozen)
+    return (*exchange.updated, *exchange.personal)
 
 
 def _one_run(audited: AuditedSite, scores: Scores, included: Coins, *, how: AuditPlan) -> LowerBound:
