@@ -21,6 +21,7 @@ from pydantic import ConfigDict, model_validator
 from torch import Tensor, nn
 
 from shared.errors import ModelError
+from shared.model.encoders.language import READ_ELSEWHERE
 from shared.model.encoders.pooling import PoolingOptions, build_pooling
 from shared.model.parts import as_parts, as_rows, mark_parts
 from shared.model.registry import EncoderPart, EncoderPlace, checked_options, encoder_registry
@@ -78,8 +79,14 @@ def video(place: EncoderPlace, options: VideoEncoderOptions) -> EncoderPart:
     that of a class token.
 
     Raises:
-        ModelError: the encoder of pictures or one of its options does not exist or fit.
+        ModelError: the encoder of pictures or one of its options does not exist or fit, or it gives no embedding.
     """
+    if options.image in READ_ELSEWHERE:
+        allowed = [name for name in encoder_registry.names(takes="image") if name not in READ_ELSEWHERE]
+        raise ModelError(
+            f"encoder 'video': image is {options.image!r}, which gives words for a language model to read, and a frame "
+            f"needs an embedding that can be pooled; allowed: {', '.join(allowed)}"
+        )
     width = options.frame_width or place.width
     if options.pool == "transformer" and width % options.heads:
         raise ModelError(
