@@ -1,8 +1,9 @@
-"""ONNX file: a model as a graph that runs without torch or Motet. The only door to onnx and onnxruntime.
+"""ONNX file: a model as a graph that runs without torch or Motet. The only door to onnx.
 
 in        an exported program of torch, as export.py makes it
 out       a .onnx file, one with 8-bit weights, and what either says of a batch
-relies on torch.onnx for the translation; export.py checks what comes out against the model itself
+relies on torch.onnx for the translation and on shared/onnx_network.py to compute; export.py checks what comes out
+          against the model itself
 """
 
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from shared.errors import RunError
+from shared.onnx_network import OnnxNetwork, write_in_8_bits
 
 if TYPE_CHECKING:
     import onnx
@@ -61,45 +63,27 @@ def write_onnx(program: torch.export.ExportedProgram, path: Path, *, inputs: tup
 
 
 def write_quantised(source: Path, path: Path) -> None:
-    """The same graph with weights of 8 bits, a scale for each channel; activations are scaled as they come.
-
-    No example data is needed for it, so nobody's values leave a mark in the file.
-    """
-    import logging
-
+    """The same graph with weights of 8 bits: those of tables and products, and of convolutions where they are most."""
     import onnx
-    from onnxruntime.quantization import QuantType, quantize_dynamic
 
     model, kinds = onnx.load(source), list(_TABLES_AND_PRODUCTS)
     if convolution_share(model) >= _CONVOLUTION_SHARE:
         kinds.append("Conv")
     _turn_weights(model)
-    # it advises a preparation that torch's exporter has done
-    logging.disable(logging.WARNING)
-    try:
-        quantize_dynamic(model, path, op_types_to_quantize=kinds, weight_type=QuantType.QInt8, per_channel=True)
-    finally:
-        logging.disable(logging.NOTSET)
+    write_in_8_bits(model, path, kinds=kinds)
 
 
 class OnnxModel(nn.Module):
     """A .onnx file behind the face of the model that it was made from; one thread, on the CPU."""
 
     def __init__(self, path: Path) -> None:
-        import onnxruntime
-
         super().__init__()
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self._network = OnnxNetwork(path)
 
     def forward(self, inputs: Mapping[str, Tensor], present: Tensor) -> Tensor:
         """The outputs [B, K]; every input of the file is needed, zeros where it is absent in all samples."""
         given = {name: value.numpy() for name, value in {**inputs, PRESENT: present}.items()}
-        names = [each.name for each in self._session.get_inputs()]
-        (outputs,) = self._session.run([OUTPUTS], {name: given[name] for name in names})
-        return torch.from_numpy(np.asarray(outputs))
+        return torch.from_numpy(self._network(given))
 
 
 def _forget_origin(model: "onnx.ModelProto") -> None:

@@ -1,12 +1,11 @@
-"""Networks in ONNX files, run as they are: a door to onnxruntime, and openwakeword's speech embedding behind it.
+"""Networks in ONNX files, run as they are: openwakeword's speech embedding.
 
 in        a Waveform; the checkpoint out of openwakeword's package
 out       float32 [96], the mean embedding of a recording
-relies on onnxruntime computing forwards only: such a network can be frozen, and nothing else
+relies on shared/onnx_network.py, which computes forwards only: such a network can be frozen, and nothing else
 """
 
 import functools
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +15,8 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from shared.errors import ModelError
 from shared.media import Waveform
+from shared.onnx_network import OnnxNetwork
 from shared.preprocess import RawValue, digest_of, wrong_kind
 from shared.preprocess.audio import resampled
 from shared.preprocess.pretrained import Checkpoint
@@ -27,8 +26,6 @@ WAKEWORD_WIDTH = 96
 SAMPLE_RATE_HZ = 16_000
 _WINDOW, _STEP = 76, 8
 """frames of 10 ms that one embedding looks at, and from one to the next"""
-
-Run = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
 
 
 class WakewordOptions(Settings):
@@ -60,7 +57,7 @@ class WakewordPreprocessor:
         samples = torch.nn.functional.pad(samples, (0, wanted - len(samples)))
         # the network takes numbers on the scale of 16-bit samples
         scaled = (samples.clamp(-1, 1) * 32767).round().numpy()
-        frames = onnx_network(self.checkpoint.path / "melspectrogram.onnx")(scaled[None])
+        frames = _run(self.checkpoint.path / "melspectrogram.onnx", scaled[None])
         return torch.as_tensor(frames.reshape(-1, 32) / 10 + 2)
 
     def finish(self, values: Float[Tensor, "B T 32"]) -> Float[Tensor, "B 96"]:
@@ -68,32 +65,20 @@ class WakewordPreprocessor:
         if not len(values):
             return torch.zeros(0, WAKEWORD_WIDTH)
         windows = values.unfold(1, _WINDOW, _STEP).transpose(2, 3)
-        run = onnx_network(self.checkpoint.path / "embedding_model.onnx")
+        path = self.checkpoint.path / "embedding_model.onnx"
         # one recording at a time: its embedding must not depend on those beside it, not by a bit
-        found = [run(np.ascontiguousarray(one.numpy()[..., None])).reshape(-1, WAKEWORD_WIDTH) for one in windows]
+        found = [
+            _run(path, np.ascontiguousarray(one.numpy()[..., None])).reshape(-1, WAKEWORD_WIDTH) for one in windows
+        ]
         return torch.stack([torch.as_tensor(each).mean(dim=0) for each in found])
 
 
 @functools.lru_cache(maxsize=8)
-def onnx_network(path: Path) -> Run:
-    """The network in an ONNX file of one input and one output, on one thread.
+def _network(path: Path) -> OnnxNetwork:
+    return OnnxNetwork(path)
 
-    Raises:
-        ModelError: there is no such file, or onnxruntime cannot read it.
-    """
-    import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    try:
-        session = onnxruntime.InferenceSession(str(path), sess_options=options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # noqa: BLE001  # onnxruntime's errors have no class in common
-        raise ModelError(f"{path}: no network that onnxruntime can read: {error}") from None
-    name = session.get_inputs()[0].name
-
-    def run(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        found: npt.NDArray[np.float32] = session.run(None, {name: values})[0]
-        return found
-
-    return run
+def _run(path: Path, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """What the network of one input in a file gives."""
+    network = _network(path)
+    return network({network.inputs[0]: values})
