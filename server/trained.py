@@ -8,16 +8,14 @@ relies on server.json for the settings and on model.safetensors, which says whic
 from dataclasses import dataclass
 from pathlib import Path
 
-import safetensors
 import torch
-from safetensors import SafetensorError
-from torch import Tensor
 
 from server.settings import ServerSettings, read_settings
 from shared.config import RunConfig
 from shared.errors import RunError
 from shared.model.multimodal import MultimodalModel, build_model
 from shared.model.registry import load_extensions
+from shared.tensor_file import Named, read_tensors
 
 MODEL_FILE = "model.safetensors"
 
@@ -59,13 +57,12 @@ def open_trained(folder: Path) -> TrainedModel:
     return TrainedModel(folder=folder, settings=settings, model=model.eval())
 
 
-def _read_weights(path: Path, *, run_digest: str) -> dict[str, Tensor]:
+def _read_weights(path: Path, *, run_digest: str) -> Named:
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            told = (file.metadata() or {}).get("run_digest")
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dict
-    except (OSError, SafetensorError) as error:
+        weights, words = read_tensors(path)
+    except OSError as error:
         raise RunError(f"{path}: not readable ({error}); restore it from a backup or run again") from None
+    told = words.get("run_digest")
     if told != run_digest:
         raise RunError(
             f"{path}: its weights belong to settings {str(told)[:12]}, and server.json holds {run_digest[:12]}; put "
@@ -74,7 +71,7 @@ def _read_weights(path: Path, *, run_digest: str) -> dict[str, Tensor]:
     return weights
 
 
-def _put_in(model: MultimodalModel, weights: dict[str, Tensor], *, place: Path) -> None:
+def _put_in(model: MultimodalModel, weights: Named, *, place: Path) -> None:
     """Every weight that the run kept into the model.
 
     Raises:

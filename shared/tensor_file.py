@@ -10,6 +10,7 @@ from pathlib import Path
 
 import safetensors
 import safetensors.torch
+import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -18,8 +19,9 @@ Named = dict[str, Tensor]
 
 def as_bytes(tensors: Mapping[str, Tensor], *, words: Mapping[str, str] | None = None) -> bytes:
     """The tensors as one file, with words about them if there are any."""
-    # a copy each: tensors that share memory are refused
-    return safetensors.torch.save({name: value.detach().clone() for name, value in tensors.items()}, dict(words or {}))
+    # a copy each, laid down in order: tensors that share memory, or are views in another order, are refused
+    copies = {name: value.detach().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
+    return safetensors.torch.save(copies, dict(words or {}))
 
 
 def read_tensors(path: Path) -> tuple[Named, dict[str, str]]:

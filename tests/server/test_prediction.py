@@ -189,6 +189,14 @@ def test_weights_of_other_settings_are_refused(tmp_path: Path) -> None:
         open_trained(run)
 
 
+def test_a_model_that_is_damaged_is_told(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", run=small_run())
+    path = run / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(RunError, match=r"model\.safetensors: not readable .* restore it from a backup"):
+        open_trained(run)
+
+
 def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     import safetensors.torch
 

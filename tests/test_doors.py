@@ -1,0 +1,37 @@
+"""Doors: what a library gives comes in through one file, where whoever reads the code for it finds all of it."""
+
+import ast
+
+import pytest
+
+from tests.check_documents import ROOT, tracked
+
+DOORS = {
+    "cryptography": "shared/privacy/noise.py",
+    "faiss": "server/nearest.py",
+    "onnx": "server/onnx_file.py",
+    "onnxruntime": "shared/onnx_network.py",
+    "peft": "shared/model/encoders/lora.py",
+    "pyarrow": "shared/table.py",
+    "safetensors": "shared/tensor_file.py",
+}
+
+
+@pytest.fixture(scope="module")
+def imported_by() -> dict[str, set[str]]:
+    """Library -> the files of the product that import it, wherever in the file."""
+    found = dict[str, set[str]]()
+    for path in tracked(".py"):
+        if path.is_relative_to(ROOT / "tests"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [each.name for each in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and node.module and not node.level else []
+            for name in names:
+                found.setdefault(name.split(".")[0], set()).add(str(path.relative_to(ROOT)))
+    return found
+
+
+@pytest.mark.parametrize("library", DOORS)
+def test_a_library_has_one_door(library: str, imported_by: dict[str, set[str]]) -> None:
+    assert imported_by[library] == {DOORS[library]}
