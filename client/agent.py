@@ -307,11 +307,28 @@ def read_samples(wanted: WantedSamples) -> Samples:
         modalities=wanted.modalities,
         needs_subjects=wanted.needs_subjects,
     )
+    _tell_owner_of_no_pairs(wanted, samples)
     if wanted.tasks is None:
         return samples
     # an answer that may stand there all the same would be learned from in what all tasks share
     kept = answers_to(wanted.tasks, samples.targets, schema=wanted.key.run.data)
     return replace(samples, targets=kept)
+
+
+def _tell_owner_of_no_pairs(wanted: WantedSamples, samples: Samples) -> None:
+    """On the owner's screen alone: the server is told what the owner declares, and nothing of rows."""
+    run = wanted.key.run
+    if run.data.pair is None:
+        return
+    places = [run.modalities.index(name) for name in run.data.pair]
+    if not bool(samples.present[:, places].all(dim=1).any()):
+        log.warning(
+            "%s: no row has both %s: this site's updates are noise alone, and cost budget; take it out of the run, or "
+            "put what belongs together into one row. See it with: motet check %s",
+            wanted.data,
+            " and ".join(run.data.pair),
+            wanted.data,
+        )
 
 
 _manifest_name = Unchanged(lambda folder: find_manifest(folder).name)

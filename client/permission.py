@@ -184,6 +184,13 @@ def _modalities(run: RunConfig, *, site: SiteConfig) -> tuple[str, ...]:
     modalities = tuple(name for name in run.modalities if name in site.modalities)
     if not modalities:
         raise PermissionRefused(f"the run uses {list(run.modalities)}; this site has {list(site.modalities)}")
+    if not run.data.may_hold_pairs(site.modalities):
+        # PRIVACY: by what the owner declares, which the server knows; whether a row has both is the rows' secret.
+        # test_whether_rows_hold_pairs_shows_in_no_answer
+        raise PermissionRefused(
+            f"the run matches {' with '.join(run.data.pair or ())}, and this site declares {list(site.modalities)}: "
+            "its update would be noise alone; allowed: rows that have both, and both named in modalities"
+        )
     return modalities
 
 

@@ -178,6 +178,8 @@ def _exchanges(sites: Sequence[Hello], *, run: RunConfig, model: MultimodalModel
         tasks = _tasks(site, run=run)
         if not _is_of_a_size(site, run=run):
             log.warning("%s is left out: no site has the nominal size that it declares", site.site)
+        elif not run.data.may_hold_pairs(site.modalities):
+            log.warning("%s is left out: it has no %s", site.site, " with ".join(run.data.pair or ()))
         elif modalities and (tasks is None or tasks):
             key = (modalities, tasks, site.frozen)
             if key not in made:

@@ -5,6 +5,7 @@ out       DataSchema and its parts, frozen
 relies on settings.py; what a run does with the data is config.py
 """
 
+from collections.abc import Collection
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -108,6 +109,10 @@ class DataSchema(Settings):
             return {}
         only = TaskSchema(kind=self.task, labels=self.labels, rating_range=self.rating_range)
         return {TARGET_COLUMNS[self.task]: only}
+
+    def may_hold_pairs(self, modalities: Collection[str]) -> bool:
+        """Whether rows that have these modalities at most can be trained on: a matching needs both of a pair."""
+        return self.pair is None or set(self.pair) <= set(modalities)
 
     @model_validator(mode="after")
     def _columns_are_distinct(self) -> "DataSchema":

@@ -38,21 +38,32 @@ def settings_of_owners(
 
     Raises:
         ManifestError: one site's manifest has faults.
-        RunError: several have, or a run that protects subjects meets rows about nobody, or a pattern meets no site.
+        RunError: several have, or a run that protects subjects meets rows about nobody, or a pattern meets no site, or
+            a matching meets sites without a pair.
         ConfigError: the scenario asks of an owner what no owner may say.
     """
     _check_patterns(scenario, sites=sites)
     common, privacy = _common(scenario, folder=folder, extensions=extensions), _privacy(scenario)
-    tables, faults = dict[str, Table](), list[ManifestError]()
+    tables, faults, unpaired = dict[str, Table](), list[ManifestError](), list[str]()
     for site in sites:
         try:
             tables[site.name] = _table(site, scenario=scenario, common=common, privacy=privacy)
         except ManifestError as error:
             faults.append(error)
+        except _NoPairsError:
+            unpaired.append(site.name)
     if len(faults) == 1:
         raise faults[0]
     if faults:
         raise RunError("\n".join([f"faults at {len(faults)} of {len(sites)} sites", *map(str, faults)]))
+    if unpaired:
+        named = f"{', '.join(unpaired[:40])}{' and others' if len(unpaired) > 40 else ''}"
+        pair = " and ".join(scenario.run.data.pair or ())
+        raise RunError(
+            f"{len(unpaired)} of {len(sites)} sites have no row with both {pair}: {named}. Their updates would be "
+            "noise alone. Take their folders out of the data set, or put what belongs together into one row; where "
+            'source.missing takes modalities away, missing_by = "row" leaves pairs'
+        )
     for name, table in tables.items():
         place = f"{sites_folder / name}.toml, made from the scenario's run.privacy and owners"
         parse_settings(SiteConfig, table, place=place)
@@ -100,6 +111,8 @@ def _table(site: Path, *, scenario: Scenario, common: Table, privacy: Table) -> 
     How many rows have each modality, where the run weighs by that.
     """
     facts, own = _public_facts(site, schema=scenario.run.data), _said_by(scenario, name=site.name)
+    if facts.num_pairs == 0:
+        raise _NoPairsError
     local, size = scenario.run.local_privacy, _two_digits(facts.num_rows)
     if local is not None and local.unit == "subject" and not facts.num_subjects:
         raise RunError(f'{site}: no subject_id in its manifest; unit "subject" needs one in every row')
@@ -147,6 +160,12 @@ class _Facts:
     """modality -> rows that have it, of those that any has"""
     tasks: tuple[str, ...]
     """of several, those that any row answers; none where there are not several"""
+    num_pairs: int | None
+    """matching: rows that have both of a pair; None for any other task"""
+
+
+class _NoPairsError(Exception):
+    """A site of a matching has no row with both of a pair."""
 
 
 def _public_facts(site: Path, *, schema: DataSchema) -> _Facts:
@@ -158,6 +177,7 @@ def _public_facts(site: Path, *, schema: DataSchema) -> _Facts:
         num_subjects=len({row.subject for row in rows} - {None}),
         rows_with={name: number for name, number in counted.items() if number},
         tasks=tuple(name for name in schema.tasks if name in answered),
+        num_pairs=None if schema.pair is None else sum(set(schema.pair) <= row.values.keys() for row in rows),
     )
 
 

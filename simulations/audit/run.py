@@ -124,7 +124,7 @@ def _start_of(folder: Path, *, run: RunConfig) -> Weights | None:
     weights, origin = found
     if state is not None and state.start is not None and state.start.file_digest != origin.file_digest:
         raise RunError(
-            f"{folder}: began with a model.start whose SHA-256 is {state.start.file_digest}, and the file there now has "
+            f"{folder}: began with a model.start whose SHA-256 is {state.start.file_digest}, and the file there has now "
             f"{origin.file_digest}; an audit of other weights says nothing about the run. Restore the file"
         )
     return weights

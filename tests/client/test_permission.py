@@ -1,5 +1,6 @@
 """Units and clipping at the agent: the stricter unit, whom an update without noise may reach, norms that move."""
 
+import json
 import math
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from shared.errors import PermissionRefused
 from shared.messages import Refusal, TrainReply
 from shared.privacy.accountant import MechanismUse, spent_epsilon
 from tests.client.asking import SITE_PRIVACY, ask, private, rewrite_subjects, rows_of, site_file, used
+from tests.simulations import matching_runs
+from tests.simulations.matching_runs import write_part
 from tests.tiny import PRIVACY, tiny_config
 
 CENTRAL = tiny_config(private=True, privacy=SITE_PRIVACY)
@@ -189,3 +192,44 @@ def test_no_folder_is_opened_that_its_owner_does_not_list(part: str, option: str
         permit(asked, site=site)
     listed = site.model_copy(update={"checkpoints": (tmp_path / "elsewhere",)})
     assert permit(asked, site=listed).modalities
+
+
+def pairs_site(folder: Path, *, modalities: tuple[str, ...] = ("left", "right")) -> Path:
+    """A site of a matching whose owner declares these modalities; twelve items of two rows each."""
+    write_part(folder / "data", items=12, rows_per_item=2, seed=0)
+    path = site_file(folder, modalities=modalities)
+    (folder / "dataset.toml").write_text(matching_runs.CARD, encoding="utf-8")
+    return path
+
+
+def halved(folder: Path) -> None:
+    """Each row keeps one of the two."""
+    manifest = folder / "data" / "metadata.jsonl"
+    rows = [json.loads(line) for line in manifest.read_text(encoding="utf-8").splitlines()]
+    for number, row in enumerate(rows):
+        del row[("left_file_name", "right_file_name")[number % 2]]
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def test_a_site_that_declares_half_of_a_pair_is_refused_before_it_costs_anything(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = RunConfig.model_validate(matching_runs.matching_run(private=True))
+    assert ask(pairs_site(tmp_path, modalities=("left",)), run) == Refusal("refused")
+    assert not (tmp_path / "ledger.sqlite").exists()
+    assert "allowed: rows that have both, and both named in modalities" in caplog.text
+
+
+def test_whether_rows_hold_pairs_shows_in_no_answer(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Both sites answer alike and pay alike; what is missing is told to the owner's own screen."""
+    run = RunConfig.model_validate(matching_runs.matching_run(private=True))
+    whole, without = (pairs_site(tmp_path / name) for name in ("whole", "without"))
+    halved(without.parent)
+    replies = [used(ask(path, run)) for path in (whole, without)]
+    assert replies[0].header.model_dump() == replies[1].header.model_dump()
+    assert {name: value.shape for name, value in replies[0].update.items()} == {
+        name: value.shape for name, value in replies[1].update.items()
+    }
+    told = [message for message in caplog.messages if "no row has both left and right" in message]
+    assert len(told) == 1
+    assert str(without.parent / "data") in told[0]

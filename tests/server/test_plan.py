@@ -13,6 +13,7 @@ from shared.messages import PROTOCOL_VERSION, Hello, ReplyHeader, RequestHeader,
 from shared.model.multimodal import build_model
 from shared.settings import parse_settings
 from tests.server.conftest import SITE, protected_run, small_run
+from tests.simulations.matching_runs import matching_run
 
 BOTH = ("left", "right")
 LEFT = ("encoders.left.linear.weight", "encoders.left.linear.bias")
@@ -61,6 +62,15 @@ def test_sites_are_asked_for_what_their_owners_let_train() -> None:
     assert (shares["b"].given, shares["c"].tasks) == (20, ("size", "taste"))
     with pytest.raises(RunError, match="0 of 2 sites have any of"):
         plan_of(run, *sites[3:])
+
+
+def test_a_site_with_half_of_a_pair_is_not_asked(caplog: pytest.LogCaptureFixture) -> None:
+    run = RunConfig.model_validate(matching_run(private=True))
+    plan = plan_of(run, hello("a"), hello("b", modalities=["left"]), hello("c", modalities=["right", "words"]))
+    assert plan.site_names == ("a",)
+    assert "b is left out: it has no left with right" in caplog.text
+    with pytest.raises(RunError, match="0 of 1 sites have"):
+        plan_of(run, hello("b", modalities=["left"]))
 
 
 def test_sites_that_say_the_same_share_one_exchange() -> None:

@@ -38,7 +38,7 @@ def write_matching_data(
             ("public", public_items),
         )
     ):
-        _write_part(root / part, items=items, rows_per_item=rows_per_item, seed=number)
+        write_part(root / part, items=items, rows_per_item=rows_per_item, seed=number)
     (root / "dataset.toml").write_text(CARD, encoding="utf-8")
     return root
 
@@ -62,7 +62,8 @@ def matching_run(*, private: bool, matching: dict[str, object] | None = None, **
     return {**table, **changes}
 
 
-def _write_part(folder: Path, *, items: int, rows_per_item: int, seed: int) -> None:
+def write_part(folder: Path, *, items: int, rows_per_item: int, seed: int) -> None:
+    """So many items, each in some rows that differ a little."""
     draws, lines = np.random.default_rng(seed), []
     folder.mkdir(parents=True)
     for item in range(items):

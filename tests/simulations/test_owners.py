@@ -1,5 +1,6 @@
 """Owners: what a simulated site says of itself is what its folder holds, and its file says what was checked."""
 
+import json
 import tomllib
 from pathlib import Path
 
@@ -9,7 +10,8 @@ from client.site import read_site
 from shared.errors import ConfigError, ManifestError, RunError
 from simulations.owners import as_toml, settings_of_owners
 from simulations.scenario import Scenario, read_scenario
-from tests.simulations.runs import scenario_file
+from tests.simulations.matching_runs import matching_run, write_matching_data
+from tests.simulations.runs import scenario_file, toml
 from tests.tiny import SITES
 
 
@@ -85,3 +87,30 @@ def test_some_owners_say_otherwise_and_a_pattern_that_meets_nobody_is_told(
     table["owners"]["sites"] = {"nowhere": {}}
     with pytest.raises(RunError, match=r"owners\.sites: \['nowhere'\] match no site; there are: north"):
         texts((Scenario.model_validate(table), sites), tmp_path)
+
+
+def test_a_matching_with_sites_without_a_pair_is_not_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither where a site has one modality alone, nor where its rows have one of the two each."""
+    monkeypatch.setenv("MOTET_HOME", str(tmp_path / "home"))
+    data = write_matching_data(tmp_path / "data")
+    lines = ['about = "test"', "[source]", 'path = "data"', *toml("run", matching_run(private=True))]
+    (tmp_path / "scenario.toml").write_text("\n".join(lines), encoding="utf-8")
+    scenario, data_set = read_scenario(tmp_path / "scenario.toml", home=tmp_path / "home")
+    sites = sorted((data_set / "sites").iterdir())
+    assert set(texts((scenario, sites), tmp_path)) == {"north", "south"}
+
+    def keep(site: str, *names: str) -> None:
+        manifest = data / "sites" / site / "metadata.jsonl"
+        rows = [json.loads(line) for line in manifest.read_text(encoding="utf-8").splitlines()]
+        kept = [
+            {key: value for key, value in row.items() if key in ("subject_id", f"{names[n % len(names)]}_file_name")}
+            for n, row in enumerate(rows)
+        ]
+        manifest.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+
+    keep("north", "left")
+    with pytest.raises(RunError, match=r"1 of 2 sites have no row with both left and right: north\."):
+        texts((scenario, sites), tmp_path)
+    keep("south", "left", "right")
+    with pytest.raises(RunError, match=r"2 of 2 sites have no row with both left and right: north, south\."):
+        texts((scenario, sites), tmp_path)
