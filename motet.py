@@ -124,16 +124,20 @@ def check(
 
     from shared.card import find_card
     from shared.check import check_folder, data_folders, render_summary
+    from shared.check_together import leaks
     from shared.errors import ManifestError
 
-    console, faulty, folders = Console(), 0, data_folders(folder)
+    console, faulty, folders, sound = Console(), 0, data_folders(folder), []
     for each in folders:
         card = find_card(each)
         try:
-            console.print(render_summary(check_folder(each, schema=card.content if card else None)))
+            sound.append(check_folder(each, schema=card.content if card else None))
+            console.print(render_summary(sound[-1], root=folder))
         except ManifestError as error:
             faulty += 1
             console.print(str(error), style="red", markup=False, highlight=False)
+    for warning in leaks(sound, root=folder):
+        console.print(f"warning: {warning}", style="yellow", markup=False, highlight=False)
     if faulty:
         console.print(f"faults in {faulty} of {len(folders)} folders", style="red")
         raise typer.Exit(1)

@@ -61,6 +61,12 @@ class FolderSummary:
     """None where rows name no subject"""
     groups: dict[str, dict[str, int]]
     """group column -> value -> rows; rows without one are not counted"""
+    num_pairs: int | None = None
+    """matching: rows that have both of a pair; None for any other task"""
+    subjects: frozenset[str] = frozenset()
+    """whom rows name, for check_together.py"""
+    items: frozenset[str] = frozenset()
+    """matching: what rows show, where a group column tells"""
 
 
 def check_folder(folder: Path, *, schema: DataSchema | None) -> FolderSummary:
@@ -100,21 +106,34 @@ def data_folders(root: Path) -> tuple[Path, ...]:
     return tuple(sorted(below))
 
 
-def render_summary(summary: FolderSummary) -> "RenderableType":
-    """The summary as a table for the owner's terminal."""
+def render_summary(summary: FolderSummary, *, root: Path | None = None) -> "RenderableType":
+    """The summary as a table for the owner's terminal.
+
+    Args:
+        summary: of one folder.
+        root: the data set that it is part of: the folder is named by its path from there.
+    """
     from rich.markup import escape
     from rich.table import Table
 
     caption = STAYS_HERE
     if summary.is_inferred:
         caption += "\nLabels and columns are guessed, as there is no dataset.toml; a run brings its own."
-    table = Table(title=escape(f"{summary.folder.name}/{summary.manifest}"), caption=caption, min_width=60)
+    if summary.num_pairs == 0:
+        caption += (
+            f"\nNo row has both {' and '.join(summary.schema.pair or ())}: a site with this folder would send noise "
+            "alone and pay for it. Put what belongs together into one row."
+        )
+    name = named(summary.folder, root=root)
+    table = Table(title=escape(f"{name}/{summary.manifest}"), caption=caption, min_width=60)
     table.add_column("what")
     table.add_column("rows", justify="right")
     table.add_row("rows", str(summary.num_rows))
     table.add_row("faults", "0", end_section=True)
     for modality, count in summary.modalities.items():
         table.add_row(f"{modality} ({summary.schema.modalities[modality].kind})", str(count))
+    if summary.num_pairs is not None:
+        table.add_row(" and ".join(summary.schema.pair or ()), str(summary.num_pairs))
     table.add_section()
     for task, count in summary.answers.items():
         table.add_row(escape(f"task {task}"), str(count))
@@ -129,6 +148,12 @@ def render_summary(summary: FolderSummary) -> "RenderableType":
         for value, count in counts.items():
             table.add_row(escape(f"{column} {value}"), str(count))
     return table
+
+
+def named(folder: Path, *, root: Path | None) -> str:
+    """A folder by its path from the data set that it is part of, or by its own name."""
+    is_inside = root is not None and root != folder and folder.is_relative_to(root)
+    return folder.relative_to(root).as_posix() if root is not None and is_inside else folder.name
 
 
 def _has_manifest(folder: Path) -> bool:
@@ -164,6 +189,7 @@ def _summary(manifest: Manifest, *, schema: DataSchema, is_inferred: bool) -> Fo
         if part.rating_range is not None
     }
     subjects = {row.subject for row in rows}
+    item = schema.item if schema.item in schema.groups else None
     return FolderSummary(
         folder=manifest.path.parent,
         manifest=manifest.path.name,
@@ -183,6 +209,9 @@ def _summary(manifest: Manifest, *, schema: DataSchema, is_inferred: bool) -> Fo
             column: _sorted_counts(row.groups[column] for row in rows if column in row.groups)
             for column in schema.groups
         },
+        num_pairs=None if schema.pair is None else sum(set(schema.pair) <= row.values.keys() for row in rows),
+        subjects=frozenset(row.subject for row in rows if row.subject is not None),
+        items=frozenset(row.groups[item] for row in rows if item in row.groups) if item is not None else frozenset(),
     )
 
 

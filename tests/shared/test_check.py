@@ -5,11 +5,14 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
+from motet import app
 from shared.card import find_card, infer_schema
 from shared.check import RatingSummary, check_folder, data_folders, render_summary
+from shared.check_together import leaks
 from shared.errors import ConfigError, ManifestError
-from shared.schema import ModalitySchema
+from shared.schema import DataSchema, ModalitySchema
 from tests.shared.media_samples import RATING, SCHEMA, image_bytes, motion_bytes, vector_bytes, whole_folder, write_rows
 
 CARD = """
@@ -167,3 +170,94 @@ def test_the_table_says_that_it_stays_here_and_reads_no_markup_from_data(tmp_pat
     assert "stays on this screen" in text
     assert "label [bold]joy" in text
     assert "mood [red]x" in text
+
+
+TWO_ROWS = ({"text": "a", "label": "joy"}, {"text": "b", "label": "calm"})
+
+
+def data_set(root: Path, people: dict[str, list[str]]) -> tuple[str, ...]:
+    """The warnings about folders whose rows are about these people."""
+    for name, subjects in people.items():
+        write_rows(root / name, [{**row, "subject_id": who} for who in subjects for row in TWO_ROWS])
+    return leaks([check_folder(folder, schema=None) for folder in data_folders(root)], root=root)
+
+
+def test_people_who_are_held_out_and_at_a_site_are_told_with_where_they_are(tmp_path: Path) -> None:
+    warnings = data_set(
+        tmp_path,
+        {
+            "held-out/test": ["ann", "bob", "cem"],
+            "held-out/validation": ["dan"],
+            "sites/a": ["eve", "bob"],
+            "sites/b": ["bob", "ann"],
+            "sites/c": ["fay"],
+        },
+    )
+    assert len(warnings) == 1
+    assert warnings[0].startswith("held-out/test: 2 of its 3 subjects are in sites/a, sites/b as well: ann, bob. ")
+    assert "give them names of their own" in warnings[0]
+
+
+def test_people_in_two_held_out_parts_are_told_once_and_those_at_two_sites_not_at_all(tmp_path: Path) -> None:
+    warnings = data_set(
+        tmp_path,
+        {"held-out/test": ["ann"], "held-out/validation": ["ann"], "sites/a": ["eve"], "sites/b": ["eve"]},
+    )
+    assert [warning[:62] for warning in warnings] == ["held-out/test: 1 of its 1 subjects are in held-out/validation "]
+
+
+def test_without_names_of_people_or_held_out_parts_there_is_nothing_to_tell(tmp_path: Path) -> None:
+    for name in ("held-out/test", "sites/a"):
+        write_rows(tmp_path / "nobody" / name, [dict(row) for row in TWO_ROWS])
+    root = tmp_path / "nobody"
+    assert leaks([check_folder(each, schema=None) for each in data_folders(root)], root=root) == ()
+    assert data_set(tmp_path / "alone", {"": ["ann"]}) == ()
+    assert data_set(tmp_path / "sites-only", {"sites/a": ["ann"], "sites/b": ["ann"]}) == ()
+
+
+PAIRS = DataSchema.model_validate(
+    {
+        "task": "matching",
+        "pair": ["text", "words"],
+        "item": "thing",
+        "groups": ["thing"],
+        "modalities": {"text": {"kind": "text"}, "words": {"kind": "text"}},
+    }
+)
+
+
+def test_items_of_a_matching_that_are_held_out_and_at_a_site_are_told(tmp_path: Path) -> None:
+    for name, things in {"held-out/test": ["cup", "hat"], "sites/a": ["hat"], "sites/b": ["dog"]}.items():
+        write_rows(tmp_path / name, [{"text": "a", "words": "b", "thing": thing} for thing in things])
+    found = leaks([check_folder(each, schema=PAIRS) for each in data_folders(tmp_path)], root=tmp_path)
+    assert [warning[:57] for warning in found] == ["held-out/test: 1 of its 2 items are in sites/a as well: h"]
+
+
+def test_pairs_are_counted_and_a_folder_without_any_says_what_that_costs(tmp_path: Path) -> None:
+    rows = [{"text": "a", "words": "b"}, {"text": "a"}, {"words": "b"}]
+    for name, kept, num in (("some", rows, 1), ("none", rows[1:], 0)):
+        write_rows(tmp_path / name, list(kept))
+        summary = check_folder(tmp_path / name, schema=PAIRS)
+        assert summary.num_pairs == num
+        screen = io.StringIO()
+        Console(file=screen, width=200).print(render_summary(summary))
+        assert ("No row has both text and words" in screen.getvalue()) == (num == 0)
+        assert "text and words" in screen.getvalue()
+    assert check_folder(whole(tmp_path / "other"), schema=SCHEMA).num_pairs is None
+
+
+def whole(folder: Path) -> Path:
+    whole_folder(folder)
+    return folder
+
+
+def test_the_command_names_folders_by_their_path_and_warns_without_failing(tmp_path: Path) -> None:
+    for name, who in (("held-out/test", "ann"), ("sites/a", "ann")):
+        write_rows(tmp_path / name, [{**row, "subject_id": who} for row in TWO_ROWS])
+    done = CliRunner().invoke(app, ["check", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    assert "sites/a/metadata.jsonl" in done.output
+    assert "held-out/test/metadata.jsonl" in done.output
+    assert "warning: held-out/test: 1 of its 1 subjects are in sites/a" in done.output
+    alone = CliRunner().invoke(app, ["check", str(tmp_path / "sites" / "a")])
+    assert "warning" not in alone.output
