@@ -9,12 +9,15 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from math import prod
 
 import torch
-from jaxtyping import Bool, Float64
+from jaxtyping import Bool, Float64, Int
 from torch import Tensor, nn
 
 from client.gradient import GradientEngine, choose_engine
+from client.gradient.engine import rows_of
 from client.gradient.plain import PlainEngine
 from client.gradient.reference import ReferenceEngine
 from client.noisy_optimizer import NoisyOptimizer, clip_of, inner_optimizer, protection_of
@@ -23,8 +26,11 @@ from client.sampling import draw_rows
 from shared.batch import Batch, Samples
 from shared.config import TrainingSettings, Unit
 from shared.model.sample_draws import draws_keys, with_keys
-from shared.privacy.mechanism import split_noise
+from shared.privacy.mechanism import ClippedSum, split_noise
 from shared.privacy.noise import RandomSource
+
+BYTES_AT_ONCE = 1 << 28
+"""most values of a step that are copied together, whatever was drawn; one unit's, if they are more"""
 
 
 @dataclass(frozen=True)
@@ -86,24 +92,54 @@ def train_round(
             optimizer.attach_step_hook(_pull(trained, start, mu=training.proximal_mu))
         # PRIVACY: as many steps as were charged, whatever was drawn. test_empty_batches_are_noised_and_counted
         for _ in range(public.steps):
-            batch = _drawn(samples, public=public, hidden=modality_dropout, keyed=keyed, source=sampling)
-            clipped = engine.clipped_sum(model, batch, names=names, clip=clip, rows_per_unit=public.rows_per_unit)
+            rows, drawn = _drawn(samples, public=public, hidden=modality_dropout, keyed=keyed, source=sampling)
+            at_once = max(1, len(rows)) if plan is None else _rows_at_once(samples, rows_per_unit=public.rows_per_unit)
+            clipped = _sum_of_pieces(
+                partial(engine.clipped_sum, model, names=names, clip=clip, rows_per_unit=public.rows_per_unit),
+                _pieces(samples, rows=rows, drawn=drawn, at_once=at_once),
+            )
             optimizer.zero_grad()
             optimizer.clipped_sums = [clipped.sums[name] for name in names]
             optimizer.step()
             if plan is not None and is_adaptive(plan):
-                units = len(batch) // public.rows_per_unit
+                units = len(rows) // public.rows_per_unit
                 excess += noisy_excess(clipped.unclipped, units=units, plan=plan, noise=noise)
         update = {name: parameter.detach() - start[name] for name, parameter in trained.items()}
     return TrainedRound(update, unclipped_share=unclipped_share(excess, public=public, plan=plan))
 
 
-def _drawn(samples: Samples, *, public: "PublicNumbers", hidden: float, keyed: bool, source: RandomSource) -> Batch:
-    """The batch of one step: who enters it, which modalities they hide, and what goes into their dropout."""
-    batch = samples.take(public.draw(samples, source=source))
+def _drawn(
+    samples: Samples, *, public: "PublicNumbers", hidden: float, keyed: bool, source: RandomSource
+) -> tuple[Int[Tensor, "B"], Batch]:
+    """The rows of one step, and all of their batch but the values: which modalities they hide, keys of their draws."""
+    rows = public.draw(samples, source=source)
+    batch = Batch(inputs={}, present=samples.present[rows], targets=samples.targets[rows])
     if hidden:
         batch = hide_modalities(batch, chance=hidden, source=source)
-    return with_keys(batch, source=source) if keyed else batch
+    return rows, with_keys(batch, source=source) if keyed else batch
+
+
+def _rows_at_once(samples: Samples, *, rows_per_unit: int) -> int:
+    """How many rows' values are taken from the samples together, in whole units; the shape of a row alone decides."""
+    of_row = sum(prod(values.shape[1:]) * values.element_size() for values in samples.inputs.values())
+    return rows_per_unit * max(1, BYTES_AT_ONCE // max(1, of_row * rows_per_unit))
+
+
+def _pieces(samples: Samples, *, rows: Int[Tensor, "B"], drawn: Batch, at_once: int) -> Iterator[Batch]:
+    """A step's batch in pieces of so many rows; an empty one is one piece."""
+    # PRIVACY: 64 copies of every row drawn, all at once, could end a site's process for want of memory at one record
+    # more and not at one less. test_values_are_taken_piece_by_piece_however_many_copies_were_drawn
+    for start in range(0, max(1, len(rows)), at_once):
+        some, piece = rows[start : start + at_once], rows_of(drawn, start=start, stop=start + at_once)
+        values = {name: each[some] for name, each in samples.inputs.items()}
+        yield Batch(inputs={**values, **piece.inputs}, present=piece.present, targets=piece.targets)
+
+
+def _sum_of_pieces(summed: Callable[[Batch], ClippedSum], pieces: Iterator[Batch]) -> ClippedSum:
+    total = summed(next(pieces))
+    for piece in pieces:
+        total.add(summed(piece))
+    return total
 
 
 def learning_rate(training: TrainingSettings, *, round_number: int, rounds: int) -> float:
@@ -184,7 +220,8 @@ class PublicNumbers:
             source=source,
         )
         # PRIVACY: a record with all its copies is one unit, of which one gradient is clipped.
-        # test_a_record_with_all_its_copies_moves_the_sum_by_at_most_the_clip_norm
+        # test_a_record_with_all_its_copies_moves_the_sum_by_at_most_the_clip_norm,
+        # test_copies_of_a_record_stand_together_and_are_as_many_as_asked
         return rows.repeat_interleave(self.copies) if self.copies > 1 else rows
 
 
