@@ -12,7 +12,8 @@ narrow.
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 import numpy as np
 import torch
@@ -58,20 +59,26 @@ def drawn(
     resamples: int,
     seed: int,
     rows: Int[Tensor, "B"] | None = None,
+    in_full: bool = True,
 ) -> dict[str, NDArray[np.float64]]:
     """Metrics of every resample: [R], or [R, K] under precision, recall and f1; NaN where one has none.
 
     Args:
         subjects: of all rows of the part, the same for all tasks, so that their resamples are of the same people.
         rows: those of outputs and targets among them; None: all.
+        in_full: also those that take long and no choice goes by: calibration errors and correlations.
     """
     if len(set(subjects)) < 2 or not resamples:
         return {}
-    make = {"single-label": class_draws, "multi-label": label_draws, "rating": rating_draws}[kind]
+    make: dict[TaskKind, Callable[..., dict[str, NDArray[np.float64]]]] = {
+        "single-label": partial(class_draws, calibration=in_full),
+        "multi-label": label_draws,
+        "rating": partial(rating_draws, correlation=in_full),
+    }
     found: dict[str, list[NDArray[np.float64]]] = defaultdict(list)
     for counts in resample_counts(subjects, resamples=resamples, seed=seed):
         own = counts if rows is None else counts[:, rows.numpy()]
-        for name, values in make(outputs, targets, counts=own).items():
+        for name, values in make[kind](outputs, targets, counts=own).items():
             values[own.sum(axis=1) == 0] = np.nan
             found[name].append(values)
     return {name: np.concatenate(chunks) for name, chunks in found.items()}
@@ -91,7 +98,7 @@ def intervals(
 
 
 def class_draws(
-    outputs: Float[Tensor, "N K"], targets: Int[Tensor, "N"], *, counts: Int[np.ndarray, "R N"]
+    outputs: Float[Tensor, "N K"], targets: Int[Tensor, "N"], *, counts: Int[np.ndarray, "R N"], calibration: bool
 ) -> dict[str, NDArray[np.float64]]:
     """Metrics of `classification_metrics` of R resamples, and precision, recall and f1 of each class.
 
@@ -112,13 +119,14 @@ def class_draws(
     }
     if bool(outputs.isfinite().all()):
         found["loss"] = _averages(row_losses(outputs, targets).numpy(), counts=counts)
-        gaps = calibration_gaps(outputs.softmax(dim=1), targets)
-        found["calibration_error"] = _calibration_errors(gaps, counts=counts)
+        if calibration:
+            gaps = calibration_gaps(outputs.softmax(dim=1), targets)
+            found["calibration_error"] = _calibration_errors(gaps, counts=counts)
     return found
 
 
 def rating_draws(
-    outputs: Float[Tensor, "N 1"], targets: Float[Tensor, "N"], *, counts: Int[np.ndarray, "R N"]
+    outputs: Float[Tensor, "N 1"], targets: Float[Tensor, "N"], *, counts: Int[np.ndarray, "R N"], correlation: bool
 ) -> dict[str, NDArray[np.float64]]:
     """Metrics of `rating_metrics` of R resamples; none of outputs that are not finite."""
     if not bool(outputs.isfinite().all()):
@@ -130,6 +138,8 @@ def rating_draws(
         "loss": _averages(row_losses(outputs, targets).numpy(), counts=counts),
     }
     found["rmse"] = np.sqrt(found["loss"])
+    if not correlation:
+        return found
     pairs = [_correlations(truth.numpy()[rows], predicted.numpy()[rows]) for rows in _rows(counts)]
     found["pearson"] = np.array([pearson for pearson, _ in pairs])
     found["spearman"] = np.array([spearman for _, spearman in pairs])

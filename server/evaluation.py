@@ -11,6 +11,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Literal
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from server.contributions import contributions_to
 from server.headline import headline_of
 from server.records import Contributions, Evaluation, Scores
 from server.retrieval import num_pairs, retrieval_scores
-from server.scoring import Resampling, scores_of
+from server.scoring import Resampling, headline_draws, scores_of
 from shared.batch import Samples, only
 from shared.config import RunConfig
 from shared.errors import RunError
@@ -86,7 +87,11 @@ def evaluate(
                 by_modalities["+".join(names)] = scores_of(seen, samples.subset(rows), resampling=resampling)
         headline = headline_of(run.data)
         contributions = contributions_to(
-            headline.main, measure=shown.headline, modalities=run.modalities, is_error=headline.is_error, seed=seed
+            headline.main,
+            measure=partial(shown.headline, resampling=replace(resampling, in_full=False)),
+            modalities=run.modalities,
+            is_error=headline.is_error,
+            seed=seed,
         )
     by_group: dict[str, dict[str, Scores]] = {}
     for column, values in samples.groups.items():
@@ -147,11 +152,9 @@ class _Shown:
         limited, _ = only(self.samples, names, of=self.run.modalities)
         return predict(self.model, replace(self.samples, present=limited.present))
 
-    def headline(self, names: tuple[str, ...]) -> float | None:
-        """The metric by which the task is judged, over all samples."""
-        scores = scores_of(self.outputs(names), self.samples, resampling=Resampling(run=self.run, in_full=False))
-        found = scores.named.get(headline_of(self.run.data).main)
-        return None if found is None else found.value
+    def headline(self, names: tuple[str, ...], *, resampling: Resampling) -> Float[np.ndarray, "R"] | None:
+        """The metric by which the task is judged, over all samples, and in every resample of them."""
+        return headline_draws(self.outputs(names), self.samples, resampling=resampling)
 
 
 class _Before(nn.Module):

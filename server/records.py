@@ -75,6 +75,9 @@ class Contribution(Settings):
     """how much worse the model is when this one alone is hidden"""
     standard_error: float | None = None
     """of the Shapley value, where orders were drawn"""
+    shapley_interval: tuple[float, float] | None = None
+    """95 %, over the people or rows of the part; None: no resamples, or a report of before 0.4.0"""
+    drop_one_interval: tuple[float, float] | None = None
 
 
 class Contributions(Settings):

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from server.bootstrap import Interval, drawn, interval_of, intervals
-from server.headline import MEAN_SCORE, score_of
+from server.headline import MEAN_SCORE, headline_of, score_of
 from server.label_metrics import label_metrics, label_scores
 from server.metrics import class_metrics, classification_metrics, confusion_counts, rating_metrics
 from server.records import ClassScores, Estimate, Scores
@@ -32,7 +32,7 @@ class Resampling:
     resamples: int = 0
     seed: int = 0
     in_full: bool = True
-    """also scores by class, confusion and calibration error"""
+    """also scores by class, confusion, calibration error and, of resamples, correlations"""
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,32 @@ def scores_of(outputs: Float[Tensor, "N K"], samples: Samples, *, resampling: Re
     score is the plain mean of the macro-F1 of each task with labels and the closeness of each rating; it is left out
     where a task has answers and no such score, because the model diverged.
     """
+    return _measured(outputs, samples, resampling=resampling)[0]
+
+
+def headline_draws(
+    outputs: Float[Tensor, "N K"], samples: Samples, *, resampling: Resampling
+) -> Float[np.ndarray, "R"] | None:
+    """The number by which the task is judged, and behind it the same in every resample, NaN where it has none.
+
+    None where it is not defined; itself alone where there is nobody to draw among.
+    """
+    main = headline_of(resampling.run.data).main
+    scores, draws = _measured(outputs, samples, resampling=resampling)
+    if main not in scores.metrics:
+        return None
+    return np.append(scores.metrics[main].value, draws.get(main, np.empty(0)))
+
+
+def _measured(
+    outputs: Float[Tensor, "N K"], samples: Samples, *, resampling: Resampling
+) -> tuple[Scores, dict[str, NDArray[np.float64]]]:
+    """The scores of some rows, and what the task is judged by in every resample."""
     run, task = resampling.run, task_of(resampling.run)
     if not isinstance(task, Several):
         (part,) = run.data.parts.values()
         rows = _Rows(outputs, samples.targets, None)
-        return _one_task(rows, part, subjects=samples.subjects, resampling=resampling)[0]
+        return _one_task(rows, part, subjects=samples.subjects, resampling=resampling)
     pieces, answers = task.outputs_of(outputs), task.targets_of(samples.targets)
     tasks: dict[str, Scores] = {}
     draws: dict[str, NDArray[np.float64]] = {}
@@ -73,11 +94,11 @@ def scores_of(outputs: Float[Tensor, "N K"], samples: Samples, *, resampling: Re
     values = [scores.metrics.get(score_of(run.data.tasks[name])) for name, scores in tasks.items()]
     known = [estimate.value for estimate in values if estimate is not None]
     if len(known) < len(values):
-        return Scores(num_samples=len(samples), metrics={}, tasks=tasks)
+        return Scores(num_samples=len(samples), metrics={}, tasks=tasks), {}
     # the same people are in the same resample of every task
-    interval = interval_of(np.mean(list(draws.values()), axis=0)) if len(draws) == len(tasks) else None
-    mean = _estimate(sum(known) / len(known), interval)
-    return Scores(num_samples=len(samples), metrics={MEAN_SCORE: mean}, tasks=tasks)
+    means = {MEAN_SCORE: np.mean(list(draws.values()), axis=0)} if len(draws) == len(tasks) else {}
+    mean = _estimate(sum(known) / len(known), interval_of(means[MEAN_SCORE]) if means else None)
+    return Scores(num_samples=len(samples), metrics={MEAN_SCORE: mean}, tasks=tasks), means
 
 
 def _one_task(
@@ -93,6 +114,7 @@ def _one_task(
         resamples=resampling.resamples if len(set(own)) > 1 else 0,
         seed=resampling.seed,
         rows=given.rows,
+        in_full=resampling.in_full,
     )
     values = _values(given, part, resampling=resampling)
     if part.rating_range is not None and resampling.run.data.task == "several":

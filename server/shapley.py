@@ -35,27 +35,27 @@ def shapley_values(scores: Float[Tensor, "S B"], *, num_players: int) -> Float[T
 
 
 def sampled_shapley_values(
-    score: Callable[[int], float], *, num_players: int, orders: int, seed: int
+    score: Callable[[int], NDArray[np.float64]], *, num_players: int, orders: int, seed: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Each player's Shapley value [M], estimated from orders drawn at random, and its standard error [M].
+    """Each player's Shapley values [M, B], estimated from orders drawn at random, and their standard errors [M, B].
 
     A player's part in an order is what the score gains when it comes in after those before it. In every order the parts
     add up to the score of all less that of none, and so do the means.
 
     Args:
-        score: of the subset with this number; asked once for each subset that comes up.
+        score: B scores of the subset with this number; asked once for each subset that comes up.
         orders: how many are drawn, 2 or more.
 
     Source: Castro, Gomez and Tejada 2009, Computers & Operations Research 36, section 3.
     """
-    draws, known = np.random.default_rng(seed), dict[int, float]()
+    draws, known = np.random.default_rng(seed), dict[int, NDArray[np.float64]]()
 
-    def known_score(subset: int) -> float:
+    def known_score(subset: int) -> NDArray[np.float64]:
         if subset not in known:
             known[subset] = score(subset)
         return known[subset]
 
-    parts = np.zeros((orders, num_players))
+    parts = np.zeros((orders, num_players, len(known_score(0))))
     for number in range(orders):
         subset = 0
         for player in draws.permutation(num_players).tolist():

@@ -43,8 +43,8 @@ def contribution_table(record: RunRecord) -> BarTable | None:
                 num_samples=f"{alone.num_samples:,}" if alone else "0",
                 bar=bar(start, end, hurts=each.shapley < 0),
                 value=signed_text(each.shapley),
-                interval="" if each.standard_error is None else f"± {metric_text(each.standard_error)}",
-                others=(signed_text(each.drop_one),),
+                interval=_beneath(each),
+                others=(_with_interval(signed_text(each.drop_one), each.drop_one_interval),),
             )
         )
     whole = bar(0.0, found.everything)
@@ -63,11 +63,26 @@ def contribution_line(record: RunRecord) -> tuple[str, str] | None:
 
 
 def contribution_text(found: Contribution | None) -> str:
-    """A Shapley value with its sign, and with its standard error where it has one."""
+    """A Shapley value with its sign, with its standard error and its interval where it has them."""
     if found is None:
         return "–"
     error = "" if found.standard_error is None else f" ± {metric_text(found.standard_error)}"
-    return signed_text(found.shapley) + error
+    return _with_interval(signed_text(found.shapley) + error, found.shapley_interval)
+
+
+def _beneath(found: Contribution) -> str:
+    """What stands below a Shapley value."""
+    error = "" if found.standard_error is None else f"± {metric_text(found.standard_error)}"
+    return ", ".join(text for text in (_range_text(found.shapley_interval), error) if text)
+
+
+def _with_interval(text: str, interval: tuple[float, float] | None) -> str:
+    return text if interval is None else f"{text} ({_range_text(interval)})"
+
+
+def _range_text(interval: tuple[float, float] | None) -> str:
+    """`−0.012 to +0.047`, or nothing."""
+    return "" if interval is None else " to ".join(map(signed_text, interval))
 
 
 def signed_text(value: float) -> str:
@@ -80,11 +95,18 @@ def signed_text(value: float) -> str:
 
 def _note(found: Contributions, *, metric: str) -> str:
     drawn = "" if found.orders is None else f" Estimated from {found.orders} orders, ± one standard error."
+    chance = "Small differences may be chance: these have no intervals."
+    if any(each.shapley_interval for each in found.by_modality.values()):
+        chance = (
+            "Ranges are 95 % intervals: how far each would move with other people in the test part, the same model "
+            "shown the same modalities; one that holds 0 may be chance. What another training would give they do not "
+            "tell."
+        )
     return (
         f"Brings: how much better {metric} gets when this modality comes in, averaged over all orders in which they "
         "could come (Shapley values). From the answer that the model always gives when nothing is present, the steps "
         "add up to what it reaches with all. Missed without it: how much worse the model is without this one while it "
         "has all others; little, where another says the same. Measured on all samples, those too that lack a modality, "
-        "so that one which few samples have brings little. Small differences may be chance: these have no intervals."
-        f"{drawn}"
+        "so that one which few samples have brings little. "
+        f"{chance}{drawn}"
     )

@@ -11,7 +11,7 @@ from rich.console import Console
 from server.compare import compare_runs, result_lines
 from server.records import Contribution, Contributions, RunRecord
 from server.report.closing import closing_table
-from server.report.contributed import contribution_table, signed_text
+from server.report.contributed import contribution_line, contribution_table, contribution_text, signed_text
 from server.report.html import read_record, render, write_report
 from tests.server.made_records import build_record
 
@@ -101,6 +101,29 @@ def test_compare_sets_them_side_by_side_and_report_json_keeps_them(tmp_path: Pat
     assert re.search(r"image brings\s+\S\s+\+0.400\s+\S\s+–", text_of(compare_runs([first, second])))
     kept = [json.loads(line)["contributions"] for line in result_lines([first, second])]
     assert kept == [{"image": 0.4, "text": 0.3, "audio": 0.0}, {}]
+
+
+def test_intervals_stand_beside_what_they_are_of_and_the_note_says_what_they_hold() -> None:
+    each = Contribution(shapley=0.4, drop_one=0.2, shapley_interval=(0.35, 0.44), drop_one_interval=(-0.012, 0.3))
+    found = Contributions(metric="macro_f1", nothing=0.1, everything=0.9, by_modality={"image": each, "text": each})
+    record = with_contributions(found)
+    table = contribution_table(record)
+    assert table is not None
+    assert [row.interval for row in table.rows] == ["", "+0.350 to +0.440", "+0.350 to +0.440", ""]
+    assert table.rows[1].others == ("+0.200 (−0.012 to +0.300)",)
+    assert "Ranges are 95 % intervals" in table.note
+    assert "no intervals" not in table.note
+    page = render(record)
+    assert "<small>−0.012 to +0.300</small>" in page
+    assert contribution_line(record) == (
+        "brought to Macro-F1",
+        "image +0.400 (+0.350 to +0.440), text +0.400 (+0.350 to +0.440), from 0.100 on",
+    )
+    sampled = each.model_copy(update={"standard_error": 0.01})
+    assert contribution_text(sampled) == "+0.400 ± 0.010 (+0.350 to +0.440)"
+    without = contribution_table(with_contributions(three(0.4, 0.3, 0.0, nothing=0.1)))
+    assert without is not None
+    assert "these have no intervals" in without.note
 
 
 @pytest.mark.parametrize(

@@ -2,17 +2,20 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from server.bootstrap import resample_counts
 from server.contributions import MOST_FOR_ALL_SUBSETS, contributions_to
 from server.evaluation import evaluate
-from server.metrics import classification_metrics
+from server.metrics import classification_metrics, rating_metrics
 from server.records import Contributions, Evaluation
 from server.shapley import sampled_shapley_values, shapley_values
 from shared.batch import Samples
@@ -22,12 +25,23 @@ from shared.model.registry import Fusion
 from tests.server.test_evaluation import Sum, run_of, samples_of
 
 Measure = Callable[[tuple[str, ...]], float | None]
+Measured = Callable[[tuple[str, ...]], NDArray[np.float64] | None]
 PHOTO_AND_WORDS = {(): 0.1, ("photo",): 0.5, ("words",): 0.3, ("photo", "words"): 0.8}
 score = st.floats(-1, 1)
 
 
+def alone(measure: Measure) -> Measured:
+    """Without resamples."""
+
+    def measured(names: tuple[str, ...]) -> NDArray[np.float64] | None:
+        value = measure(names)
+        return None if value is None else np.array([value])
+
+    return measured
+
+
 def found_of(measure: Measure, *, modalities: tuple[str, ...], is_error: bool = False) -> Contributions:
-    found = contributions_to("macro_f1", measure=measure, modalities=modalities, is_error=is_error, seed=3)
+    found = contributions_to("macro_f1", measure=alone(measure), modalities=modalities, is_error=is_error, seed=3)
     assert found is not None
     return found
 
@@ -84,8 +98,13 @@ def test_orders_drawn_at_random_add_up_too_and_are_about_the_exact_values(scores
     """Off by more than six standard errors by chance once in 10^8 where 400 orders are as good as normal."""
     exact = shapley_values(torch.tensor(scores, dtype=torch.float64)[:, None], num_players=4)[:, 0].numpy()
 
-    drawn, errors = sampled_shapley_values(scores.__getitem__, num_players=4, orders=400, seed=0)
+    twice = [np.array([score, -2 * score]) for score in scores]
+    found, spread = sampled_shapley_values(twice.__getitem__, num_players=4, orders=400, seed=0)
 
+    # every column by itself, all of them in the same orders
+    np.testing.assert_allclose(found[:, 1], -2 * found[:, 0], atol=1e-12)
+    np.testing.assert_allclose(spread[:, 1], 2 * spread[:, 0], atol=1e-12)
+    drawn, errors = found[:, 0], spread[:, 0]
     assert drawn.sum() == pytest.approx(scores[15] - scores[0], abs=1e-12)
     assert (np.abs(drawn - exact) <= 6 * errors + 1e-9).all()
 
@@ -112,16 +131,91 @@ def test_many_modalities_are_drawn_with_a_seed_and_say_how_far_off_they_may_be()
 
 
 def test_what_is_not_defined_or_needs_no_parts_has_none() -> None:
-    assert contributions_to("mae", measure=lambda _: 1.0, modalities=("photo",), is_error=True, seed=0) is None
-    names = ("photo", "words")
-    assert (
-        contributions_to("mae", measure=lambda shown: 1.0 if shown else None, modalities=names, is_error=True, seed=0)
-        is None
-    )
+    always, sometimes = alone(lambda _: 1.0), alone(lambda shown: 1.0 if shown else None)
+    assert contributions_to("mae", measure=always, modalities=("photo",), is_error=True, seed=0) is None
+    assert contributions_to("mae", measure=sometimes, modalities=("photo", "words"), is_error=True, seed=0) is None
 
 
-def evaluated(model: nn.Module, samples: Samples, *, run: RunConfig, subsets: bool = True) -> Evaluation:
-    return evaluate(model, samples, run=run, part="test", bootstrap_samples=0, subsets=subsets, seed=1)
+def test_intervals_are_of_the_differences_in_each_resample_and_hold_the_value() -> None:
+    """Scores that all move together by far more than any difference between them: the differences do not move."""
+    moves = np.append(0.0, np.random.default_rng(0).normal(0, 0.3, 200))
+    tilts = np.append(0.0, np.linspace(-0.1, 0.1, 200))
+
+    def measure(names: tuple[str, ...], *, sign: int) -> NDArray[np.float64]:
+        return sign * (PHOTO_AND_WORDS[names] + moves + (tilts if "photo" in names else 0))
+
+    for is_error, sign in ((False, 1), (True, -1)):
+        found = contributions_to(
+            "macro_f1", measure=partial(measure, sign=sign), modalities=("photo", "words"), is_error=is_error, seed=0
+        )
+        assert found is not None
+        photo, words = found.by_modality["photo"], found.by_modality["words"]
+        assert photo.shapley_interval == pytest.approx((0.45 - 0.095, 0.45 + 0.095))
+        assert photo.drop_one_interval == pytest.approx((0.5 - 0.095, 0.5 + 0.095))
+        assert words.shapley_interval == pytest.approx((0.25, 0.25))
+        assert words.drop_one_interval == pytest.approx((0.3, 0.3))
+
+
+def test_resamples_that_define_nothing_are_left_out_and_too_few_give_no_interval() -> None:
+    def measure(names: tuple[str, ...], *, undefined: int) -> NDArray[np.float64]:
+        resamples = np.linspace(0, 1, 100)
+        resamples[:undefined] = np.nan
+        return np.append(len(names), len(names) * resamples)
+
+    for undefined, lowest in ((40, 40 / 99), (60, None)):
+        found = contributions_to(
+            "mae",
+            measure=partial(measure, undefined=undefined),
+            modalities=("photo", "words"),
+            is_error=False,
+            seed=0,
+        )
+        assert found is not None
+        interval = found.by_modality["photo"].shapley_interval
+        assert (interval is None) == (lowest is None)
+        if interval is not None and lowest is not None:
+            assert interval[0] == pytest.approx(lowest, abs=0.03)
+
+
+def evaluated(
+    model: nn.Module, samples: Samples, *, run: RunConfig, subsets: bool = True, resamples: int = 0
+) -> Evaluation:
+    return evaluate(model, samples, run=run, part="test", bootstrap_samples=resamples, subsets=subsets, seed=1)
+
+
+@pytest.mark.parametrize("rating", [False, True])
+def test_intervals_are_those_of_the_bootstrap_over_subjects_done_by_hand(rating: bool) -> None:
+    """The same people in each resample as those of every other score, each with all rows, and nothing trained anew."""
+    run, samples = run_of("image", "text", rating=rating), samples_of(60, seed=2, rating=rating)
+    samples = replace(samples, subjects=tuple(str(row // 3) for row in range(60)))
+    found = evaluated(Sum(run.modalities, width=1 if rating else 3), samples, run=run, resamples=40).contributions
+    assert found is not None
+
+    def score(rows: Tensor, *names: str) -> float:
+        some = samples.subset(rows)
+        outputs = sum((some.inputs[name] for name in names), torch.zeros(len(rows), 3))
+        if rating:
+            return rating_metrics(outputs[:, :1], some.targets)["mae"]
+        return classification_metrics(outputs, some.targets, calibration=False)["macro_f1"]
+
+    brought, missed = [], []
+    for chunk in resample_counts(samples.subjects, resamples=40, seed=1):
+        for counts in chunk:
+            rows = torch.from_numpy(np.repeat(np.arange(60), counts))
+            nothing, image, text = score(rows), score(rows, "image"), score(rows, "text")
+            both, sign = score(rows, "image", "text"), -1 if rating else 1
+            brought.append(sign * (image - nothing + both - text) / 2)
+            missed.append(sign * (both - text))
+    each = found.by_modality["image"]
+    assert each.shapley_interval == pytest.approx(np.quantile(brought, (0.025, 0.975)), abs=1e-6)
+    assert each.drop_one_interval == pytest.approx(np.quantile(missed, (0.025, 0.975)), abs=1e-6)
+
+
+def test_without_resamples_there_are_no_intervals() -> None:
+    run = run_of("image", "text")
+    found = evaluated(Sum(run.modalities), samples_of(20), run=run).contributions
+    assert found is not None
+    assert {each.shapley_interval for each in found.by_modality.values()} == {None}
 
 
 def test_every_subset_is_measured_on_all_rows_and_those_without_any_of_it_get_the_constant_answer() -> None:
