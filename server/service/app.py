@@ -21,7 +21,7 @@ from server.prediction import Prediction, Predictor
 from server.service.errors import RequestError, told
 from server.service.headers import SecurityHeaders
 from server.service.page import render_page
-from server.service.upload import File, Limits, read_fields
+from server.service.upload import File, Gate, Limits, read_fields
 from server.service.worker import Worker
 from server.trained import TrainedModel
 from shared.config import RunConfig
@@ -64,7 +64,7 @@ def make_app(trained: TrainedModel, *, limits: Limits | None = None, hosts: tupl
         ModelError: the run gives no answers that could be shown.
     """
     limits, predictor, facts = limits or Limits(), Predictor(trained), about(trained)
-    worker, run = Worker(limits), trained.run
+    worker, gate, run = Worker(limits), Gate(limits), trained.run
     page, policy = render_page(facts)
     app = _guarded_app(run.name, worker=worker, policy=policy, hosts=hosts)
 
@@ -93,7 +93,8 @@ def make_app(trained: TrainedModel, *, limits: Limits | None = None, hosts: tupl
     @app.post("/predict", openapi_extra=_request_body(run))
     async def predict(request: Request) -> Prediction:
         """What the model says of one sample: at least one of its modalities, each in a field of its name."""
-        fields = await read_fields(request, names=run.modalities, limits=limits)
+        with gate.entered():
+            fields = await read_fields(request, names=run.modalities, limits=limits)
         if not fields:
             raise RequestError(422, "nothing-given", f"send at least one of {', '.join(run.modalities)}")
         try:

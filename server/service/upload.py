@@ -6,7 +6,8 @@ relies on python-multipart for the format; limits are judged while the body arri
 """
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,8 @@ class Limits:
     """from the last byte to the answer, the wait for other requests included"""
     waiting: int = 8
     """requests that may wait for the model; further ones are turned away"""
+    arriving: int = 16
+    """bodies that may arrive at the same time; further ones are turned away before anything of them is read"""
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,28 @@ class File:
 
     name: str
     content: bytes
+
+
+class Gate:
+    """Bodies that arrive at the same time, so many and no more: each may take `request_bytes` of memory for a while."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._most, self._inside = limits.arriving, 0
+
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        """While one body arrives; in the loop's thread alone.
+
+        Raises:
+            RequestError: too many arrive already.
+        """
+        if self._inside >= self._most:
+            raise RequestError(503, "busy", "too many requests arrive at once; try again in a moment")
+        self._inside += 1
+        try:
+            yield
+        finally:
+            self._inside -= 1
 
 
 async def read_fields(request: Request, *, names: Collection[str], limits: Limits) -> dict[str, File | str]:

@@ -1,5 +1,6 @@
 """The service: it says what the model says, refuses what is too much, and keeps nothing."""
 
+import asyncio
 import json
 import logging
 import os
@@ -8,8 +9,10 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -27,6 +30,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
     from fastapi.testclient import TestClient
 
+HEADERS = [(b"host", b"localhost"), (b"content-type", b"multipart/form-data; boundary=x")]
 SMALL = Limits(file_bytes=5_000, request_bytes=9_000, text_bytes=500, read_s=2.0, answer_s=0.3, waiting=1)
 
 
@@ -217,6 +221,37 @@ def test_a_model_that_takes_too_long_is_not_waited_for_and_a_long_queue_is_refus
     ends = time.monotonic() + 20
     while narrow.post("/predict", files=asked).status_code != 200:
         assert time.monotonic() < ends
+
+
+def test_no_more_bodies_arrive_at_once_than_the_limit_says(trained: TrainedModel) -> None:
+    """One that has begun and not ended holds the only place; the next is turned away unread, and one after it is not."""
+    app = make_app(trained, limits=replace(SMALL, arriving=1, read_s=60.0))
+    with TestClient(app, base_url="http://localhost") as client:
+        begun, goes_on = threading.Event(), threading.Event()
+        found: list[int] = []
+
+        async def slow() -> None:
+            asked = {"type": "http", "method": "POST", "path": "/predict", "query_string": b"", "headers": HEADERS}
+
+            async def receive() -> dict[str, object]:
+                begun.set()
+                await asyncio.to_thread(goes_on.wait, 30)
+                return {"type": "http.request", "body": b"--x--\r\n", "more_body": False}
+
+            async def send(message: MutableMapping[str, Any]) -> None:
+                if message["type"] == "http.response.start":
+                    found.append(message["status"])
+
+            await app({**asked, "raw_path": b"/predict", "scheme": "http", "server": ("localhost", 80)}, receive, send)
+
+        assert client.portal is not None
+        first = client.portal.start_task_soon(slow)
+        assert begun.wait(20)
+        assert code(client.post("/predict", files={"words": (None, "sunny")}), 503) == "busy"
+        goes_on.set()
+        first.result(20)
+        assert found == [422]
+        assert client.post("/predict", files={"words": (None, "sunny")}).status_code != 503
 
 
 def test_requests_at_once_are_answered_one_after_the_other(client: TestClient) -> None:
