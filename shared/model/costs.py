@@ -28,7 +28,8 @@ class ModalityAdversary(EmbeddingCost):
     there would be no gradient of a sample by itself to clip. Here what the samples say together is remembered only in
     the network's weights, which learn from clipped and noised gradients as all others do.
 
-    Source: Ganin and Lempitsky 2015, arXiv:1409.7495, section 3, equations 4 to 10, with modalities for domains.
+    Source: Ganin and Lempitsky 2015, arXiv:1409.7495, section 3.2 (gradient reversal), with modalities for
+    domains.
     """
 
     def __init__(self, *, width: int, num_modalities: int, hidden: int, weight: float) -> None:

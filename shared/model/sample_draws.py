@@ -42,7 +42,7 @@ def with_keys(batch: Batch, *, source: RandomSource) -> Batch:
 def drawn(keys: Int[Tensor, "B"], *, num: int) -> Int[Tensor, "B N"]:
     """`num` whole numbers of 24 bits for each key.
 
-    Source: Steele, Lea and Flood 2014, OOPSLA, figure 17 (SplitMix64), each number from its own place in the stream.
+    Source: Steele, Lea and Flood 2014, OOPSLA (SplitMix64), each number from its own place in the stream.
     """
     mixed: Tensor = keys[:, None] + _GOLDEN * torch.arange(1, num + 1, device=keys.device)
     for shift, factor in _MIXERS:

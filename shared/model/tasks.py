@@ -112,7 +112,7 @@ class Rating:
     def loss(self, outputs: Float[Tensor, "B 1"], targets: Num[Tensor, "B *T"]) -> Float[Tensor, "B"]:
         """Error of each sample, squared in halves of the range; beyond huber_delta as a tangent goes on.
 
-        Source: Huber 1964, Annals of Mathematical Statistics 35, section 2, times 2, so that small errors cost the same
+        Source: Huber 1964, Annals of Mathematical Statistics 35(1), times 2, so that small errors cost the same
         either way.
         """
         away = (outputs[:, 0] - targets) / ((self.highest - self.lowest) / 2)

@@ -15,7 +15,7 @@ from shared.model.augment.vector import VectorAugmentation
 class ClipAugmentation(PictureAugmentation):
     """One affine map and one change of light for all frames of a clip; noise of its own in every pixel.
 
-    Source: as `PictureAugmentation`; the same for all frames: Simonyan and Zisserman 2014, arXiv:1406.2199, section 4.
+    Source: as `PictureAugmentation`; the same for all frames: Simonyan and Zisserman 2014, arXiv:1406.2199, section 5.
     """
 
     def changed(self, values: Float[Tensor, "B T C S S"], keys: Int[Tensor, "B"]) -> Float[Tensor, "B T C S S"]:

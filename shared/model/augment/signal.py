@@ -27,7 +27,7 @@ class SignalOptions(Settings):
 class SignalAugmentation(Augmentation):
     """Gain, shift, noise and failures, drawn for each sample.
 
-    Source: Um et al. 2017, arXiv:1706.00527, section 3 (jittering, scaling, cropping of wearable sensors' data).
+    Source: Um et al. 2017, arXiv:1706.00527 (jittering, scaling, cropping of wearable sensors' data).
     """
 
     def __init__(self, options: SignalOptions, *, modality: str) -> None:

@@ -26,7 +26,7 @@ class VectorOptions(Settings):
 class VectorAugmentation(Augmentation):
     """Noise and numbers left out, drawn for each sample.
 
-    Source: Bishop 1995, Neural Computation 7, section 1 (training with noise); Srivastava et al. 2014, section 10.
+    Source: Bishop 1995, Neural Computation 7(1) (training with noise); Srivastava et al. 2014, section 10.
     """
 
     def __init__(self, options: VectorOptions, *, modality: str) -> None:

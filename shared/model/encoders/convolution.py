@@ -46,7 +46,7 @@ class ConvolutionOptions(ChannelsOptions):
 class Convolutions(nn.Module):
     """Strided convolutions with GroupNorm and ReLU, means over a grid of places, one linear layer.
 
-    Source: the choice of GroupNorm under DP-SGD, De et al. 2022, arXiv:2204.13650, section 3.1.
+    Source: the choice of GroupNorm under DP-SGD, De et al. 2022, arXiv:2204.13650.
     """
 
     def __init__(self, inputs: int, *, width: int, grid: tuple[int, ...], options: ConvolutionOptions) -> None:

@@ -23,7 +23,7 @@ def cnn(place: EncoderPlace, options: CnnOptions) -> EncoderPart:
     """A small convolutional network, trained from its first weights.
 
     Source: LeCun et al. 1998, Proceedings of the IEEE 86(11), section II; GroupNorm under DP-SGD as De et al. 2022,
-    arXiv:2204.13650, section 3.1. Ours differs: strides in the place of subsampling layers.
+    arXiv:2204.13650. Ours differs: strides in the place of subsampling layers.
     """
     pictures = ImagePreprocessor(place.preprocess(ImageOptions))
     grid = (options.grid, options.grid)

@@ -52,7 +52,7 @@ class ReadElsewhere(nn.Module):
 def tokens(place: EncoderPlace, options: TokenOptions) -> EncoderPart:
     """A text for the language model of fusion `prefix` or `verbalise`.
 
-    Source: as the fusions'.
+    Source: as fusions `prefix` and `verbalise`.
     """
     texts = TokenPreprocessor(place.preprocess(PretrainedTextOptions), checkpoint=language_checkpoint(options))
     return EncoderPart(preprocessor=texts, module=lambda: ReadElsewhere(place.width))

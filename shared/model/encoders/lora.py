@@ -49,7 +49,7 @@ def add_lora(
     Raises:
         ModelError: no layer may have additions, or an ending in the settings fits none.
 
-    Source: Hu et al. 2021, arXiv:2106.09685, section 4.1; under DP-SGD: Yu et al. 2022, arXiv:2110.06500, section 3.
+    Source: Hu et al. 2021, arXiv:2106.09685, section 4.1; under DP-SGD: Yu et al. 2022, arXiv:2110.06500.
     """
     chosen = _chosen(settings, layers=tuple(layers), usual=usual, of=of)
     may_import_transformers()

@@ -151,7 +151,7 @@ def frozen_efficientnet(place: EncoderPlace, options: FixedVectorOptions) -> Enc
 def pretrained_image(place: EncoderPlace, options: CheckpointOptions) -> EncoderPart:
     """Any transformers vision transformer in a folder, such as ViT: the state of the token that stands for the picture.
 
-    Source: Dosovitskiy et al. 2021, arXiv:2010.11929, section 3.1.
+    Source: Dosovitskiy et al. 2020, arXiv:2010.11929, section 3.1.
     """
     checkpoint = chosen_checkpoint(options, of="encoder 'pretrained-image'")
     pictures = PixelPreprocessor(place.preprocess(PretrainedImageOptions), checkpoint=checkpoint)

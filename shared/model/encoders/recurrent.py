@@ -124,7 +124,7 @@ class EmbeddingLstm(nn.Module):
 def mfcc_lstm(place: EncoderPlace, options: LstmOptions) -> EncoderPart:
     """A recurrent network over cepstral coefficients, trained from its first weights.
 
-    Source: Graves et al. 2013, arXiv:1303.5778, section 2. Ours differs: one layer, one direction, the mean of states.
+    Source: Graves et al. 2013, arXiv:1303.5778. Ours differs: one layer, one direction, the mean of states.
     """
     sounds = AudioPreprocessor(place.preprocess(MfccOptions))
     return EncoderPart(
@@ -150,7 +150,7 @@ def lstm(place: EncoderPlace, options: LstmOptions) -> EncoderPart:
 def embedding_lstm(place: EncoderPlace, options: EmbeddingLstmOptions) -> EncoderPart:
     """Token vectors and a recurrent network over them, trained from their first weights.
 
-    Source: Dai and Le 2015, arXiv:1511.01432, section 2, without their first training on other texts. Ours differs:
+    Source: Dai and Le 2015, arXiv:1511.01432, without their first training on other texts (section 2). Ours differs:
     the mean of the states in the place of the last, which a long text hardly reaches.
     """
     texts = TextPreprocessor(place.preprocess(TextOptions))

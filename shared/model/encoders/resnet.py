@@ -73,8 +73,8 @@ def resnet(place: EncoderPlace, options: ResNetOptions) -> EncoderPart:
     """A small residual network, trained from its first weights.
 
     Source: He et al. 2015, arXiv:1512.03385, sections 3.2 and 4.2. Ours differs: GroupNorm (Wu and He 2018,
-    arXiv:1803.08494) in the place of BatchNorm, as De et al. 2022, arXiv:2204.13650, section 3.1; the first stage
-    halves the sides as well, and a grid of means is kept in the place of one.
+    arXiv:1803.08494) in the place of BatchNorm, as De et al. 2022, arXiv:2204.13650; the first stage halves the
+    sides as well, and a grid of means is kept in the place of one.
     """
     pictures = ImagePreprocessor(place.preprocess(ImageOptions))
     return EncoderPart(

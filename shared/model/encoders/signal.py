@@ -25,7 +25,7 @@ class Conv1dOptions(ConvolutionOptions):
 def conv1d(place: EncoderPlace, options: Conv1dOptions) -> EncoderPart:
     """A small convolutional network over time, trained from its first weights.
 
-    Source: Yang et al. 2015, IJCAI, section 3 (convolutions over time of several sensors). Ours differs: strides in the
+    Source: Yang et al. 2015, IJCAI (convolutions over time of several sensors). Ours differs: strides in the
     place of pooling, and GroupNorm.
     """
     channels, grid = place.schema.channels or 1, (options.grid,)

@@ -73,8 +73,8 @@ class ClipEncoder(nn.Module):
 def video(place: EncoderPlace, options: VideoEncoderOptions) -> EncoderPart:
     """Frames through an encoder of pictures, pooled over time by their mean, a recurrent network or a transformer.
 
-    Source: Donahue et al. 2014, arXiv:1411.4389, section 3 (lstm over a convolutional network); Karpathy et al. 2014,
-    CVPR, section 3.1 (frames fused late); Arnab et al. 2021, arXiv:2103.15691, section 3.3 (model 2: a transformer over
+    Source: Donahue et al. 2014, arXiv:1411.4389 (lstm over a convolutional network); Karpathy et al. 2014,
+    CVPR (frames fused late); Arnab et al. 2021, arXiv:2103.15691, section 3.3 (model 2: a transformer over
     frames). Ours differs: the mean of the states in the place of an answer at each frame, and the mean of the tokens in
     that of a class token.
 

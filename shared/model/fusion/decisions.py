@@ -80,7 +80,7 @@ class VoteFusion(Fusion):
     shared out by the mean probabilities, which breaks ties; the outputs are logits of the shares of votes. A vote has
     no gradient: in training the heads answer together, as in `average`.
 
-    Source: Kittler et al. 1998, IEEE TPAMI 20(3), section 3 (median and majority vote rules). Ours differs in ties.
+    Source: Kittler et al. 1998, IEEE TPAMI 20(3) (median and majority vote rules). Ours differs in ties.
     """
 
     level = "decision"

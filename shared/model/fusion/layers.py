@@ -58,7 +58,7 @@ class MlpFusion(Fusion):
 
     The first layer is one Linear a modality, summed over those present, as in `concat`.
 
-    Source: Ngiam et al. 2011, ICML, section 3 (a shared representation above both modalities), trained with labels.
+    Source: Ngiam et al. 2011, ICML (a shared representation above both modalities), trained with labels.
     """
 
     def __init__(self, place: FusionPlace, options: MlpFusionOptions) -> None:
