@@ -131,8 +131,8 @@ def _pieces(samples: Samples, *, rows: Int[Tensor, "B"], drawn: Batch, at_once: 
     # more and not at one less. test_values_are_taken_piece_by_piece_however_many_copies_were_drawn
     for start in range(0, max(1, len(rows)), at_once):
         some, piece = rows[start : start + at_once], rows_of(drawn, start=start, stop=start + at_once)
-        values = {name: each[some] for name, each in samples.inputs.items()}
-        yield Batch(inputs={**values, **piece.inputs}, present=piece.present, targets=piece.targets)
+        # by `take`, where preflight watches who enters a step
+        yield Batch(inputs={**samples.take(some).inputs, **piece.inputs}, present=piece.present, targets=piece.targets)
 
 
 def _sum_of_pieces(summed: Callable[[Batch], ClippedSum], pieces: Iterator[Batch]) -> ClippedSum:
