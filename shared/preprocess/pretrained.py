@@ -10,7 +10,7 @@ import hashlib
 import importlib.util
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -121,15 +121,43 @@ def local_checkpoint(path: Path) -> Checkpoint:
     """The checkpoint in a folder that `save_pretrained` wrote, or in one weight file.
 
     Raises:
-        ModelError: there is nothing there, or no weights.
+        ModelError: there is nothing there, or no weights, or those of another folder.
     """
     path = path.expanduser().absolute()
     files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
     if not any(file.suffix in _WEIGHT_SUFFIXES and file.is_file() for file in files):
         raise ModelError(f"{path}: no weights there; allowed: a file or folder with {', '.join(_WEIGHT_SUFFIXES)}")
+    _refuse_weights_elsewhere(path, files)
     kept = [file for file in files if file.suffix in (*_WEIGHT_SUFFIXES, ".json", ".txt", ".model")]
     digests = [f"{file.name} {_file_digest(file, file.stat().st_mtime_ns, file.stat().st_size)}" for file in kept]
     return Checkpoint(path=path, digest=hashlib.sha256("\n".join(digests).encode()).hexdigest())
+
+
+def _refuse_weights_elsewhere(path: Path, files: Sequence[Path]) -> None:
+    """A folder whose weights lie in another one is turned away.
+
+    Raises:
+        ModelError: it holds an adapter to a network, or a list of weights that names other files than its own.
+    """
+    names = {file.name for file in files}
+    # PRIVACY: transformers would open what they name, which no owner listed and no digest covers.
+    # test_a_folder_whose_weights_lie_elsewhere_is_refused
+    if "adapter_config.json" in names:
+        raise ModelError(
+            f"{path}: holds an adapter, whose network lies in another folder; allowed: a network with all its weights, "
+            "such as the two merged and saved by peft's merge_and_unload and save_pretrained"
+        )
+    for file in files:
+        if not file.name.endswith(".index.json"):
+            continue
+        try:
+            named = {str(name) for name in json.loads(file.read_text(encoding="utf-8"))["weight_map"].values()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            raise ModelError(
+                f"{file}: no list of weights to be read; allowed: one as save_pretrained writes it"
+            ) from None
+        if elsewhere := sorted(named - names):
+            raise ModelError(f"{file}: names {elsewhere[:3]}; allowed: files of the folder itself")
 
 
 def minilm_checkpoint() -> Checkpoint:

@@ -8,6 +8,7 @@ relies on pretrained.py for what must happen before transformers is imported; no
 """
 
 import functools
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING
 
 import torch
@@ -61,7 +62,7 @@ def load_network(checkpoint: Checkpoint) -> "PreTrainedModel":
             output_loading_info=True,
             **local,
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, UnpicklingError) as error:
         raise ModelError(f"{checkpoint.path}: no network that transformers can read: {error}") from None
     missing = sorted(name for name in told["missing_keys"] if not name.startswith("pooler."))
     if missing:

@@ -7,6 +7,7 @@ relies on pretrained.py for what must happen before transformers is imported; no
 """
 
 import functools
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -87,7 +88,7 @@ def _captioning(checkpoint: Checkpoint) -> tuple[Any, Any, Any]:
         network = kinds.from_pretrained(checkpoint.path, **local)
         looks = AutoImageProcessor.from_pretrained(checkpoint.path, **local)  # type: ignore[no-untyped-call]
         tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, **local)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, UnpicklingError) as error:
         raise ModelError(f"{checkpoint.path}: no captioning network that transformers can read: {error}") from None
     return _at_rest(network), looks, tokenizer
 
@@ -105,7 +106,7 @@ def _recognising(checkpoint: Checkpoint) -> tuple[Any, Any, Any, bool]:
         network = (AutoModelForCTC if is_ctc else AutoModelForSpeechSeq2Seq).from_pretrained(checkpoint.path, **local)
         listens = AutoFeatureExtractor.from_pretrained(checkpoint.path, **local)  # type: ignore[no-untyped-call]
         tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, **local)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, UnpicklingError) as error:
         raise ModelError(f"{checkpoint.path}: no speech recogniser that transformers can read: {error}") from None
     return _at_rest(network), listens, tokenizer, is_ctc
 
