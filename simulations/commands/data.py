@@ -39,6 +39,20 @@ def tuxpaint(
 
 
 @app.command()
+def tuxpaint_matching(
+    out: Out,
+    source: Annotated[Path | None, typer.Option("--from", help="A .deb or an unpacked folder.")] = None,
+    seed: Seed = 0,
+    name: Annotated[
+        str, typer.Option(help="What drawings are matched with: english, or text, the name in the site's language.")
+    ] = "english",
+) -> None:
+    """Tux Paint's stamps for matching drawings with their names; some drawings are public."""
+    chosen = {"from": str(source)} if source else {}
+    _built("tuxpaint-matching", out=out, seed=seed, options={**chosen, "name": name})
+
+
+@app.command()
 def har(
     out: Out,
     source: From,
