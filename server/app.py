@@ -27,9 +27,9 @@ from server.negatives import public_negatives
 from server.plan import Central, Plan, make_plan, start_central
 from server.privacy_summary import summarise_central, summarise_privacy
 from server.progress import ProgressLine
-from server.records import RoundRecord, RunRecord, SiteStatistics
+from server.records import Computed, RoundRecord, RunRecord, SiteStatistics
 from server.rounds import chosen, load_weights, run_rounds, start_or_resume
-from server.settings import ServerSettings, count_start, read_preflight, read_settings
+from server.settings import ServerSettings, count_start, read_computed, read_preflight, read_settings
 from server.strategy import FlowerTransport
 from server.tensorboard import EventWriter
 from shared.errors import RunError
@@ -93,6 +93,7 @@ def main(grid: Grid, context: Context) -> None:
         settings=settings,
         held_out=held_out,
         preflight=read_preflight(folder),
+        computed=read_computed(folder),
         began=began,
     )
     save_model(chosen(progress, run=run)[1], path=folder / "model.safetensors", run_digest=run.digest)
@@ -114,6 +115,7 @@ def _record(
     settings: ServerSettings,
     held_out: HeldOut,
     preflight: tuple[PreflightCheck, ...],
+    computed: tuple[Computed, ...],
     began: float,
 ) -> RunRecord:
     run = settings.run
@@ -159,6 +161,7 @@ def _record(
         ),
         preflight=preflight,
         start=progress.start,
+        computed=computed,
         shares=plan.shares(model),
         code_digest=code_digest(),
     )

@@ -272,6 +272,17 @@ class SiteShare(Settings):
     """numbers that it trains and keeps"""
 
 
+class Computed(Settings):
+    """On what a simulation trained, from one start of it on."""
+
+    engine: str
+    device: str
+    """as torch names it, a card with its own name behind it"""
+    precision: str
+    memory_bytes: int | None = None
+    """about how much the training of one cohort could take; None for engines that train one site at a time"""
+
+
 class RunRecord(Settings):
     """A finished run: report.json."""
 
@@ -301,6 +312,8 @@ class RunRecord(Settings):
     audit: Audit | None = None
     start: Origin | None = None
     """None: the run began with weights that its seed made"""
+    computed: tuple[Computed, ...] = ()
+    """each of what the starts of a simulation said; empty for sites that train on machines of their own"""
     shares: tuple[SiteShare, ...] = ()
     """of every site that took part"""
     code_digest: str = ""

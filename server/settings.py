@@ -1,7 +1,8 @@
 """Server settings: what a run needs on the server's own machine, written once into its folder.
 
 in        a run's settings, where the held-out data lies, which engine carries the messages
-out       ServerSettings in RUN/server.json, from which the server app starts and resumes; RUN/preflight.json
+out       ServerSettings in RUN/server.json, from which the server app starts and resumes; RUN/preflight.json and
+          RUN/computed.json
 relies on shared/config.py; nothing here is sent to a site but `run`
 """
 
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from pydantic import Field, TypeAdapter, ValidationError
 
+from server.records import Computed
 from shared.config import RunConfig
 from shared.errors import RunError
 from shared.preflight import PreflightCheck
@@ -18,7 +20,8 @@ from shared.settings import Settings, parse_settings_json
 
 FILE_NAME = "server.json"
 PREFLIGHT_FILE = "preflight.json"
-_CHECKS = TypeAdapter(tuple[PreflightCheck, ...])
+COMPUTED_FILE = "computed.json"
+_CHECKS, _COMPUTED = TypeAdapter(tuple[PreflightCheck, ...]), TypeAdapter(tuple[Computed, ...])
 
 
 class ServerSettings(Settings):
@@ -91,6 +94,28 @@ def read_preflight(folder: Path) -> tuple[PreflightCheck, ...]:
         return ()
     try:
         return _CHECKS.validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise RunError(f"{path}: not readable ({error.error_count()} faults); remove it and resume the run") from None
+
+
+def note_computed(computed: Computed, *, folder: Path) -> None:
+    """RUN/computed.json: another entry where a start of the run computes otherwise than those before it."""
+    known = read_computed(folder)
+    if computed not in known:
+        write_atomically(folder / COMPUTED_FILE, _COMPUTED.dump_json((*known, computed), indent=2))
+
+
+def read_computed(folder: Path) -> tuple[Computed, ...]:
+    """On what a run folder's simulation trained; nothing of a deployment.
+
+    Raises:
+        RunError: the file is damaged.
+    """
+    path = folder / COMPUTED_FILE
+    if not path.is_file():
+        return ()
+    try:
+        return _COMPUTED.validate_json(path.read_bytes())
     except ValidationError as error:
         raise RunError(f"{path}: not readable ({error.error_count()} faults); remove it and resume the run") from None
 

@@ -1,7 +1,8 @@
 """Simulate: a whole federation on one machine, owners included, from a scenario to a report.
 
 in        a scenario, an engine, a run folder to make or to go on with
-out       the run folder: server.json, sites/, preflight.json, the ledgers, checkpoints/, metrics.jsonl, the report
+out       the run folder: server.json, sites/, preflight.json, computed.json, the ledgers, checkpoints/, metrics.jsonl,
+          the report
 relies on the two apps, unchanged, behind each engine
 """
 
@@ -10,10 +11,19 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
 from client.arithmetic import PLAIN, Arithmetic
-from server.settings import ServerSettings, read_preflight, read_settings, write_preflight, write_settings
+from server.records import Computed
+from server.settings import (
+    ServerSettings,
+    note_computed,
+    read_preflight,
+    read_settings,
+    write_preflight,
+    write_settings,
+)
 from shared.config import RunConfig
 from shared.errors import ModelError, RunError
 from simulations.engine import EngineName
@@ -114,6 +124,7 @@ def run_simulation(
         from server.app import app as server_app
     _check_first(settings, engine=chosen, folder=folder)
     sites = sorted((folder / SITES_FOLDER).glob("*.toml"))
+    note_computed(_computed(chosen, memory_bytes=memory_bytes, arithmetic=arithmetic), folder=folder)
 
     match chosen:
         case "flower":
@@ -131,6 +142,19 @@ def run_simulation(
             from simulations.engine.local import run_locally
 
             run_locally(server_app, client_app, sites=sites)
+
+
+def _computed(engine: str, *, memory_bytes: int, arithmetic: Arithmetic) -> Computed:
+    """What the report says of where this start of the run trains; engines other than cohort have no choice."""
+    if engine != "cohort":
+        return Computed(engine=engine, device=PLAIN.device, precision=PLAIN.precision)
+    card = f" ({torch.cuda.get_device_name(arithmetic.place)})" if arithmetic.place.type == "cuda" else ""
+    return Computed(
+        engine=engine,
+        device=f"{arithmetic.device}{card}",
+        precision=arithmetic.precision,
+        memory_bytes=memory_bytes,
+    )
 
 
 def _check_first(settings: ServerSettings, *, engine: str, folder: Path) -> None:

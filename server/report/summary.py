@@ -117,10 +117,22 @@ def costs(record: RunRecord) -> list[tuple[str, str]]:
         ("Time", run_time_text(record)),
         ("Largest memory of one process", bytes_text(record.peak_memory_bytes)),
         ("Engine", engine),
+        *_computed(record),
         ("Parameters trained", f"{record.num_parameters:,}"),
         ("Sent by all sites", bytes_text(sent)),
         ("Seed", str(record.run.seed)),
     ]
+
+
+def _computed(record: RunRecord) -> list[tuple[str, str]]:
+    """Device, precision and memory bound of a simulation; of each of its starts, where they differ."""
+    found = []
+    for each in record.computed:
+        again = f" ({each.engine})" if len(record.computed) > 1 else ""
+        found += [(f"Device{again}", each.device), (f"Precision{again}", each.precision)]
+        if each.memory_bytes is not None:
+            found.append((f"Memory bound of a cohort{again}", f"about {bytes_text(each.memory_bytes)}"))
+    return found
 
 
 def _choice(record: RunRecord) -> str:
