@@ -79,24 +79,29 @@ def contributions_to(
             values, spread = sampled_shapley_values(score, num_players=num, orders=ORDERS, seed=seed)
             errors = spread[:, 0].tolist()
         missed = [score(whole) - score(whole & ~(1 << place)) for place in range(num)]
+        brought = map(_contribution, values, missed, errors)
         return Contributions(
             metric=metric,
             everything=sign * float(score(whole)[0]),
             nothing=sign * float(score(0)[0]),
             orders=None if num <= MOST_FOR_ALL_SUBSETS else ORDERS,
-            by_modality={
-                name: Contribution(
-                    shapley=float(values[place, 0]),
-                    standard_error=errors[place],
-                    drop_one=float(missed[place][0]),
-                    shapley_interval=_interval(values[place]),
-                    drop_one_interval=_interval(missed[place]),
-                )
-                for place, name in enumerate(modalities)
-            },
+            by_modality=dict(zip(modalities, brought, strict=True)),
         )
     except _NotDefinedError:
         return None
+
+
+def _contribution(
+    shapley: Float[np.ndarray, "R"], drop_one: Float[np.ndarray, "R"], standard_error: float | None
+) -> Contribution:
+    """What one modality brings, from its values and those of its resamples."""
+    return Contribution(
+        shapley=float(shapley[0]),
+        standard_error=standard_error,
+        drop_one=float(drop_one[0]),
+        shapley_interval=_interval(shapley),
+        drop_one_interval=_interval(drop_one),
+    )
 
 
 def _interval(values: Float[np.ndarray, "R"]) -> Interval | None:

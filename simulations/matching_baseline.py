@@ -219,7 +219,8 @@ def main(words: Sequence[str] | None = None) -> None:
     scenario, data_set = read_scenario(find_scenario(options.scenario), changes=changes, home=home)
     pair = matching_of(scenario.run).pair
     print(
-        f"recall@10 on the test part: {pair[0]} to {pair[1]}, {pair[1]} to {pair[0]}; NOT private, all sites pooled, or, where it says so, public"
+        f"recall@10 on the test part: {pair[0]} to {pair[1]}, {pair[1]} to {pair[0]}; NOT private, all sites pooled "
+        "or, where it says so, public rows alone"
     )
     for each in baselines(scenario.run, data_set=data_set, cache=home / "features"):
         print(f"{each.name:13} {each.forth:.3f} {each.back:.3f}")
