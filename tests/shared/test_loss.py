@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.privacy import loss
-from shared.privacy.loss import DP_ACCOUNTING_VERSIONS, TAIL, StepLoss, _found, epsilon_of, step_loss
+from shared.privacy.loss import DP_ACCOUNTING_VERSIONS, ROUNDING, TAIL, StepLoss, _found, epsilon_of, step_loss
 
 INTERVAL = 2.0**-10
 Mechanism = tuple[float, float, int]
@@ -65,6 +65,10 @@ def test_all_mass_is_accounted_for() -> None:
     assert math.isfinite(epsilon_of([(part, 1000)], delta=1.01e-6))
     other, _ = randomised_response(100)
     assert math.isinf(epsilon_of([(other, 1000)], delta=TAIL))
+    # what rounding of each step may leave out is no more known
+    rounded = TAIL + 1000 * ROUNDING
+    assert math.isinf(epsilon_of([(other, 1000)], delta=0.99 * rounded))
+    assert math.isfinite(epsilon_of([(other, 1000)], delta=1.01 * rounded))
 
 
 @pytest.mark.parametrize(("points", "steps"), [(1, 5000), (50, 300), (400, 2000)])
