@@ -76,14 +76,10 @@ def train_round(
     start = {name: parameter.detach().clone() for name, parameter in trained.items()}
     public = public_numbers(training, plan=plan, nominal_size=nominal_size)
     engine, clip, excess = engine_of(model, training=training, plan=plan), clip_of(plan), 0.0
-    keyed = draws_keys(model)
+    keyed, step_size = draws_keys(model), learning_rate(training, round_number=round_number, rounds=rounds)
     with _as_given(model, trained, start), _own_randomness(sampling, next(iter(trained.values())).device):
         optimizer = NoisyOptimizer(
-            inner_optimizer(
-                list(trained.values()),
-                training=training,
-                learning_rate=learning_rate(training, round_number=round_number, rounds=rounds),
-            ),
+            inner_optimizer(list(trained.values()), training=training, learning_rate=step_size),
             protection=protection_of(plan, expected_batch_size=public.expected_batch_size, source=noise),
         )
         if training.proximal_mu:
