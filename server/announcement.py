@@ -30,7 +30,7 @@ def announcement(plan: Plan, *, run: RunConfig, central: Central | None) -> list
 
 def _asked(plan: Plan) -> str:
     fewest, most = min(plan.planned.values()), max(plan.planned.values())
-    return f"each asked {most} times" if fewest == most else f"each asked {fewest} or {most} times"
+    return f"each asked {most if fewest == most else f'{fewest} or {most}'} time{'' if most == 1 else 's'}"
 
 
 def _local(plan: Plan, *, run: RunConfig) -> str:

@@ -81,8 +81,11 @@ def open_catalogue(space: JointSpace, folder: Path, *, modality: str) -> Catalog
 
     Raises:
         ManifestError: values that cannot be used; every one of them is named.
-        RunError: no folder, or nothing of the modality in it.
+        RunError: the model matches no such modality; no folder, or nothing of the modality in it.
     """
+    pair = space.trained.run.data.pair or ()
+    if modality not in pair:
+        raise RunError(f"--among {modality!r}: the model matches no such modality; allowed: {', '.join(pair)}")
     if not folder.is_dir():
         raise RunError(f"{folder}: no such folder; allowed: a data folder, or one of files")
     entries, findings = _entries(space, folder, modality=modality)

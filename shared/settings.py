@@ -10,7 +10,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, TypeVar, get_args
+from typing import Annotated, Literal, TypeVar, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
@@ -81,10 +81,33 @@ def _describe(error: ValidationError, *, kind: type[Settings], place: str) -> st
         came = "" if isinstance(fault["input"], Mapping) else f" (came: {str(fault['input'])[:80]!r})"
         said = fault["msg"].removeprefix("Value error, ")
         if fault["type"] == "extra_forbidden":
-            said = f"no such setting; allowed: {', '.join(_fields_at(kind, path[:-1]))}"
+            said = f"no such setting; allowed: {', '.join(_fields_at(kind, path[:-1])) or 'none'}"
+        elif fault["type"] == "missing":
+            choices = _choices(kind, path)
+            said, came = f"is not set, and has no default{'; allowed: ' if choices else ''}{', '.join(choices)}", ""
+        elif fault["type"] in ("tuple_type", "list_type"):
+            said = f"is no list; allowed: values in brackets, such as {_in_brackets(fault['input'])}"
+        elif fault["type"] in ("model_type", "dict_type"):
+            fields = _fields_at(kind, path) if fault["type"] == "model_type" else []
+            said = f"is no table; allowed: settings in braces, {{ name = value }}{_of(fields)}"
         # what is said of the whole table names its fields itself
         lines.append(f"  {'.'.join(path)}: {said}{came}" if path else f"  {said}{came}")
     return "\n".join(lines)
+
+
+def _in_brackets(value: object) -> str:
+    return f'["{value}"]' if isinstance(value, str) and not value.isdecimal() else f"[{value}]"
+
+
+def _choices(kind: type[BaseModel], path: list[str]) -> list[str]:
+    """The words that a setting may be, where it is one of a few."""
+    field = _table_at(kind, path[:-1]).model_fields.get(path[-1])
+    is_one_of_few = field is not None and get_origin(field.annotation) is Literal
+    return [repr(word) for word in get_args(field.annotation)] if field is not None and is_one_of_few else []
+
+
+def _of(fields: list[str]) -> str:
+    return f", of {', '.join(fields)}" if fields else ""
 
 
 def _is_other_side(fault: ErrorDetails) -> bool:
@@ -94,9 +117,17 @@ def _is_other_side(fault: ErrorDetails) -> bool:
 
 def _fields_at(kind: type[BaseModel], path: list[str]) -> list[str]:
     """Names of the settings that the table at a path may hold."""
+    return list(_table_at(kind, path).model_fields)
+
+
+def _table_at(kind: type[BaseModel], path: list[str]) -> type[BaseModel]:
     for part in path:
         field = kind.model_fields.get(part)
-        inner = field.annotation if field is not None else None
-        sides = [side for side in (inner, *get_args(inner)) if isinstance(side, type) and issubclass(side, BaseModel)]
-        kind = sides[0] if sides else kind
-    return list(kind.model_fields)
+        kind = next(iter(_tables_of(field.annotation if field is not None else None)), kind)
+    return kind
+
+
+def _tables_of(annotation: object) -> list[type[BaseModel]]:
+    """Tables that an annotation names: itself, the sides of a union, the values of a dictionary."""
+    sides = (annotation, *get_args(annotation))
+    return [side for side in sides if isinstance(side, type) and issubclass(side, BaseModel)]

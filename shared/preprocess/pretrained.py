@@ -193,6 +193,9 @@ def read_tokenizer(checkpoint: Checkpoint) -> "PreTrainedTokenizerBase":
         )
     except (OSError, ValueError) as error:
         raise ModelError(f"{checkpoint.path}: no tokenizer that transformers can read: {error}") from None
+    # without its files, transformers makes up a tokenizer that knows no word, and every text would be the same
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise ModelError(f"{checkpoint.path}: no words of a tokenizer there; allowed: a folder with its tokenizer.json")
     return tokenizer
 
 

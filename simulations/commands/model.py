@@ -132,6 +132,9 @@ def _values(
         name, equals, rest = file.partition("=")
         if equals and name in run.modalities:
             put(name, Path(rest), hint="FILE")
+        elif equals and Path(rest).exists() and not Path(file).exists():
+            allowed = ", ".join(run.modalities)
+            raise typer.BadParameter(f"{name!r} is no modality of the model; allowed: {allowed}", param_hint="FILE")
         else:
             put(modality_for(file, run=run, taken=tuple(values)), Path(file), hint="FILE")
     return values

@@ -30,6 +30,11 @@ def test_the_announced_noise_is_what_a_site_needs_for_the_whole_run() -> None:
     assert spent_epsilon([MechanismUse(noise, 0.5, 6)], delta=1e-3, accountant="pld") <= 8.0
 
 
+def test_a_single_round_is_asked_for_one_time() -> None:
+    run = tiny_config(private=True, federation={"rounds": 1})
+    assert announcement(planned(run), run=run, central=None)[0] == "plan: 2 sites, 1 round, each asked 1 time"
+
+
 def test_sites_of_different_sizes_are_announced_as_a_range() -> None:
     run = tiny_config(
         private=True,

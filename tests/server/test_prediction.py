@@ -148,6 +148,7 @@ def test_predictions_go_to_the_terminal_and_to_a_file(run_folder: Path, tmp_path
         ((), "nothing to predict from"),
         (("--signal", "a.npy"), "no modality of this kind"),
         (("--text", "a", "--text", "b"), "given twice"),
+        ((f"nothing={__file__}",), "'nothing' is no modality of the model"),
     ],
 )
 def test_a_command_that_cannot_be_meant_is_told(run_folder: Path, arguments: tuple[str, ...], wanted: str) -> None:

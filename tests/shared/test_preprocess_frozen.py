@@ -50,6 +50,13 @@ def test_a_text_is_the_mean_of_its_own_tokens_whatever_stands_beside_it(bert: Pa
     assert door.finish(torch.stack([short])[:0]).shape == (0, 8)
 
 
+def test_a_folder_whose_tokenizer_is_missing_is_refused(bert: Path, tmp_path: Path) -> None:
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((bert / name).read_bytes())
+    with pytest.raises(ModelError, match=r"no .*tokenizer"):
+        read_tokenizer(local_checkpoint(tmp_path))
+
+
 def test_what_the_process_has_seen_goes_through_the_network_once(bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     passed: list[int] = []
 

@@ -136,6 +136,10 @@ def test_what_cannot_be_asked_says_what_can(run: Path, tmp_path: Path) -> None:
         ((*base, "--value", "middle=x.npy"), r"middle: the model has no such modality; allowed: left or right"),
         ((*base, "--value", f"left={tmp_path / 'none.npy'}"), r"left \(none.npy\)"),
         (("recommend", run, "--catalogue", tmp_path, "--value", f"left={folder / 'left-0-0.npy'}"), "empty, for this"),
+        (
+            (*base, "--value", f"left={folder / 'left-0-0.npy'}", "--among", "middle"),
+            "--among 'middle': the model matches no such modality; allowed: left, right",
+        ),
         (("recommend", run, "--catalogue", tmp_path / "no", "--value", f"left={folder / 'left-0-0.npy'}"), "no such"),
         (
             ("classify", run, "--value", f"left={folder / 'left-0-0.npy'}", "--classes", "a,b"),
