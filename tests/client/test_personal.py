@@ -17,7 +17,7 @@ from client.sample_store import SampleStore
 from client.site import read_site
 from shared.config import RunConfig, TrainingSettings
 from shared.messages import PROTOCOL_VERSION, Refusal, RequestHeader, TrainReply
-from shared.tensor_file import read_tensors
+from shared.tensor_file import as_bytes, read_tensors
 from tests.client.asking import SITE_PRIVACY, rows_of, site_file, used
 from tests.client.test_private_training import variance_is_plausible
 from tests.tiny import PRIVACY, tiny_config, tiny_run
@@ -161,6 +161,22 @@ def test_each_run_has_weights_of_its_own_and_lost_ones_begin_again(
     kept.write_bytes(b"torn")
     assert torch.equal(first.update[name], answer(path, run, weights, number=3).update[name])
     assert "begins again with the run's first weights" in caplog.text
+
+
+def test_weights_of_its_own_that_do_not_fit_or_are_no_numbers_are_not_trained_with(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run, path, name = run_of("head.*"), open_site(tmp_path), "fusion.project.left.weight"
+    weights = weights_of(run)
+    first, own = answer(path, run, weights), own_of(path)
+    broken = {**own, HEAD[1]: own[HEAD[1]].clone()}
+    broken[HEAD[1]][0] = torch.nan
+    # torch would spread one number over the whole bias without a word
+    for number, held in ((2, broken), (3, {**own, HEAD[1]: own[HEAD[1]][:1]})):
+        caplog.clear()
+        personal_file(read_site(path), run_id="r").write_bytes(as_bytes(held))
+        assert torch.equal(first.update[name], answer(path, run, weights, number=number).update[name])
+        assert "holds other weights than the run's" in caplog.text
 
 
 def test_sites_of_one_cohort_each_go_on_with_their_own(tmp_path: Path, store: SampleStore) -> None:
