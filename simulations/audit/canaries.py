@@ -70,10 +70,13 @@ def mislabelled(strangers: Samples, *, data: DataSchema, num: int, generator: np
     """Records that nobody else has, with wrong labels: what a model can only get right by heart.
 
     A class becomes one of the others, a rating the end of the range that is further away; of many labels each is the
-    opposite. Of several tasks that is so of each that has an answer. At most all strangers.
+    opposite. Of several tasks that is so of each that has an answer. Of a matching, which has no labels, each has
+    another one's second modality. At most all strangers.
 
     Source: Steinke, Nasr, Jagielski 2023, arXiv:2305.08846, section 6 (mislabelled canaries in input space).
     """
+    if data.pair is not None:
+        return _mismatched(strangers, second=data.pair[1], num=num, generator=generator)
     chosen = torch.from_numpy(np.sort(generator.permutation(len(strangers))[:num]))
     records = strangers.subset(chosen)
     table = records.targets[:, None] if records.targets.ndim == 1 else records.targets
@@ -86,6 +89,22 @@ def mislabelled(strangers: Samples, *, data: DataSchema, num: int, generator: np
         inputs=records.inputs,
         present=records.present,
         targets=targets,
+        subjects=tuple(f"canary {number}" for number in range(len(records))),
+        groups=records.groups,
+    )
+
+
+def _mismatched(strangers: Samples, *, second: str, num: int, generator: np.random.Generator) -> Samples:
+    """Pairs of which neither half belongs to the other, of records that have every modality."""
+    whole = strangers.present.all(dim=1).nonzero()[:, 0]
+    chosen = whole[torch.from_numpy(np.sort(generator.permutation(len(whole))[:num]))]
+    records = strangers.subset(chosen)
+    # half of them further on: rows of one item lie next to each other
+    swapped = {second: records.inputs[second].roll(max(1, len(records) // 2), dims=0)}
+    return Samples(
+        inputs={**records.inputs, **swapped},
+        present=records.present,
+        targets=records.targets,
         subjects=tuple(f"canary {number}" for number in range(len(records))),
         groups=records.groups,
     )

@@ -17,9 +17,11 @@ import numpy as np
 from client.site import read_site
 from server.aggregation import Weights
 from server.checkpoint import read_state
-from server.heldout import load_held_out
+from server.heldout import HeldOut, load_held_out
+from server.negatives import public_negatives
 from server.records import Audit, AuditAttack
-from server.settings import read_settings, write_atomically
+from server.rounds import load_weights
+from server.settings import ServerSettings, read_settings, write_atomically
 from server.start import read_start
 from shared.config import RunConfig
 from shared.errors import ConfigError, RunError
@@ -98,7 +100,8 @@ def audit_folder(folder: Path, *, site: str | None = None, how: AuditPlan, fault
     held_out = load_held_out(settings)
     owner, started = read_site(files[names.index(site) if site else 0]), datetime.now(UTC)
     with planted(fault) if fault is not None else contextlib.nullcontext():
-        strangers, begun = joined(held_out.validation, held_out.test), _start_of(folder, run=settings.run)
+        strangers = joined(held_out.validation, held_out.test)
+        begun = _with_negatives(_start_of(folder, run=settings.run), settings=settings, held_out=held_out)
         audited = audited_site(settings.run, owner, sites=names, strangers=strangers, start=begun)
         attacks = attack_site(audited, how=how)
     return Audit(
@@ -124,10 +127,23 @@ def _start_of(folder: Path, *, run: RunConfig) -> Weights | None:
     weights, origin = found
     if state is not None and state.start is not None and state.start.file_digest != origin.file_digest:
         raise RunError(
-            f"{folder}: began with a model.start whose SHA-256 is {state.start.file_digest}, and the file there has now "
-            f"{origin.file_digest}; an audit of other weights says nothing about the run. Restore the file"
+            f"{folder}: began with a model.start whose SHA-256 is {state.start.file_digest}, and the file there has "
+            f"now {origin.file_digest}; an audit of other weights says nothing about the run. Restore the file"
         )
     return weights
+
+
+def _with_negatives(start: Weights | None, *, settings: ServerSettings, held_out: HeldOut) -> Weights | None:
+    """What a run begins with, and the public negatives of its first round, where it is given any.
+
+    They stay for all rounds: an audit trains one site alone, whose model is no other site's.
+    """
+    renew = public_negatives(settings, held_out=held_out)
+    if renew is None:
+        return start
+    model = build_model(settings.run)
+    load_weights(model, start or {})
+    return {**(start or {}), **renew(model.eval())}
 
 
 def audit_scenario(

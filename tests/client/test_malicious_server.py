@@ -7,7 +7,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from client.private_training import _engine
+from client.private_training import engine_of
 from shared.batch import Samples
 from shared.config import RunConfig
 from shared.errors import ModelError
@@ -89,7 +89,7 @@ def test_with_whole_numbers_nobody_moves_anothers_contribution() -> None:
     )
     clip, plan, everybody = Clip(0.7, grid=0.7 / 2**20), plan_of(noise="discrete"), torch.arange(num)
     for name in ("auto", "functional", "hooks"):
-        engine = _engine(model, training=training_settings(gradient_engine=name), plan=plan)
+        engine = engine_of(model, training=training_settings(gradient_engine=name), plan=plan)
         for one in (0, 70):
             everyone, others, alone = (
                 engine.clipped_sum(model, samples.take(rows), names=names, clip=clip).sums
