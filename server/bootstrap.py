@@ -24,10 +24,9 @@ from torch.nn import functional
 
 from server.label_metrics import label_draws
 from server.metrics import (
+    CONSTANT_SPREAD,
     calibration_gaps,
-    correlations,
     count_metrics,
-    is_constant,
     predicted_classes,
     row_losses,
     shares,
@@ -140,9 +139,14 @@ def rating_draws(
     found["rmse"] = np.sqrt(found["loss"])
     if not correlation:
         return found
-    pairs = [_correlations(truth.numpy()[rows], predicted.numpy()[rows]) for rows in _rows(counts)]
-    found["pearson"] = np.array([pearson for pearson, _ in pairs])
-    found["spearman"] = np.array([spearman for _, spearman in pairs])
+    both = truth.numpy(), predicted.numpy()
+    defined = counts.sum(axis=1) >= 3
+    for values in both:
+        defined &= ~_constant(values, counts=counts)
+    by_value = [np.broadcast_to(values, counts.shape) for values in both]
+    by_rank = [_ranks(values, counts=counts) for values in both]
+    for name, (first, second) in (("pearson", by_value), ("spearman", by_rank)):
+        found[name] = np.where(defined, _correlations(first, second, counts=counts), math.nan)
     return found
 
 
@@ -160,14 +164,35 @@ def _averages(values: NDArray[np.float64], *, counts: NDArray[np.int64]) -> NDAr
     return shares(counts @ values, counts.sum(axis=1, dtype=np.float64))
 
 
-def _correlations(truth: NDArray[np.float64], predicted: NDArray[np.float64]) -> tuple[float, float]:
-    if len(truth) < 3 or is_constant(truth) or is_constant(predicted):
-        return math.nan, math.nan
-    return correlations(truth, predicted)
+def _constant(values: NDArray[np.float64], *, counts: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which resamples have no spread: `is_constant` of the drawn ones of values [N], for each of counts [R, N]."""
+    most = np.where(counts > 0, values, -np.inf).max(axis=1, initial=-np.inf)
+    least = np.where(counts > 0, values, np.inf).min(axis=1, initial=np.inf)
+    largest = np.maximum(np.abs(most), np.abs(least))
+    constant: NDArray[np.bool_] = most - least <= CONSTANT_SPREAD * np.maximum(1.0, largest)
+    return constant
 
 
-def _rows(counts: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
-    return (np.repeat(np.arange(counts.shape[1]), row) for row in counts)
+def _ranks(values: NDArray[np.float64], *, counts: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The rank of each row among the drawn ones, the mean of its equals': values [N], counts [R, N] -> [R, N]."""
+    _, places, sizes = np.unique(values, return_inverse=True, return_counts=True)
+    # how many rows of each resample have each value
+    held = np.add.reduceat(counts[:, np.argsort(places)], sizes.cumsum() - sizes, axis=1)
+    return (held.cumsum(axis=1) - (held - 1) / 2)[:, places]
+
+
+def _correlations(
+    first: NDArray[np.float64], second: NDArray[np.float64], *, counts: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Pearson's of each resample: two values a row [R, N], which counts [R, N] times -> [R]. Without spread it means
+    nothing, and the caller leaves it out.
+
+    All resamples at once: one call for each took nine tenths of the time of a small run that rates.
+    """
+    shares_of_rows = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    x, y = (each - (shares_of_rows * each).sum(axis=1, keepdims=True) for each in (first, second))
+    spread = np.sqrt((shares_of_rows * x * x).sum(axis=1) * (shares_of_rows * y * y).sum(axis=1))
+    return np.clip(shares((shares_of_rows * x * y).sum(axis=1), spread), -1.0, 1.0)
 
 
 def interval_of(values: NDArray[np.float64]) -> Interval | None:

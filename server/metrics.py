@@ -18,6 +18,8 @@ from torch.nn import functional
 
 CALIBRATION_BINS = 15
 """Guo et al. 2017, arXiv:1706.04599, section 3; the l1 norm is their expected calibration error."""
+CONSTANT_SPREAD = 1e-6
+"""Ratings that differ by no more, in units of the largest, count as one."""
 
 
 def classification_metrics(
@@ -62,7 +64,7 @@ def is_constant(values: NDArray[np.float64]) -> bool:
 
     scipy's own limit for its warning (1e-13 of the mean) is for float64; the ratings of a model are float32.
     """
-    return bool(np.ptp(values) <= 1e-6 * max(1.0, float(np.abs(values).max())))
+    return bool(np.ptp(values) <= CONSTANT_SPREAD * max(1.0, float(np.abs(values).max())))
 
 
 def correlations(truth: NDArray[np.float64], predicted: NDArray[np.float64]) -> tuple[float, float]:
