@@ -7,11 +7,17 @@ import torch
 from torch import Tensor, nn
 
 from client.cohort_training import Member, train_cohort
+from client.gradient.layers import Rows
+from client.gradient.reference import ReferenceEngine
+from client.gradient.stacked import Stacked, StackedClip
 from client.plan import PrivacyPlan
 from client.private_training import TrainedRound, train_round
-from shared.batch import Samples
+from shared.batch import Batch, Samples
 from shared.config import RunConfig, TrainingSettings
 from shared.model.encoders import preprocessor
+from shared.model.multimodal import MultimodalModel
+from shared.model.parameters import trainable_names
+from shared.privacy.mechanism import Clip
 from shared.privacy.noise import RandomSource, reproducible_source
 from tests.client.layered import names_of
 from tests.client.toy import plan_of, training_settings
@@ -92,3 +98,24 @@ def small_cohort(num: int) -> list[Member]:
     """Sites of different sizes, norms and numbers of steps."""
     plans = [plan_of(clip_norm=0.1 + 0.1 * site, steps_per_round=1 + site % 3) for site in range(num)]
     return [member(rows(1 + 3 * site % 7, 4, seed=site), plan, site=site) for site, plan in enumerate(plans)]
+
+
+def assert_sites_are_told_apart(
+    models: Sequence[MultimodalModel], batch: Batch, *, rtol: float = 1e-9, atol: float = 1e-12
+) -> None:
+    """Rows of two sites in one batch, three each, every site through its own weights: its sum is the one it has alone."""
+    names = trainable_names(models[0], models[0].modalities)
+    weights = torch.stack(
+        [torch.cat([model.get_parameter(name).detach().reshape(-1) for name in names]) for model in models]
+    )
+    found = Stacked(models[0], names=names).clipped_sums(
+        weights,
+        batch,
+        rows=Rows(2, 3),
+        real=torch.ones(2, 3, dtype=torch.bool),
+        clip=StackedClip(torch.full((2,), 0.05, dtype=torch.float64)),
+    )
+    for number, (model, site) in enumerate(zip(models, found.sums, strict=True)):
+        half = batch.take(torch.arange(3 * number, 3 * number + 3))
+        wanted = ReferenceEngine().clipped_sum(model, half, names=names, clip=Clip(0.05)).sums
+        torch.testing.assert_close(site, torch.cat([wanted[name].reshape(-1) for name in names]), rtol=rtol, atol=atol)

@@ -1,7 +1,7 @@
 """The cohort: every site is granted, paid for and answered as if it were alone, and nobody's trouble is another's."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,24 +25,14 @@ from shared.privacy.ledger import Ledger, LedgerRow
 from tests.client.asking import SITE_PRIVACY, rewrite_subjects
 from tests.tiny import CARD, tiny_config, write_folder
 
+pytestmark = pytest.mark.usefixtures("cold")
+
 # full batches, whose exact cost takes no time to compute
 FULL = {"optimizer": "momentum", "learning_rate": 0.5, "sample_rate": 1.0, "local_steps": 2}
 RUN = tiny_config(private=True, training=FULL)
 NO_NOISE = tiny_config(private=False, training=FULL)
 CENTRAL = tiny_config(private=True, training=FULL, privacy=SITE_PRIVACY)
 PLENTY = 1 << 30
-
-
-@pytest.fixture(autouse=True)
-def _cold(monkeypatch: pytest.MonkeyPatch) -> None:
-    agent._loaded_samples.cache_clear()
-    monkeypatch.setattr("client.preflight.assert_sound", lambda _: None)
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[SampleStore]:
-    with SampleStore(tmp_path / "store") as opened:
-        yield opened
 
 
 def add_site(

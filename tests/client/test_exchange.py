@@ -1,7 +1,6 @@
 """Exchange: a site is sent what it needs and answers with what it may, whatever of the model rests or stays with it."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,8 @@ from shared.wire import decode_arrays, encode_request
 from tests.client.asking import ask, site_file, used, zeros
 from tests.tiny import tiny_config, tiny_run
 
+pytestmark = pytest.mark.usefixtures("cold")
+
 BOTH = ("left", "right")
 LEFT = {"encoders.left.linear.weight", "encoders.left.linear.bias"}
 HEAD = {"head.linear.weight", "head.linear.bias"}
@@ -33,19 +34,6 @@ def header_of(run: RunConfig, *, number: int = 1, run_id: str = "r") -> RequestH
     return RequestHeader(
         protocol_version=PROTOCOL_VERSION, run=run, run_id=run_id, round_number=number, planned_rounds=3
     )
-
-
-@pytest.fixture(autouse=True)
-def _nothing_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    agent._loaded_samples.cache_clear()
-    # seconds each; what passes it is looked at in test_preflight.py
-    monkeypatch.setattr("client.preflight.assert_sound", lambda _: None)
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[SampleStore]:
-    with SampleStore(tmp_path / "store") as opened:
-        yield opened
 
 
 def test_a_site_takes_what_it_is_given_and_does_not_send_it_back(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import logging
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -22,21 +22,11 @@ from tests.client.asking import SITE_PRIVACY, rows_of, site_file, used
 from tests.client.test_private_training import variance_is_plausible
 from tests.tiny import PRIVACY, tiny_config, tiny_run
 
+pytestmark = pytest.mark.usefixtures("cold")
+
 BOTH = ("left", "right")
 HEAD = ("head.linear.weight", "head.linear.bias")
 FULL = {"optimizer": "momentum", "learning_rate": 0.5, "sample_rate": 1.0, "local_steps": 2}
-
-
-@pytest.fixture(autouse=True)
-def _cold(monkeypatch: pytest.MonkeyPatch) -> None:
-    agent._loaded_samples.cache_clear()
-    monkeypatch.setattr("client.preflight.assert_sound", lambda _: None)
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[SampleStore]:
-    with SampleStore(tmp_path / "store") as opened:
-        yield opened
 
 
 def run_of(*personal: str, privacy: object = "none") -> RunConfig:

@@ -9,15 +9,14 @@ import torch
 from client.gradient import GradientEngine
 from client.gradient.bookkeeping import BookkeepingEngine
 from client.gradient.functional import FunctionalEngine
-from client.gradient.layers import Rows
 from client.gradient.reference import ReferenceEngine
-from client.gradient.stacked import Stacked, StackedClip
 from shared.batch import Batch
 from shared.config import RunConfig
 from shared.model.encoders import preprocessor
 from shared.model.multimodal import MultimodalModel, build_model
 from shared.model.parameters import trainable_names
 from shared.privacy.mechanism import Clip
+from tests.client.cohorts import assert_sites_are_told_apart
 from tests.shared.example_runs import OF_KIND, example_run, finished, raw_value, small
 from tests.shared.pretrained_folders import KIND_OF, TEXT_KINDS, encoder_table, pretrained_folder
 
@@ -135,21 +134,7 @@ def test_sites_with_weights_of_their_own_are_told_apart(kind: str, mode: str, fo
     """As the cohort engine passes them: two sites' rows in one batch, each through its own weights."""
     run = beside(encoder_table(folder(kind), kind=kind, mode=mode))
     models, batch = [model_of(run, seed=seed) for seed in (1, 2)], rows_for(run, KIND_OF[kind])
-    names = trainable_names(models[0], models[0].modalities)
-    weights = torch.stack(
-        [torch.cat([model.get_parameter(name).detach().reshape(-1) for name in names]) for model in models]
-    )
-    halves = [batch.take(torch.arange(start, start + 3)) for start in (0, 3)]
-    found = Stacked(models[0], names=names).clipped_sums(
-        weights,
-        batch,
-        rows=Rows(2, 3),
-        real=torch.ones(2, 3, dtype=torch.bool),
-        clip=StackedClip(torch.full((2,), 0.05, dtype=torch.float64)),
-    )
-    for model, half, site in zip(models, halves, found.sums, strict=True):
-        wanted = ReferenceEngine().clipped_sum(model, half, names=names, clip=Clip(0.05)).sums
-        torch.testing.assert_close(site, torch.cat([wanted[name].reshape(-1) for name in names]), rtol=1e-4, atol=1e-6)
+    assert_sites_are_told_apart(models, batch, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.slow

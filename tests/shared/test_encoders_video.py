@@ -11,9 +11,8 @@ from client.gradient import GradientEngine
 from client.gradient.bookkeeping import BookkeepingEngine
 from client.gradient.functional import FunctionalEngine
 from client.gradient.hooks import HooksEngine
-from client.gradient.layers import Rows
 from client.gradient.reference import ReferenceEngine
-from client.gradient.stacked import Stacked, StackedClip, why_not_stacked
+from client.gradient.stacked import why_not_stacked
 from shared.batch import Batch
 from shared.config import RunConfig
 from shared.errors import ModelError, PrivacyError
@@ -23,7 +22,7 @@ from shared.model.parameters import trainable_names
 from shared.model.parts import parts_of
 from shared.preprocess.video import VideoPreprocessor
 from shared.privacy.mechanism import Clip
-from tests.client.cohorts import How, alone, member
+from tests.client.cohorts import How, alone, assert_sites_are_told_apart, member
 from tests.client.cohorts import rows_of_run as samples_of
 from tests.client.toy import plan_of, training_settings
 from tests.shared.example_runs import SMALL, example_run, finished, raw_value
@@ -129,22 +128,7 @@ def test_all_frames_of_a_clip_are_clipped_as_one_sample() -> None:
 @pytest.mark.parametrize("pool", POOLS)
 def test_sites_with_weights_of_their_own_are_told_apart(pool: str) -> None:
     run = run_of("cnn", pool)
-    models, batch = [model_of(run, seed=seed) for seed in (1, 2)], batch_of(run, rows=6)
-    names = trainable_names(models[0], models[0].modalities)
-    weights = torch.stack(
-        [torch.cat([model.get_parameter(name).detach().reshape(-1) for name in names]) for model in models]
-    )
-    halves = [batch.take(torch.arange(start, start + 3)) for start in (0, 3)]
-    found = Stacked(models[0], names=names).clipped_sums(
-        weights,
-        batch,
-        rows=Rows(2, 3),
-        real=torch.ones(2, 3, dtype=torch.bool),
-        clip=StackedClip(torch.full((2,), 0.05, dtype=torch.float64)),
-    )
-    for model, half, site in zip(models, halves, found.sums, strict=True):
-        wanted = ReferenceEngine().clipped_sum(model, half, names=names, clip=Clip(0.05)).sums
-        torch.testing.assert_close(site, torch.cat([wanted[name].reshape(-1) for name in names]), rtol=1e-9, atol=1e-12)
+    assert_sites_are_told_apart([model_of(run, seed=seed) for seed in (1, 2)], batch_of(run, rows=6))
 
 
 @pytest.mark.parametrize("pool", POOLS)
