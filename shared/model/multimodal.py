@@ -124,7 +124,8 @@ class MultimodalModel(nn.Module):
         there = present.reshape(-1, *(1,) * (inputs[name].ndim - 1))
         embedding = self._encoded(name, inputs[name].masked_fill(~there, 0), inputs)
         # PRIVACY: masked after the encoder and not skipped, so that every sample's gradient is its own, and exactly
-        # zero where the modality is absent. test_absent_modality_gets_no_gradient
+        # zero where the modality is absent. test_absent_modality_gets_no_gradient,
+        # test_even_a_fusion_that_forgets_about_absent_modalities_is_given_zeros
         return embedding.masked_fill(~present[:, None], 0.0)
 
     def _encoded(self, name: str, values: Tensor, inputs: Mapping[str, Tensor]) -> Float[Tensor, "B D"]:

@@ -158,7 +158,9 @@ def test_weights_of_its_own_that_do_not_fit_or_are_no_numbers_are_not_trained_wi
 ) -> None:
     run, path, name = run_of("head.*"), open_site(tmp_path), "fusion.project.left.weight"
     weights = weights_of(run)
-    first, own = answer(path, run, weights), own_of(path)
+    first = answer(path, run, weights)
+    # copies: what was read is the file's own memory, which is written over below
+    own = {key: value.clone() for key, value in own_of(path).items()}
     broken = {**own, HEAD[1]: own[HEAD[1]].clone()}
     broken[HEAD[1]][0] = torch.nan
     # torch would spread one number over the whole bias without a word
