@@ -32,6 +32,7 @@ from server.report.words import read_words
 
 _MOST_COLUMNS = 5
 """of scores; further tasks are in the report"""
+_INTERVAL_WIDTH = len("0.000–0.000")
 
 
 def closing_table(record: RunRecord, *, folder: Path) -> RenderableType:
@@ -56,7 +57,8 @@ def _scores_table(record: RunRecord) -> Table:
     table.add_column("modalities")
     table.add_column("samples", justify="right")
     for name in names:
-        table.add_column(metric_name(name), justify="right")
+        # an interval that does not fit would be cut, and a name of modalities only goes on below
+        table.add_column(metric_name(name), justify="right", min_width=_INTERVAL_WIDTH)
     everything = "+".join(record.run.modalities)
     subsets = {name: scores for name, scores in record.test.by_modalities.items() if name != everything}
     for subset, scores in subsets.items():

@@ -122,6 +122,12 @@ def test_the_terminal_shows_the_number_that_the_model_is_chosen_by(task: str, co
     assert headline(record.rounds[0].model_copy(update={"validation": None}), run=record.run) == ""
 
 
+def test_no_interval_is_cut_on_a_terminal_of_80_columns() -> None:
+    screen = io.StringIO()
+    Console(file=screen, width=80).print(closing_table(record_of("several"), folder=Path("run")))
+    assert "…" not in screen.getvalue()
+
+
 def test_the_registry_says_what_the_model_learned() -> None:
     for task, said in (
         ("several", "answer 3 questions at once"),
