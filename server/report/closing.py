@@ -30,8 +30,8 @@ from server.report.privacy_words import read_privacy_words
 from server.report.promise import bound_of, notices
 from server.report.words import read_words
 
-_MOST_COLUMNS = 5
-"""of scores; further tasks are in the report"""
+_MOST_COLUMNS = 4
+"""of scores, which 80 columns of a terminal hold uncut; further tasks are in the report"""
 _INTERVAL_WIDTH = len("0.000–0.000")
 
 
@@ -54,10 +54,10 @@ def _scores_table(record: RunRecord) -> Table:
     shown = headline_of(record.run.data)
     names = (shown.main, *shown.beside)[:_MOST_COLUMNS]
     table = Table(title=f"{escape(record.run.name)}: test part, 95 % intervals", title_justify="left")
-    table.add_column("modalities")
+    # names of modalities go on below, intervals do not
+    table.add_column("modalities", max_width=len("modalities") if len(names) == _MOST_COLUMNS else None)
     table.add_column("samples", justify="right")
     for name in names:
-        # an interval that does not fit would be cut, and a name of modalities only goes on below
         table.add_column(metric_name(name), justify="right", min_width=_INTERVAL_WIDTH)
     everything = "+".join(record.run.modalities)
     subsets = {name: scores for name, scores in record.test.by_modalities.items() if name != everything}
