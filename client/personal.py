@@ -88,11 +88,11 @@ def _mean_loss(opened: OpenRound, weights: Mapping[str, Tensor], samples: Sample
     model = model_with(opened.key, weights)
     modes = {module: module.training for module in model.modules()}
     model.eval()
-    total = 0.0
+    total, at_once = 0.0, min(_ROWS_AT_ONCE, opened.permitted.run.training.microbatch_size)
     try:
         with torch.no_grad():
-            for start in range(0, len(samples), _ROWS_AT_ONCE):
-                rows = samples.take(torch.arange(start, min(start + _ROWS_AT_ONCE, len(samples))))
+            for start in range(0, len(samples), at_once):
+                rows = samples.take(torch.arange(start, min(start + at_once, len(samples))))
                 total += float(model.loss(model(rows.inputs, rows.present), rows.targets).sum())
     finally:
         for module, mode in modes.items():

@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 from client.unchanged import Unchanged
 from shared.config import NoiseKind, Unit
 from shared.errors import ConfigError
-from shared.settings import Name, Settings, parse_settings, read_toml
+from shared.settings import MOST_PATTERNS, Name, Pattern, Settings, parse_settings, read_toml
 
 ShortBudget = Literal["refuse", "fewer-rounds", "more-noise"]
 
@@ -67,8 +67,10 @@ class SiteConfig(Settings):
     tasks: tuple[Name, ...] | None = Field(
         default=None, description="public: of several tasks, those that rows here answer; all, if not set"
     )
-    frozen: tuple[str, ...] = Field(
-        default=(), description="public: patterns of the names of parameters that are used here and not trained"
+    frozen: tuple[Pattern, ...] = Field(
+        default=(),
+        max_length=MOST_PATTERNS,
+        description="public: patterns of the names of parameters that are used here and not trained",
     )
     ledger: Path
     cache: Path

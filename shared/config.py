@@ -12,7 +12,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from shared.schema import DataSchema
-from shared.settings import Name, Option, Settings
+from shared.settings import MOST_PATTERNS, Name, Option, Pattern, Settings
 
 Unit = Literal["record", "subject", "site"]
 Clipping = Literal["flat", "per-layer", "adaptive"]
@@ -32,8 +32,10 @@ class LoraSettings(Settings):
 
     rank: int = Field(default=4, ge=1, le=256)
     alpha: float = Field(default=8.0, gt=0, le=1e4, description="what is added is scaled by alpha / rank")
-    layers: tuple[str, ...] = Field(
-        default=(), description="endings of the names of the linear layers; the encoder's own choice if not set"
+    layers: tuple[Pattern, ...] = Field(
+        default=(),
+        max_length=MOST_PATTERNS,
+        description="endings of the names of the linear layers; the encoder's own choice if not set",
     )
 
 
@@ -97,7 +99,9 @@ class StartSettings(Settings):
     """Weights of an earlier run that this one begins with."""
 
     path: str = Field(min_length=1, description="a model.safetensors of the server's machine")
-    parts: tuple[str, ...] = Field(default=("*",), description="patterns of the names of parameters that are taken")
+    parts: tuple[Pattern, ...] = Field(
+        default=("*",), max_length=MOST_PATTERNS, description="patterns of the names of parameters that are taken"
+    )
 
 
 class AlignSettings(Settings):
@@ -133,9 +137,13 @@ class ModelSettings(Settings):
     adversary: AdversarySettings | None = None
     start: StartSettings | None = None
     align: AlignSettings | None = None
-    freeze: tuple[str, ...] = Field(default=(), description="patterns of the names of parameters that do not train")
-    personal: tuple[str, ...] = Field(
-        default=(), description="patterns of the names of parameters that each site keeps to itself"
+    freeze: tuple[Pattern, ...] = Field(
+        default=(), max_length=MOST_PATTERNS, description="patterns of the names of parameters that do not train"
+    )
+    personal: tuple[Pattern, ...] = Field(
+        default=(),
+        max_length=MOST_PATTERNS,
+        description="patterns of the names of parameters that each site keeps to itself",
     )
 
 

@@ -19,8 +19,8 @@ MAX_FRAME_SIDE = 8_192
 MAX_FRAMES = 100_000
 MAX_VIDEO_S = 600
 MAX_FRAME_RATE_HZ = 1_000
-MAX_VIDEO_PIXELS = 1 << 37
-"""over all frames, which bounds the time that a look at all of them takes: ten minutes of 30 frames at 1080p fit"""
+MAX_VIDEO_PIXELS = 1 << 34
+"""over all frames, which bounds the time that a look at all of them takes: ten minutes of 30 frames at 720p fit"""
 KEPT_BYTES = 1 << 26
 """a clip that fits is decoded once and kept while it is needed; of a longer one no more than a picture at a time"""
 

@@ -1,6 +1,7 @@
 """Transfer: patterns freeze and set apart what they name, and nothing is taken from an earlier run that does not fit."""
 
 import pytest
+from pydantic import ValidationError
 
 from shared.errors import ModelError
 from shared.model.exchange import Exchange, exchange_of
@@ -63,3 +64,10 @@ def test_a_model_of_which_nothing_is_trained_in_common_is_refused() -> None:
 def test_what_is_frozen_cannot_be_personal() -> None:
     with pytest.raises(ModelError, match=r"model\.personal: \['head\.\*'\] match no name"):
         model_of(freeze=["head.*"], personal=["head.*"])
+
+
+@pytest.mark.parametrize("patterns", [["?" * 201], ["head.*"] * 1001, [""]], ids=["long", "many", "empty"])
+def test_a_pattern_and_a_list_of_them_have_a_length(patterns: list[str]) -> None:
+    """Two million question marks are looked for in every name for seconds."""
+    with pytest.raises(ValidationError, match=r"model\.freeze"):
+        model_of(freeze=patterns)
