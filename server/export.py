@@ -28,7 +28,9 @@ from server.heldout import load_held_out
 from server.onnx_file import OUTPUTS, PRESENT, OnnxModel, write_onnx, write_quantised
 from server.trained import MODEL_FILE, TrainedModel
 from shared.batch import Samples, only
+from shared.config import RunConfig
 from shared.errors import RunError
+from shared.model.encoders.language import READ_ELSEWHERE
 from shared.model.multimodal import MultimodalModel
 from shared.settings import Settings
 
@@ -126,6 +128,7 @@ def export(trained: TrainedModel, *, to: Form, out: Path, int8: bool = False) ->
     """
     if int8 and to != "onnx":
         raise RunError("8-bit weights are written for ONNX alone, whose runtime computes with them; use: --to onnx")
+    _refuse_language_models(trained.run)
     readers = Readers(trained.run)
     check = _rows_to_check(trained, readers=readers)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -150,6 +153,20 @@ def export(trained: TrainedModel, *, to: Form, out: Path, int8: bool = False) ->
         for file in sorted(folder.iterdir()):
             shutil.move(file, out / file.name)
     return exported
+
+
+def _refuse_language_models(run: RunConfig) -> None:
+    """Their own code lays words out by what each row holds, which no graph of fixed operations can follow.
+
+    Raises:
+        RunError: the run's fusion is one.
+    """
+    readers = [name for name in run.modalities if run.model.encoders[name].name in READ_ELSEWHERE]
+    if readers:
+        raise RunError(
+            f"fusion {run.model.fusion.name!r} reads {', '.join(readers)} through a language model, and such models are "
+            "not exported; use motet predict or motet serve"
+        )
 
 
 def made_up_samples(trained: TrainedModel, *, readers: Readers, rows: int) -> Samples:

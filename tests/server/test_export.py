@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from server.trained import TrainedModel, open_trained
 from shared.errors import RunError
 from shared.model.multimodal import build_model
 from tests.server.using_models import small_run, write_rows, write_run
-from tests.shared.example_runs import OF_KIND, SMALL, small
+from tests.shared.example_runs import OF_KIND, SMALL, example_run, small
 
 
 @pytest.fixture(scope="module")
@@ -160,6 +161,14 @@ def test_a_file_that_forgets_who_is_absent_is_not_written(
 def test_8_bits_are_refused_where_nothing_computes_with_them(quick: TrainedModel, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="use: --to onnx"):
         export(quick, to="torch-export", out=tmp_path / "out", int8=True)
+
+
+def test_what_a_language_model_reads_is_not_exported_and_told_so(quick: TrainedModel, tmp_path: Path) -> None:
+    words = {"name": "tokens", "options": {"path": "gpt"}, "preprocess": {"max_tokens": 6}}
+    run = example_run({"vector": small("linear"), "words": words}, fusion="prefix", fusion_options={"path": "gpt"})
+    spoken = replace(quick, settings=quick.settings.model_copy(update={"run": run}))
+    with pytest.raises(RunError, match="'prefix' reads words through a language model.*use motet predict"):
+        export(spoken, to="onnx", out=tmp_path / "out")
 
 
 def test_convolutions_are_quantised_where_they_hold_most_weights() -> None:
