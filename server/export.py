@@ -164,8 +164,8 @@ def _refuse_language_models(run: RunConfig) -> None:
     readers = [name for name in run.modalities if run.model.encoders[name].name in READ_ELSEWHERE]
     if readers:
         raise RunError(
-            f"fusion {run.model.fusion.name!r} reads {', '.join(readers)} through a language model, and such models are "
-            "not exported; use motet predict or motet serve"
+            f"fusion {run.model.fusion.name!r} reads {', '.join(readers)} through a language model, and such models "
+            "are not exported; use motet predict or motet serve"
         )
 
 

@@ -167,7 +167,7 @@ def test_what_a_language_model_reads_is_not_exported_and_told_so(quick: TrainedM
     words = {"name": "tokens", "options": {"path": "gpt"}, "preprocess": {"max_tokens": 6}}
     run = example_run({"vector": small("linear"), "words": words}, fusion="prefix", fusion_options={"path": "gpt"})
     spoken = replace(quick, settings=quick.settings.model_copy(update={"run": run}))
-    with pytest.raises(RunError, match="'prefix' reads words through a language model.*use motet predict"):
+    with pytest.raises(RunError, match=r"'prefix' reads words through a language model.*use motet predict"):
         export(spoken, to="onnx", out=tmp_path / "out")
 
 
