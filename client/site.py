@@ -46,6 +46,15 @@ class OwnerPrivacy(Settings):
     )
 
 
+class AgentSettings(Settings):
+    """How the site agent is reached on the owner's machine, and by whom."""
+
+    socket: Path = Field(default=Path("agent/socket"), description="in a folder that only the agent's user writes to")
+    allowed_users: tuple[str, ...] = Field(
+        default=(), max_length=16, description="users who may ask beside the agent's own: the one of the SuperNode"
+    )
+
+
 class SiteConfig(Settings):
     """What an owner permits. Paths are relative to the file they stand in."""
 
@@ -77,6 +86,7 @@ class SiteConfig(Settings):
     parts: tuple[Path, ...] = Field(
         default=(), description="the owner's Python files that register encoders and the like"
     )
+    agent: AgentSettings = AgentSettings()
     privacy: OwnerPrivacy
 
     @model_validator(mode="after")
@@ -131,7 +141,8 @@ def _read(path: Path) -> SiteConfig:
     many = {
         field: tuple((folder / path).resolve() for path in getattr(site, field)) for field in ("checkpoints", "parts")
     }
-    values: dict[str, Hashable] = {**dict(site), **one, **many}
+    agent = site.agent.model_copy(update={"socket": (folder / site.agent.socket).absolute()})
+    values: dict[str, Hashable] = {**dict(site), **one, **many, "agent": agent}
     # Of ten thousand simulated owners most permit the same and share a ledger: one object each of what is equal.
     values |= {field: _one_object(value) for field, value in values.items() if field not in _OWN}
     return SiteConfig.model_construct(_FIELDS, **values)
@@ -146,7 +157,8 @@ _OWN = ("name", "data", "data_set", "nominal_size", "nominal_subjects", "nominal
 """numbers, and what hardly two sites have the same"""
 _FIELDS = set(SiteConfig.model_fields)
 _SAYS_NOTHING = {
-    "name", "data", "data_set", "nominal_size", "nominal_subjects", "nominal_modality_sizes", "ledger", "cache"
+    "name", "data", "data_set", "nominal_size", "nominal_subjects", "nominal_modality_sizes", "ledger", "cache",
+    "agent",
 }  # fmt: skip
 _terms = itemgetter(*sorted(_FIELDS - _SAYS_NOTHING))
 _read_unless_known = Unchanged(_read)

@@ -32,12 +32,10 @@ from shared.messages import (
     TrainReply,
     TrainRequest,
 )
+from shared.record_names import ARRAYS, HEADER, MAX_HEADER_CHARACTERS, REFUSAL, REFUSAL_CODE
 from shared.row import view_of_all
 from shared.settings import AnySettings, parse_settings_json
 
-HEADER, ARRAYS, REFUSAL = "header", "arrays", "refusal"
-MAX_HEADER_CHARACTERS = 1_000_000
-REFUSAL_CODE = r"[a-z][a-z-]{0,39}"
 LARGEST_VALUE = 1e9
 """of a weight, a change or a count; float32 ends at 3e38, and a mean of such numbers is infinite"""
 _NUMPY_HEADER_BYTES, _NUMPY = 4096, "numpy.ndarray"

@@ -29,8 +29,8 @@ from shared.messages import (
     TrainReply,
     reply_fields,
 )
+from shared.record_names import ARRAYS
 from shared.wire import (
-    ARRAYS,
     LARGEST_VALUE,
     LocalArray,
     LocalReply,

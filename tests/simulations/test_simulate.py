@@ -15,7 +15,7 @@ from motet import app
 from server.settings import read_settings
 from shared.errors import ConfigError, MotetError, RunError
 from shared.messages import ReplyHeader
-from shared.wire import ARRAYS, HEADER
+from shared.record_names import ARRAYS, HEADER
 from simulations.engine.local import LocalGrid
 from simulations.scenario import read_scenario
 from simulations.simulate import prepare_run, run_simulation
