@@ -81,6 +81,7 @@ def main(grid: Grid, context: Context) -> None:
             folder=folder,
             attempt=attempt,
             tell=tell,
+            say=line.say,
             central=central,
             renew=renew,
         )

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from server.aggregation import ServerOptimizer, Weights
+from server.attendance import Presence, wait_for_enough
 from server.checkpoint import Progress, load_progress, save_progress
 from server.evaluation import score
 from server.headline import selection_score
@@ -47,7 +48,7 @@ Renew = Callable[[MultimodalModel], Mapping[str, Tensor]]
 
 
 @runtime_checkable
-class Transport(Protocol):
+class Transport(Presence, Protocol):
     """What carries messages to sites, by the names they gave themselves."""
 
     def hello(self, *, expected: int, min_sites: int, timeout_s: float) -> list[Hello]:
@@ -102,6 +103,7 @@ def run_rounds(
     folder: Path,
     attempt: int,
     tell: Callable[[RoundRecord], None],
+    say: Callable[[str], None] = log.warning,
     central: Central | None = None,
     renew: Renew | None = None,
 ) -> tuple[Progress, Literal["completed", "early"]]:
@@ -111,6 +113,7 @@ def run_rounds(
         progress: where the run stands (`start_or_resume`); goes on from there, and comes back.
         attempt: how often this run was started before; keeps a site from taking a repeated round for the first.
         tell: called after every round, once its checkpoint is on disk.
+        say: told when the run pauses because too few sites are on line, and when it goes on.
         central: where whole sites are protected (`start_central`).
         renew: what the model is given is made anew before each round, from its weights and what is public (`renewed`).
     """
@@ -128,6 +131,15 @@ def run_rounds(
     while progress.round_number < run.federation.rounds:
         if _patience_is_over(progress, run=run):
             return progress, "early"
+        number = progress.round_number + 1
+        wait_for_enough(
+            transport,
+            sites=plan.site_names if plan.rounds is None else plan.rounds[number - 1],
+            needed=run.federation.min_sites,
+            round_number=number,
+            timeout_s=run.federation.pause_s,
+            say=say,
+        )
         try:
             record = _one_round(
                 transport,

@@ -75,6 +75,11 @@ class FlowerTransport:
             )
         return sorted(found, key=lambda hello: hello.site)
 
+    def online(self) -> frozenset[str]:
+        """Names of the sites whose nodes are connected, of those that introduced themselves."""
+        there = set(self._grid.get_node_ids())
+        return frozenset(name for name, node in self._nodes.items() if node in there)
+
     def statistics(
         self, requests: Mapping[str, StatisticsHeader], *, num_counts: int, timeout_s: float
     ) -> dict[str, StatisticsAnswer]:

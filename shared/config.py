@@ -243,6 +243,9 @@ class FederationSettings(Settings):
     min_sites: int = Field(default=1, ge=1, description="a round with fewer usable updates changes nothing")
     wait_for_sites_s: float = Field(default=60.0, gt=0)
     round_timeout_s: float = Field(default=3600.0, gt=0)
+    pause_s: float = Field(
+        default=86_400.0, ge=0, description="longest wait before a round for `min_sites` to be on line again"
+    )
     aggregation: Literal["mean", "median", "trimmed-mean"] = "mean"
     trim_share: float = Field(default=0.1, ge=0, lt=0.5, description="trimmed-mean: share cut off at either end")
     weighting: Literal["uniform", "examples", "modality"] = "uniform"
