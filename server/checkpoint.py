@@ -17,7 +17,7 @@ from torch import Tensor
 from server.aggregation import Weights
 from server.history import METRICS_FILE, LastReplies, metrics_line, read_rounds
 from server.records import Origin, RoundRecord
-from server.settings import write_atomically
+from server.settings import cannot_be_written, write_atomically
 from shared.errors import RunError
 from shared.messages import StatisticsReply
 from shared.settings import Settings, parse_settings_json
@@ -189,10 +189,13 @@ def _append(records: Sequence[RoundRecord], *, path: Path) -> None:
     """Add lines and see them on the disk; state.json, written after, says how many of them count."""
     if not records:
         return
-    with path.open("ab") as file:
-        file.write("".join(metrics_line(record) + "\n" for record in records).encode())
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with path.open("ab") as file:
+            file.write("".join(metrics_line(record) + "\n" for record in records).encode())
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise cannot_be_written(path, error) from None
 
 
 def _history(path: Path, *, rounds: int) -> list[RoundRecord]:
