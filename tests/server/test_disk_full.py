@@ -19,7 +19,7 @@ SITES = {"north": ("left", "right"), "south": ("left", "right")}
 def test_a_file_that_does_not_fit_leaves_the_old_one_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "state.json"
     write_atomically(path, b"old")
-    with no_space_beyond(100), pytest.raises(RunError, match="state.json: cannot be written: File too large"):
+    with no_space_beyond(100), pytest.raises(RunError, match=r"state\.json: cannot be written: File too large"):
         write_atomically(path, bytes(200))
     assert {each.name: each.read_bytes() for each in tmp_path.iterdir()} == {"state.json": b"old"}
 
