@@ -14,6 +14,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from client.limits import OwnerLimits
 from client.unchanged import Unchanged
 from shared.config import NoiseKind, Unit
 from shared.errors import ConfigError
@@ -53,6 +54,21 @@ class AgentSettings(Settings):
     allowed_users: tuple[str, ...] = Field(
         default=(), max_length=16, description="users who may ask beside the agent's own: the one of the SuperNode"
     )
+    answers: Path = Field(
+        default=Path("agent/answers"), description="folder of what was let out, so that a repeated request costs once"
+    )
+    kept_runs: int = Field(default=4, ge=1, le=1000, description="runs whose last answers are kept")
+    kept_rounds: int = Field(default=2, ge=1, le=1000, description="last rounds of a run whose answers are kept")
+    journal: Path = Field(
+        default=Path("agent/journal.jsonl"), description="what was asked and answered; no personal data stands in it"
+    )
+    journal_bytes: int = Field(default=5_000_000, ge=10_000, description="of one file of it; five older ones are kept")
+    metrics_port: int | None = Field(
+        default=None, ge=1, le=65_535, description="on 127.0.0.1: /metrics for Prometheus and /health; none if not set"
+    )
+    key: Path | None = Field(
+        default=None, description="the site's private key, by which a server knows it; simulated sites have none"
+    )
 
 
 class SiteConfig(Settings):
@@ -87,6 +103,7 @@ class SiteConfig(Settings):
         default=(), description="the owner's Python files that register encoders and the like"
     )
     agent: AgentSettings = AgentSettings()
+    limits: OwnerLimits = OwnerLimits()
     privacy: OwnerPrivacy
 
     @model_validator(mode="after")
@@ -141,7 +158,9 @@ def _read(path: Path) -> SiteConfig:
     many = {
         field: tuple((folder / path).resolve() for path in getattr(site, field)) for field in ("checkpoints", "parts")
     }
-    agent = site.agent.model_copy(update={"socket": (folder / site.agent.socket).absolute()})
+    key = site.agent.key and (folder / site.agent.key).absolute()
+    own = {field: (folder / getattr(site.agent, field)).absolute() for field in ("socket", "answers", "journal")}
+    agent = site.agent.model_copy(update={**own, "key": key})
     values: dict[str, Hashable] = {**dict(site), **one, **many, "agent": agent}
     # Of ten thousand simulated owners most permit the same and share a ledger: one object each of what is equal.
     values |= {field: _one_object(value) for field, value in values.items() if field not in _OWN}

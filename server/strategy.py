@@ -5,6 +5,7 @@ out       one answer a site, as they come: an update, a refusal, or how it faile
 relies on the Grid for carrying messages, and for nothing else: a reply that belongs to no message is not taken
 """
 
+import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -14,11 +15,15 @@ from typing import TypeVar
 from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
+from server.handshake import Enrolled, Introduction, is_not_accepted, judge_introduction
 from server.judgement import Failure, Reply, StatisticsAnswer
 from shared.errors import RunError, WireError
 from shared.messages import (
     PROTOCOL_VERSION,
     Hello,
+    HelloRequest,
+    NotAccepted,
+    OtherVersion,
     Refusal,
     StatisticsHeader,
     StatisticsReply,
@@ -26,10 +31,12 @@ from shared.messages import (
     TrainRequest,
 )
 from shared.threads import threads_for
+from shared.version import VERSION
 from shared.wire import (
     decode_hello,
     decode_statistics,
     decode_train_message,
+    encode_hello_request,
     encode_request,
     encode_statistics_request,
 )
@@ -45,35 +52,57 @@ _HELLO_TIMEOUT_S = 300.0
 class FlowerTransport:
     """Sites behind a Flower Grid, known by the names their owners gave them; node ids stay in here."""
 
-    def __init__(self, grid: Grid) -> None:
-        self._grid = grid
+    def __init__(self, grid: Grid, *, enrolled: Enrolled | None = None) -> None:
+        """Takes sites as they come.
+
+        Args:
+            enrolled: the keys by which a deployment's sites are known; simulated sites have none.
+        """
+        self._grid, self._enrolled = grid, enrolled
         self._nodes: dict[str, int] = {}
+        self.introductions: list[Introduction] = []
+        """of the nodes that answered, those that were not accepted among them"""
 
     def hello(self, *, expected: int, min_sites: int, timeout_s: float) -> list[Hello]:
         """Wait for `expected` nodes, at most `timeout_s`; then ask all there are who they are.
 
+        Who is not accepted is told so, and takes no part.
+
         Raises:
-            RunError: fewer than `min_sites` sites answered, or two bear one name.
+            RunError: fewer than `min_sites` sites were accepted, or two that nobody enrolled bear one name.
         """
         nodes, deadline = sorted(self._grid.get_node_ids()), time.monotonic() + timeout_s
         while len(nodes) < expected and time.monotonic() < deadline:
             time.sleep(_POLL_S)
             nodes = sorted(self._grid.get_node_ids())
-        messages = [Message(RecordDict(), node, MessageType.QUERY) for node in nodes]
-        found: list[Hello] = []
+        asked = {node: _hello_request() for node in nodes}
+        messages = [Message(encode_hello_request(each), node, MessageType.QUERY) for node, each in asked.items()]
+        found: dict[str, Hello] = {}
         for reply in self._grid.send_and_receive(messages, timeout=_HELLO_TIMEOUT_S) if messages else ():
-            hello = _introduction(reply)
-            if hello is not None:
-                if hello.site in self._nodes:
-                    raise RunError(f"two sites are called {hello.site!r}; every site.toml needs a name of its own")
-                self._nodes[hello.site] = reply.metadata.src_node_id
-                found.append(hello)
+            node = reply.metadata.src_node_id
+            said = _said(reply) if node in asked else None
+            if said is None:
+                continue
+            # one that answers twice finds its nonce used
+            judged = judge_introduction(said, nonce=asked.pop(node).nonce, enrolled=self._enrolled, taken=found)
+            self.introductions.append(judged)
+            if judged.code is None and isinstance(said, Hello):
+                self._nodes[said.site], found[said.site] = node, said
+            elif is_not_accepted(judged.code):
+                self._tell_not_accepted(node, code=judged.code)
         if len(found) < min_sites:
+            why = "".join(f"; {each.line}" for each in self.introductions if each.code is not None)
             raise RunError(
-                f"{len(found)} of {len(nodes)} connected sites introduced themselves within {_HELLO_TIMEOUT_S:.0f} s; "
-                f"federation.min_sites asks for {min_sites}. Start the missing sites, or look into their logs"
+                f"{len(found)} of {len(nodes)} connected sites introduced themselves within {_HELLO_TIMEOUT_S:.0f} s "
+                f"and were accepted; federation.min_sites asks for {min_sites}{why}. Start the missing sites, or look "
+                "into their logs"
             )
-        return sorted(found, key=lambda hello: hello.site)
+        return [found[site] for site in sorted(found)]
+
+    def _tell_not_accepted(self, node: int, *, code: NotAccepted) -> None:
+        """So that its owner can read why; nobody waits for an answer."""
+        word = _hello_request().model_copy(update={"not_accepted": code})
+        self._grid.push_messages([Message(encode_hello_request(word), node, MessageType.QUERY)])
 
     def online(self) -> frozenset[str]:
         """Names of the sites whose nodes are connected, of those that introduced themselves."""
@@ -149,15 +178,19 @@ def _sent(request: TrainRequest) -> Sent:
     return encode_request(request), partial(decode_train_message, shapes=shapes), sum(map(prod, shapes.values()))
 
 
-def _introduction(reply: Message) -> Hello | None:
-    """Who answered; None for one that refuses, failed or speaks another version."""
+def _hello_request() -> HelloRequest:
+    # PRIVACY: a nonce for each message, from the operating system. test_a_replayed_introduction_is_refused
+    return HelloRequest(protocol_version=PROTOCOL_VERSION, version=VERSION, nonce=secrets.token_hex(32))
+
+
+def _said(reply: Message) -> Hello | OtherVersion | Refusal | None:
+    """What a node answered; None for one that failed, or said nothing that can be read."""
     if not reply.has_content():
         return None
     try:
-        hello = decode_hello(reply.content)
+        return decode_hello(reply.content)
     except WireError:
         return None
-    return hello if isinstance(hello, Hello) and hello.protocol_version == PROTOCOL_VERSION else None
 
 
 def _answer(reply: Message, *, decode: Callable[[Message], Said]) -> Said | Failure:

@@ -1,6 +1,6 @@
 """Wire: typed messages to Flower's records and back, every array checked against what the model expects.
 
-in        TrainRequest, TrainReply, StatisticsHeader and -Reply, Hello, Refusal; or a RecordDict, trusted in nothing
+in        train and statistics requests and replies, introductions, Refusal; or a RecordDict, trusted in nothing
 out       the other of the two; WireError for anything that does not have the agreed form
 relies on Flower's serialisation of arrays by numpy without pickle
 
@@ -20,13 +20,17 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, Metadata, Record
 from flwr.app.message.message import make_message
 from torch import Tensor
 
-from shared.errors import ConfigError, WireError
+from shared.errors import ConfigError, VersionMismatch, WireError
 from shared.messages import (
+    PROTOCOL_VERSION,
     Hello,
+    HelloRequest,
+    OtherVersion,
     Refusal,
     ReplyHeader,
     RequestHeader,
     Shapes,
+    Spoken,
     StatisticsHeader,
     StatisticsReply,
     TrainReply,
@@ -35,6 +39,7 @@ from shared.messages import (
 from shared.record_names import ARRAYS, HEADER, MAX_HEADER_CHARACTERS, REFUSAL, REFUSAL_CODE
 from shared.row import view_of_all
 from shared.settings import AnySettings, parse_settings_json
+from shared.version import VERSION, release_of
 
 LARGEST_VALUE = 1e9
 """of a weight, a change or a count; float32 ends at 3e38, and a mean of such numbers is infinite"""
@@ -134,16 +139,21 @@ def encode_request(request: TrainRequest) -> RecordDict:
     return _encode(request.header.model_dump_json(), request.weights)
 
 
+def encode_hello_request(asked: HelloRequest) -> RecordDict:
+    """The question who a site is as records."""
+    return RecordDict({HEADER: ConfigRecord({"json": asked.model_dump_json()})})
+
+
 def encode_statistics_request(header: StatisticsHeader) -> RecordDict:
     """A request for noisy counts as records."""
     return RecordDict({HEADER: ConfigRecord({"json": header.model_dump_json()})})
 
 
-def encode_reply(reply: TrainReply | StatisticsReply | Hello | Refusal) -> RecordDict:
+def encode_reply(reply: TrainReply | StatisticsReply | Hello | OtherVersion | Refusal) -> RecordDict:
     """Anything a site may say as records."""
     if isinstance(reply, Refusal):
         return RecordDict({REFUSAL: ConfigRecord({"code": reply.code})})
-    if isinstance(reply, Hello | StatisticsReply):
+    if isinstance(reply, Hello | OtherVersion | StatisticsReply):
         return RecordDict({HEADER: ConfigRecord({"json": reply.model_dump_json()})})
     return _encode(reply.header.model_dump_json(), reply.update)
 
@@ -167,13 +177,45 @@ def decode_statistics_header(records: RecordDict) -> StatisticsHeader:
     return _header(StatisticsHeader, records)
 
 
-def decode_hello(records: RecordDict) -> Hello | Refusal:
-    """A site's introduction, or its refusal.
+def decode_query(records: RecordDict) -> HelloRequest | StatisticsHeader:
+    """What a query asks: who the site is, or for noisy counts.
 
     Raises:
+        VersionMismatch: the server's Motet does not work with this one.
         WireError: neither of the two.
     """
-    return _refusal(records) or _header(Hello, records)
+    _only_header(records)
+    spoken = _header(Spoken, records)
+    if spoken.purpose != HelloRequest.model_fields["purpose"].default:
+        return _header(StatisticsHeader, records)
+    if not is_of_this_version(spoken):
+        raise VersionMismatch(
+            f"the server runs Motet {spoken.version or 'of an unknown version'} (protocol {spoken.protocol_version}), "
+            f"this site {VERSION} (protocol {PROTOCOL_VERSION}); install the same release on both"
+        )
+    return _header(HelloRequest, records)
+
+
+def decode_hello(records: RecordDict) -> Hello | OtherVersion | Refusal:
+    """A site's introduction, what it says where its Motet does not work with this one, or its refusal.
+
+    Raises:
+        WireError: none of the three.
+    """
+    refusal = _refusal(records)
+    if refusal is not None:
+        return refusal
+    _only_header(records)
+    spoken = _header(Spoken, records)
+    if not is_of_this_version(spoken):
+        return OtherVersion(protocol_version=spoken.protocol_version, version=spoken.version)
+    return _header(Hello, records)
+
+
+def is_of_this_version(spoken: Spoken) -> bool:
+    """Whether who says this works with this Motet: the same protocol, and the same release but for patches."""
+    # one that does not say its release is of a protocol from before releases were compared
+    return spoken.protocol_version == PROTOCOL_VERSION and release_of(spoken.version) == release_of(VERSION)
 
 
 def decode_reply(records: RecordDict, *, shapes: Shapes) -> TrainReply | Refusal:
