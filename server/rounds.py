@@ -241,6 +241,7 @@ def _one_round(
         clip_norm=clip_norm,
         site_clip_norm=site_clip_norm,
         site_epsilon=site_epsilon,
+        aggregated=intake.note,
     )
 
 

@@ -163,10 +163,11 @@ class WatchedTransport(CallTransport):
             self.held.append(sum(tensor() is not None for tensor in tensors))
 
 
-@pytest.mark.parametrize("aggregation", ["mean", "site", "median"])
+@pytest.mark.parametrize("aggregation", ["mean", "site", "norm-bound", "median"])
 def test_an_update_is_dropped_before_the_next_is_made(aggregation: str, tmp_path: Path) -> None:
     """A median is the exception, and shows that the count can tell."""
-    run = small_run(rounds=2, aggregation=aggregation) if aggregation != "site" else None
+    bound = {"norm_bound": 0.1} if aggregation == "norm-bound" else {}
+    run = small_run(rounds=2, aggregation=aggregation, **bound) if aggregation != "site" else None
     run = run or protected_run(changes={"privacy": SITE}, rounds=2)
     transport = WatchedTransport(run, SITES)
     train(run, tmp_path, transport=transport)
