@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from client.resident.frames import Frame, receive_frame, send_frame
+from client.resident.journal import ENTRY
 from shared.errors import ConfigError, WireError
 
 log = logging.getLogger("motet.site")
@@ -111,7 +112,8 @@ class Listener:
         # PRIVACY: the file's mode may be wider than the owner's word.
         # test_a_user_whom_the_owner_does_not_name_is_hung_up_on
         if uid != os.geteuid() and uid not in self._others:
-            log.warning("a connection of user %d is refused; allowed: agent.allowed_users", uid)
+            told = {"event": "connection-refused", "user": uid}
+            log.warning("a connection of user %d is refused", uid, extra={ENTRY: told})
             connection.close()
             return
         if not self._slots.acquire(blocking=False):
