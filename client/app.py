@@ -66,7 +66,7 @@ def _answer(kind: Kind, records: RecordDict, *, context: Context) -> RecordDict:
     agent = context.node_config.get(AGENT_KEY)
     if isinstance(agent, str):
         return carry(kind, records, agent=Path(agent))
-    site_file = _simulated_site(context)
+    site_file = simulated_site(context)
     if site_file is None:
         return RecordDict({REFUSAL: ConfigRecord({"code": "settings-invalid"})})
     from client.answering import answer_query, answer_training  # torch, which the carrier does without
@@ -75,7 +75,8 @@ def _answer(kind: Kind, records: RecordDict, *, context: Context) -> RecordDict:
     return answer(records, site_file=site_file)
 
 
-def _simulated_site(context: Context) -> Path | None:
+def simulated_site(context: Context) -> Path | None:
+    """The settings of the simulated site that a node stands for; None for a node of a deployment."""
     named = context.node_config.get(SITE_KEY)
     if isinstance(named, str):
         return Path(named)

@@ -16,6 +16,7 @@ from client.arithmetic import PLAIN, Arithmetic
 from server.settings import ServerSettings, read_preflight, read_settings, write_preflight, write_settings
 from shared.config import RunConfig
 from shared.errors import ModelError, RunError
+from simulations.attacks.plan import Attack, plan_attack, read_attack, title_under, write_attack
 from simulations.engine import EngineName
 from simulations.engine.held_memory import without_search
 from simulations.owners import settings_of_owners
@@ -54,6 +55,7 @@ def prepare_run(
     run = _with_whole_path(scenario.run)
     _try_to_build(run, extensions=extensions)
     run = _with_digests(run)
+    attack = _attack(scenario, sites=sites, engine=engine)
     owners = settings_of_owners(
         scenario,
         sites=sites if engine != DEPLOYMENT else (),
@@ -66,6 +68,10 @@ def prepare_run(
     for name, text in owners.items():
         (folder / SITES_FOLDER / f"{name}.toml").write_text(text, encoding="utf-8")
     card, is_deployment = read_card(data_set), engine == DEPLOYMENT
+    if attack is not None:
+        write_attack(attack, folder=folder)
+        if card is not None:
+            card = card.model_copy(update={"title": title_under(attack, title=card.title, num_sites=len(sites))})
     settings = ServerSettings(
         run=run,
         run_id=f"{scenario.run.name}-{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.urandom(3).hex()}",
@@ -113,7 +119,12 @@ def run_simulation(
         from client.app import app as client_app
         from server.app import app as server_app
     _check_first(settings, engine=chosen, folder=folder)
-    sites = sorted((folder / SITES_FOLDER).glob("*.toml"))
+    sites, attack = sorted((folder / SITES_FOLDER).glob("*.toml")), read_attack(folder)
+    hostile = attack.sites if attack is not None and attack.kind != "label-flipped" else ()
+    if attack is not None and hostile:
+        from simulations.engine.hostile import HostileApp
+
+        client_app = HostileApp(client_app, attack=attack)
 
     match chosen:
         case "flower":
@@ -125,7 +136,13 @@ def run_simulation(
 
             rows = motet_home() / "cohort"
             run_in_cohorts(
-                server_app, client_app, sites=sites, memory_bytes=memory_bytes, folder=rows, arithmetic=arithmetic
+                server_app,
+                client_app,
+                sites=sites,
+                memory_bytes=memory_bytes,
+                folder=rows,
+                arithmetic=arithmetic,
+                by_app=hostile,
             )
         case _:
             from simulations.engine.local import run_locally
@@ -157,6 +174,15 @@ def _check_first(settings: ServerSettings, *, engine: str, folder: Path) -> None
         raise ModelError("\n".join([heading, *failed]))
     write_preflight(checks, folder=folder)
     Console().print(f"preflight: {len(checks)} of {len(checks)} checks passed", highlight=False)
+
+
+def _attack(scenario: Scenario, *, sites: Sequence[Path], engine: str) -> Attack | None:
+    """Who is hostile in a simulation that asks for it."""
+    if scenario.attack is None:
+        return None
+    if engine == DEPLOYMENT:
+        raise RunError("attack: sites are hostile in simulations only; take it out of the scenario of a deployment")
+    return plan_attack(scenario.attack, sites=[site.name for site in sites])
 
 
 def _site_folders(data_set: Path, *, are_needed: bool) -> list[Path]:
