@@ -22,6 +22,7 @@ from server.announcement import announcement
 from server.checkpoint import Progress, save_model
 from server.code_digest import code_digest
 from server.evaluation import evaluate
+from server.failure import noted_failure
 from server.handshake import Enrolled, write_handshake
 from server.heldout import HeldOut, load_held_out
 from server.negatives import public_negatives
@@ -51,6 +52,11 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run the federation that the run folder describes, from its last checkpoint if it has one."""
     folder = _run_folder(context)
+    with noted_failure(folder):
+        _run(grid, folder=folder)
+
+
+def _run(grid: Grid, *, folder: Path) -> None:
     settings = read_settings(folder)
     for extension in settings.extensions:
         load_extensions(extension)
