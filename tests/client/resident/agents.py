@@ -5,6 +5,8 @@ import multiprocessing
 import os
 import shutil
 import socket
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -40,9 +42,29 @@ RUN = tiny_config(
 # one process imports everything once, and every agent is a copy of it that has not yet done anything
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["tests.client.resident.agents"])
+CHECKOUT = Path(__file__).resolve().parents[3]
 Broken = Callable[[], AbstractContextManager[object]]
 
 needs_other_users = pytest.mark.skipif(os.geteuid() != 0, reason="only root can run a program as another user")
+
+
+NOBODY = 65534
+
+
+def as_nobody(program: str, *arguments: str, before: str = "") -> str:
+    """What a Python program prints that runs as another user, without any right of this one.
+
+    Args:
+        before: imports, which the other user may not be allowed to read for itself.
+    """
+    dropped = f"{before}\nimport os\nos.setgroups([])\nos.setgid({NOBODY})\nos.setuid({NOBODY})\nos.chdir('/')\n"
+    done = subprocess.run(
+        [sys.executable, "-c", dropped + program, *arguments],
+        env={"PYTHONPATH": str(CHECKOUT), "LANG": "C.UTF-8"},
+        cwd="/", check=False, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
 
 
 @contextlib.contextmanager
