@@ -10,14 +10,7 @@ from collections import Counter
 from server.records import AggregationNote, RunRecord
 from server.report.document import Block, Table, Words, rows
 from server.report.participation import participation
-
-_RULES = {
-    "krum": "krum, which takes the one update that lies closest to its neighbours, and bears {hostile} hostile sites a "
-    "round",
-    "multi-krum": "multi-krum, which averages the updates that lie closest to their neighbours, and bears {hostile} "
-    "hostile sites a round",
-    "norm-bound": "a mean of updates that were cut to a norm ({bound})",
-}
+from shared.config import FederationSettings
 
 
 def set_aside_blocks(record: RunRecord) -> tuple[Block, ...]:
@@ -25,9 +18,7 @@ def set_aside_blocks(record: RunRecord) -> tuple[Block, ...]:
     notes = [each.aggregated for each in record.rounds if each.aggregated is not None]
     if not notes:
         return ()
-    federation = record.run.federation
-    rule = _RULES[federation.aggregation].format(hostile=federation.byzantine_sites, bound=_bounds(notes))
-    how = f"Updates became one by {rule}."
+    how = f"Updates became one by {_rule(record.run.federation, notes=notes)}."
     left_out = Counter(site for note in notes for site in note.set_aside)
     cut = Counter(site for note in notes for site in note.scaled_down)
     used = participation(record).sites
@@ -46,7 +37,12 @@ def set_aside_blocks(record: RunRecord) -> tuple[Block, ...]:
     return (Words(said), Table(head=head, rows=rows(*lines), numeric=(1, 2, 3)))
 
 
-def _bounds(notes: list[AggregationNote]) -> str:
-    bounds = [note.norm_bound for note in notes if note.norm_bound is not None]
-    low, high = f"{min(bounds):.3g}", f"{max(bounds):.3g}"
-    return low if low == high else f"{low} to {high}, the round's own"
+def _rule(federation: FederationSettings, *, notes: list[AggregationNote]) -> str:
+    bears = f", and bears {federation.byzantine_sites} hostile sites a round"
+    if federation.aggregation == "krum":
+        return f"krum, which takes the one update that lies closest to its neighbours{bears}"
+    if federation.aggregation == "multi-krum":
+        return f"multi-krum, which averages the updates that lie closest to their neighbours{bears}"
+    bounds = sorted(note.norm_bound for note in notes if note.norm_bound is not None)
+    low, high = f"{bounds[0]:.3g}", f"{bounds[-1]:.3g}"
+    return f"a mean of updates cut to a norm of {low}" + ("" if low == high else f" to {high}, the round's own")

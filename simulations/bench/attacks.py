@@ -152,13 +152,19 @@ def words_of(job: Job, *, source: Path | None, out: Path) -> list[str]:
 
 
 def run(job: Job, *, source: Path | None) -> Outcome:
-    """Run it in a process of its own and read its record."""
+    """Run it in a process of its own and read its record.
+
+    Raises:
+        CalledProcessError: a run failed that no attack stops; what it said is on the terminal.
+    """
     with tempfile.TemporaryDirectory(prefix="motet-attacks-") as work:
         folder = Path(work) / "run"
         command = [sys.executable, "-m", "motet", *words_of(job, source=source, out=folder)]
         ended = subprocess.run(command, check=False, cwd=ROOT, stdout=subprocess.DEVNULL)  # noqa: S603
         attack = read_attack(folder) if folder.is_dir() else None
         hostile = attack.sites if attack else ()
+        if job.attack != "other-name":
+            ended.check_returncode()
         if ended.returncode:
             return _stopped(job, hostile=hostile)
         return _read(job, folder, hostile=hostile)

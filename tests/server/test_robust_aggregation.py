@@ -15,7 +15,7 @@ from server.aggregation import Weights, aggregate, start_average
 from server.history import read_rounds
 from server.judgement import Reply
 from server.krum import squared_distances
-from server.records import AggregationNote
+from server.records import AggregationNote, RunRecord
 from server.report.privacy import privacy_texts
 from shared.config import FederationSettings, RunConfig
 from shared.errors import ConfigError
@@ -310,19 +310,34 @@ def test_records_of_a_secret_draw_say_nothing_of_single_updates(tmp_path: Path) 
     assert [each.aggregated for each in history] == [None, None]
 
 
-def test_the_report_says_whose_updates_were_left_out_and_that_it_proves_nothing() -> None:
+def noted_record(*notes: AggregationNote, **federation: object) -> RunRecord:
     record = build_record()
-    first = record.sites[0]
-    notes = [AggregationNote(set_aside=(first,)), AggregationNote(scaled_down=(first,), norm_bound=1.5)]
     rounds = tuple(
         each.model_copy(update={"aggregated": note}) for each, note in zip(record.rounds, notes, strict=False)
     )
-    federation = record.run.federation.model_copy(update={"aggregation": "multi-krum", "byzantine_sites": 2})
-    run = record.run.model_copy(update={"federation": federation})
-    noted = record.model_copy(update={"run": run, "rounds": rounds})
-    page = privacy_texts(noted)["privacy.md"]
-    assert "Whose updates were left out" in page
-    assert "bears 2 hostile sites a round" in page
-    assert "proves nothing against a site" in page
-    assert f"| {first} | 2 | 1 | 1 |" in page
-    assert "Whose updates were left out" not in privacy_texts(record)["privacy.md"]
+    run = record.run.model_copy(update={"federation": record.run.federation.model_copy(update=federation)})
+    return record.model_copy(update={"run": run, "rounds": rounds})
+
+
+@pytest.mark.parametrize("rule", ["krum", "multi-krum"])
+def test_the_report_says_whose_updates_were_left_out_and_that_it_proves_nothing(rule: str) -> None:
+    first, second, *_ = build_record().sites
+    notes = (AggregationNote(set_aside=(first, second)), AggregationNote(set_aside=(first,)), AggregationNote())
+    text = privacy_texts(noted_record(*notes, aggregation=rule, byzantine_sites=2))["privacy.md"]
+    assert "Whose updates were left out" in text
+    assert f"Updates became one by {rule}, which" in text
+    assert "bears 2 hostile sites a round" in text
+    assert "Of 3 rounds that changed the model" in text
+    assert "proves nothing against a site" in text
+    assert f"| {first} | 3 | 2 | 0 |" in text
+    assert "Whose updates were left out" not in privacy_texts(build_record())["privacy.md"]
+
+
+def test_the_report_says_whose_updates_were_cut_and_to_which_norm() -> None:
+    first = build_record().sites[0]
+    notes = (AggregationNote(scaled_down=(first,), norm_bound=1.5), AggregationNote(norm_bound=0.25))
+    text = privacy_texts(noted_record(*notes, aggregation="norm-bound"))["privacy.md"]
+    assert "a mean of updates cut to a norm of 0.25 to 1.5, the round's own." in text
+    assert f"| {first} | 2 | 0 | 1 |" in text
+    fixed = privacy_texts(noted_record(AggregationNote(norm_bound=2.0), aggregation="norm-bound"))["privacy.md"]
+    assert "a mean of updates cut to a norm of 2. Every update counted in full." in fixed
