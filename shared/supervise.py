@@ -145,6 +145,18 @@ class Supervisor:
             each.end(within_s=self._end_within_s)
 
 
+def is_supervised(state: Path) -> bool:
+    """Whether a supervisor has this folder now."""
+    try:
+        with (state / "lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
 @contextlib.contextmanager
 def stopped_by_signals(supervisor: Supervisor) -> Iterator[None]:
     """SIGTERM and SIGINT stop a supervisor while this lasts; from the main thread only."""

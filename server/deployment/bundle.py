@@ -6,6 +6,7 @@ relies on server/code_digest.py for which files are the program
 """
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import tomli_w
@@ -18,7 +19,7 @@ _NAME = "motet"
 
 def make_app(folder: Path) -> Path:
     """The app's folder, made anew: a file of an older Motet in it would be delivered."""
-    app = folder / _NAME
+    app, patterns = folder / _NAME, set[str]()
     shutil.rmtree(app, ignore_errors=True)
     for package in FOLDERS:
         for path in sorted((ROOT / package).rglob("*")):
@@ -26,15 +27,17 @@ def make_app(folder: Path) -> Path:
                 to = app / path.relative_to(ROOT)
                 to.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, to)
-    (app / "pyproject.toml").write_text(tomli_w.dumps(app_settings()), encoding="utf-8")
+                # Flower refuses a pattern that no file matches
+                patterns.add(f"{package}/**/*{path.suffix}")
+    (app / "pyproject.toml").write_text(tomli_w.dumps(app_settings(sorted(patterns))), encoding="utf-8")
     return app
 
 
-def app_settings() -> dict[str, object]:
-    """What Flower reads; as in Motet's own pyproject.toml."""
+def app_settings(patterns: Sequence[str]) -> dict[str, object]:
+    """What Flower reads, for the files that match the patterns; else as in Motet's own pyproject.toml."""
     app = {
         "publisher": _NAME,
-        "fab-include": [f"{package}/**/*{suffix}" for package in FOLDERS for suffix in SUFFIXES],
+        "fab-include": list(patterns),
         "components": {"serverapp": "server.app:app", "clientapp": "client.app:app"},
         "config": {"run-folder": ""},
     }

@@ -83,7 +83,7 @@ class _Collector(Collector):
         yield GaugeMetricFamily(
             "motet_server_certificate_seconds", "Until the server's certificate expires", (ends - now).total_seconds()
         )
-        found = latest_round(self._deployment.runs)
+        found = latest_round(self._deployment)
         if found is not None:
             yield GaugeMetricFamily("motet_server_last_round", "Last round of the latest run", found.round)
             sites = GaugeMetricFamily("motet_server_last_round_sites", "Sites by outcome", labels=["outcome"])

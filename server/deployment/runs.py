@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from server.deployment.bundle import make_app
+from server.deployment.latest import note_run
 from server.deployment.serving import answers
 from server.deployment.settings import Deployment
 from server.failure import FILE_NAME as FAILURE_FILE
@@ -40,9 +41,7 @@ def start_run(folder: Path, *, deployment: Deployment) -> str:
         raise RunError(f"{folder} has ended; its report: {folder / REPORT_FILE}")
     known = _known_run(folder)
     if known is not None and not _has_ended(known, deployment=deployment):
-        raise RunError(
-            f"{folder} goes on already; follow it with: motet run --follow {folder} --on {deployment.folder}"
-        )
+        raise RunError(f"{folder} goes on already; watch it: motet run --follow {folder} --on {deployment.folder}")
     settings = read_settings(folder)
     # PRIVACY: sites of a deployment are known by their enrolled keys. test_a_deployed_run_knows_sites_by_their_keys
     write_settings(settings.model_copy(update={"enrolled": deployment.enrolled}), folder=folder)
@@ -50,6 +49,7 @@ def start_run(folder: Path, *, deployment: Deployment) -> str:
     app = make_app(deployment.folder / "app")
     run_id = flower_commands.submit(app, config={"run-folder": str(folder.resolve())}, home=deployment.flower_home)
     write_atomically(folder / ID_FILE, run_id.encode())
+    note_run(folder, deployment=deployment)
     return run_id
 
 
@@ -63,9 +63,7 @@ def follow_run(folder: Path, *, deployment: Deployment, console: Console | None 
     """
     run_id = _known_run(folder)
     if run_id is None:
-        raise RunError(
-            f"{folder}: was never started on a deployment; start it with: motet run --resume {folder} --on {deployment.folder}"
-        )
+        raise RunError(f"{folder}: was never started; start it: motet run --resume {folder} --on {deployment.folder}")
     run, shown, asked = read_settings(folder).run, 0, time.monotonic()
     shown = len(read_rounds(folder / METRICS_FILE))
     with ProgressLine(run=run, done=shown, console=console) as line:

@@ -18,6 +18,7 @@ from server.deployment.settings import Deployment
 from server.enrolment import Enrolment, enrolments
 from server.handshake import Introduction, read_handshake
 from server.records import SiteRound
+from server.settings import read_settings
 from shared import flower_commands
 from shared.flower_commands import Node
 from shared.settings import Settings
@@ -65,7 +66,7 @@ def status_of(deployment: Deployment) -> Status:
     """
     runs, now = answers(deployment), datetime.now(UTC)
     known = flower_commands.nodes(home=deployment.flower_home) if runs else None
-    folder = latest_run(deployment.runs)
+    folder = latest_run(deployment)
     record = last_round(folder) if folder else None
     handshake = read_handshake(folder) if folder else None
     rounds = {site.site: site for site in record.sites} if record else {}
@@ -76,7 +77,7 @@ def status_of(deployment: Deployment) -> Status:
         server_runs=runs,
         run=folder.name if folder else None,
         round=record.round if record else None,
-        rounds=_planned(deployment, folder_name=folder.name) if folder else None,
+        rounds=read_settings(folder).run.federation.rounds if folder else None,
         sites=tuple(
             _site(each, now=now, known=known, introduced=introduced.get(each.name), took_part=rounds.get(each.name))
             for each in enrolments(deployment.enrolled)
@@ -136,12 +137,6 @@ def _site(
         last_code=took_part.code if took_part else None,
         key_expires=enrolment.expires,
     )
-
-
-def _planned(deployment: Deployment, *, folder_name: str) -> int:
-    from server.settings import read_settings
-
-    return read_settings(deployment.runs / folder_name).run.federation.rounds
 
 
 def _version(said: str | None) -> Text:

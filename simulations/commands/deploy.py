@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 
 def run(
-    on: Annotated[Path, typer.Option("--on", metavar="DEPLOYMENT", help="The server's folder; its server must run.")],
+    on: Annotated[
+        Path, typer.Option("--on", metavar="DEPLOYMENT", envvar="MOTET_DEPLOYMENT", help="The server's folder.")
+    ],
     scenario: Annotated[
         str | None, typer.Argument(help="A shipped scenario's name, or the path of one of yours.")
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Run folder to make; DEPLOYMENT/runs/NAME-TIME if not given.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder to make; in DEPLOYMENT/runs if not given.")] = None,
     num_sites: Annotated[
         int | None, typer.Option(min=1, help="Sites to wait for; all that are enrolled, if not given.")
     ] = None,
@@ -59,7 +59,7 @@ def run(
             str(scenario), out=out, engine="deployment", seed=None, changes=changes or [], parts=parts or [],
             num_sites=sites, site_cap_epsilon=site_cap_epsilon, runs=deployment.runs,
         )  # fmt: skip
-        typer.echo(f"run folder: {folder}")
+        typer.echo(f"run folder: {folder} (should it be interrupted: motet run --resume {folder} --on {on})")
     if follow is None:
         start_run(folder, deployment=deployment)
     if detach:
@@ -69,7 +69,9 @@ def run(
 
 
 def status(
-    deployment: Annotated[Path, typer.Argument(metavar="DEPLOYMENT", help="The server's folder.")],
+    deployment: Annotated[
+        Path, typer.Argument(metavar="DEPLOYMENT", envvar="MOTET_DEPLOYMENT", help="Server's folder.")
+    ],
     json: Annotated[bool, typer.Option("--json", help="As JSON instead of a table.")] = False,
 ) -> None:
     """Show which sites are on line, since when, of which version, and who took no part in the last round and why."""

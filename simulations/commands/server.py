@@ -10,11 +10,13 @@ from typing import Annotated
 
 import typer
 
+from shared.supervise import is_supervised
 from simulations.commands.options import log_to_terminal
 
 app = typer.Typer(help="The server of a deployment: set it up, let sites in, keep it running.", no_args_is_help=True)
 
-Folder = Annotated[Path, typer.Argument(metavar="DEPLOYMENT", help="The server's folder, made by motet server init.")]
+Folder = Annotated[Path, typer.Argument(metavar="DEPLOYMENT", envvar="MOTET_DEPLOYMENT", help="The server's folder.")]
+On = Annotated[Path, typer.Option("--on", metavar="DEPLOYMENT", envvar="MOTET_DEPLOYMENT", help="The server's folder.")]
 
 
 @app.command()
@@ -37,7 +39,7 @@ def init(
         f"authority: {certificate_fingerprint(made.tls.ca)}\n"
         "next:\n"
         f"  - give {made.tls.ca} to every site, and that fingerprint by another way\n"
-        f"  - take {made.certificates}/ca.key to a machine that is not connected; it is needed to renew the certificate\n"
+        f"  - take {made.certificates}/ca.key away; it is needed only to renew the certificate\n"
         f"  - for each site: motet server enrol NAME.pub --on {folder}\n"
         f"  - motet server start {folder}"
     )
@@ -46,19 +48,18 @@ def init(
 @app.command()
 def enrol(
     public_key: Annotated[Path, typer.Argument(metavar="SITE.pub", help="The public key that a site handed over.")],
-    on: Annotated[Path, typer.Option("--on", metavar="DEPLOYMENT", help="The server's folder.")],
+    on: On,
     name: Annotated[str | None, typer.Option(help="The site's name; the one in the file if not given.")] = None,
     days: Annotated[int | None, typer.Option(min=1, help="After which the key expires; deployment.toml's.")] = None,
 ) -> None:
     """Let a site in: its key is known from now on. Compare the fingerprint with the one that its owner reads to you."""
-    from server.deployment.serving import answers
     from server.deployment.settings import open_deployment
     from server.enrolment import enrol as enrol_key
 
     deployment = open_deployment(on)
     made = enrol_key(public_key, folder=deployment.enrolled, days=days or deployment.settings.key_days, name=name)
     typer.echo(f"enrolled: {made.name}\nfingerprint: {made.fingerprint}\nuntil: {made.expires or 'no end'}")
-    if not answers(deployment):
+    if not is_supervised(deployment.state):
         typer.echo(f"next: motet server start {on}")
         return
     node_id = _registered(made.name, folder=deployment.enrolled)
@@ -71,16 +72,15 @@ def enrol(
 @app.command()
 def revoke(
     name: Annotated[str, typer.Argument(metavar="NAME", help="The site's name.")],
-    on: Annotated[Path, typer.Option("--on", metavar="DEPLOYMENT", help="The server's folder.")],
+    on: On,
 ) -> None:
     """Let a site out: its key is worth nothing from now on, and can never come back."""
-    from server.deployment.serving import answers
     from server.deployment.settings import open_deployment
     from server.enrolment import revoke as revoke_key
 
     deployment = open_deployment(on)
     gone = revoke_key(name, folder=deployment.enrolled)
-    when = "within seconds" if answers(deployment) else "when the server is started"
+    when = "within seconds" if is_supervised(deployment.state) else "when the server is started"
     typer.echo(
         f"revoked: {gone.name}, {gone.fingerprint}\nno introduction with this key is accepted from now on; its node is "
         f"turned away {when}"
@@ -110,7 +110,7 @@ def start(folder: Folder) -> None:
     run_server(open_deployment(folder))
 
 
-def _registered(name: str, *, folder: Path, within_s: float = 30.0) -> str | None:
+def _registered(name: str, *, folder: Path, within_s: float = 60.0) -> str | None:
     """Waits for the server that runs to have told Flower."""
     import time
 

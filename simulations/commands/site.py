@@ -77,7 +77,7 @@ def key(
 
 def _tell(public: Path, *, mark: str) -> None:
     typer.echo(
-        f"hand over: {public}\nfingerprint: {mark} (read it to the server's operator, who sees it at: motet server enrol)"
+        f"hand over: {public}\nfingerprint: {mark} (read it to the server's operator, who sees it when enrolling)"
     )
 
 
