@@ -47,9 +47,9 @@ def refuse_exposed(site: SiteConfig, *, site_file: Path, users: frozenset[int]) 
 
 
 def can_read(path: Path, *, uid: int, groups: Sequence[int]) -> bool:
-    """Whether a user could read a file, or anything in a folder; one that is not there yet counts as its folder."""
-    while not path.exists():
-        path = path.parent
+    """Whether a user could read a file, or anything in a folder; what is not there yet the agent makes its own."""
+    if not path.exists():
+        return False
     reading = stat.S_IROTH | stat.S_IXOTH if path.is_dir() else stat.S_IROTH
     passing = all(_bits(each, uid=uid, groups=groups) & stat.S_IXOTH for each in path.parents)
     return bool(passing and _bits(path, uid=uid, groups=groups) & reading)
