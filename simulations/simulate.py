@@ -52,6 +52,7 @@ def prepare_run(
     if folder.exists() and any(folder.iterdir()):
         raise RunError(f"{folder}: not empty; name another folder, or go on with it: motet simulate --resume {folder}")
     sites = _site_folders(data_set, are_needed=engine != DEPLOYMENT or num_sites is None)
+    _check_number(num_sites or len(sites), run=scenario.run)
     run = _with_whole_path(scenario.run)
     _try_to_build(run, extensions=extensions)
     run = _with_digests(run)
@@ -174,6 +175,17 @@ def _check_first(settings: ServerSettings, *, engine: str, folder: Path) -> None
         raise ModelError("\n".join([heading, *failed]))
     write_preflight(checks, folder=folder)
     Console().print(f"preflight: {len(checks)} of {len(checks)} checks passed", highlight=False)
+
+
+def _check_number(num_sites: int, *, run: RunConfig) -> None:
+    """Too few sites for the aggregation are told before anything is made."""
+    federation = run.federation
+    if num_sites < federation.fewest_updates:
+        raise RunError(
+            f"{num_sites} sites; aggregation = {federation.aggregation!r} with byzantine_sites = "
+            f"{federation.byzantine_sites} needs 2 * {federation.byzantine_sites} + 3 = {federation.fewest_updates}; "
+            "allowed: more sites, or fewer byzantine_sites"
+        )
 
 
 def _attack(scenario: Scenario, *, sites: Sequence[Path], engine: str) -> Attack | None:

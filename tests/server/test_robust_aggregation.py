@@ -15,11 +15,13 @@ from server.aggregation import Weights, aggregate, start_average
 from server.history import read_rounds
 from server.judgement import Reply
 from server.krum import squared_distances
+from server.plan import make_plan
 from server.records import AggregationNote, RunRecord
 from server.report.privacy import privacy_texts
 from shared.config import FederationSettings, RunConfig
-from shared.errors import ConfigError
+from shared.errors import ConfigError, RunError
 from shared.messages import TrainReply, TrainRequest
+from shared.model.multimodal import build_model
 from shared.settings import parse_settings
 from tests.server.conftest import RECORD, SITE, CallTransport, protected_run, small_run, train
 from tests.server.made_records import build_record
@@ -341,3 +343,13 @@ def test_the_report_says_whose_updates_were_cut_and_to_which_norm() -> None:
     assert f"| {first} | 2 | 0 | 1 |" in text
     fixed = privacy_texts(noted_record(AggregationNote(norm_bound=2.0), aggregation="norm-bound"))["privacy.md"]
     assert "a mean of updates cut to a norm of 2. Every update counted in full." in fixed
+
+
+def test_a_plan_of_too_few_sites_says_which_rule_needs_more(caplog: pytest.LogCaptureFixture) -> None:
+    """And one that hostile sites could stop by sending nothing is warned of."""
+    run = small_run(**KRUM, min_sites=5)
+    hellos = CallTransport(run, FIVE).hello(expected=5, min_sites=1, timeout_s=1)
+    with pytest.raises(RunError, match="asks for 5, and krum with byzantine_sites = 1 needs 5"):
+        make_plan(hellos[:4], run=run, model=build_model(run))
+    assert len(make_plan(hellos, run=run, model=build_model(run)).sites) == 5
+    assert "as many that send nothing would stop every round; fewer than 6 sites" in caplog.text

@@ -159,3 +159,12 @@ def test_somebody_must_be_left_whose_name_can_be_taken() -> None:
     some = plan_attack(AttackSettings(kind="other-name", share=0.2), sites=NAMES)
     assert some.pretended not in some.sites
     assert isinstance(some, Attack)
+
+
+def test_too_few_sites_for_the_aggregation_are_told_before_anything_is_made(tmp_path: Path) -> None:
+    federation = {"rounds": 2, "aggregation": "krum", "byzantine_sites": 1, "min_sites": 5}
+    path = scenario_file(tmp_path, private=False, changes={"federation": federation})
+    scenario, data_set = read_scenario(path, home=tmp_path / "home")
+    with pytest.raises(RunError, match=r"3 sites; aggregation = 'krum' with byzantine_sites = 1 needs 2 \* 1 \+ 3 = 5"):
+        prepare_run(scenario, data_set=data_set, folder=tmp_path / "run", engine="local")
+    assert not (tmp_path / "run").exists()
