@@ -112,7 +112,7 @@ def make_plan(sites: list[Hello], *, run: RunConfig, model: MultimodalModel) -> 
     hostile = run.federation.byzantine_sites or 0
     if hostile and min(len(able), run.federation.sites_per_round or len(able)) < 3 * hostile + 3:
         log.warning(
-            "byzantine_sites = %d: as many that send nothing would stop every round; fewer than %d sites are asked in one",
+            "byzantine_sites = %d: as many that send nothing would stop every round; fewer than %d sites are in one",
             hostile,
             3 * hostile + 3,
         )

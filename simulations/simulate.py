@@ -6,7 +6,7 @@ relies on the two apps, unchanged, behind each engine
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from client.arithmetic import PLAIN, Arithmetic
 from server.settings import ServerSettings, read_preflight, read_settings, write_preflight, write_settings
 from shared.config import RunConfig
 from shared.errors import ModelError, RunError
+from shared.schema import DataCard
 from simulations.attacks.plan import Attack, plan_attack, read_attack, title_under, write_attack
 from simulations.engine import EngineName
 from simulations.engine.held_memory import without_search
@@ -65,14 +66,10 @@ def prepare_run(
         extensions=extensions,
     )
     # only now, when nothing is left to go wrong: a folder made for nothing would stand in the way of the next try
-    (folder / SITES_FOLDER).mkdir(parents=True, exist_ok=True)
-    for name, text in owners.items():
-        (folder / SITES_FOLDER / f"{name}.toml").write_text(text, encoding="utf-8")
-    card, is_deployment = read_card(data_set), engine == DEPLOYMENT
+    _write_owners(owners, folder=folder / SITES_FOLDER)
     if attack is not None:
         write_attack(attack, folder=folder)
-        if card is not None:
-            card = card.model_copy(update={"title": title_under(attack, title=card.title, num_sites=len(sites))})
+    card, is_deployment = _card(data_set, attack=attack, num_sites=len(sites)), engine == DEPLOYMENT
     settings = ServerSettings(
         run=run,
         run_id=f"{scenario.run.name}-{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.urandom(3).hex()}",
@@ -175,6 +172,20 @@ def _check_first(settings: ServerSettings, *, engine: str, folder: Path) -> None
         raise ModelError("\n".join([heading, *failed]))
     write_preflight(checks, folder=folder)
     Console().print(f"preflight: {len(checks)} of {len(checks)} checks passed", highlight=False)
+
+
+def _write_owners(owners: Mapping[str, str], *, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in owners.items():
+        (folder / f"{name}.toml").write_text(text, encoding="utf-8")
+
+
+def _card(data_set: Path, *, attack: Attack | None, num_sites: int) -> DataCard | None:
+    """The data set's card, with the attack in its title: no report of an attacked run may pass for another."""
+    card = read_card(data_set)
+    if card is None or attack is None:
+        return card
+    return card.model_copy(update={"title": title_under(attack, title=card.title, num_sites=num_sites)})
 
 
 def _check_number(num_sites: int, *, run: RunConfig) -> None:
