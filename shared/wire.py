@@ -4,15 +4,14 @@ in        train and statistics requests and replies, introductions, Refusal; or 
 out       the other of the two; WireError for anything that does not have the agreed form
 relies on Flower's serialisation of arrays by numpy without pickle
 
-What stays in this process is never made into bytes: `LocalArray` hands the tensor itself over, `LocalReply` the update.
-Nobody writes into a tensor that came in a message: all that were sent the same message share it.
+What stays in this process is never made into bytes: a `LocalArray` hands the tensor itself over, a `LocalReply` the
+update. Nobody writes into a tensor that came in a message: all that were sent the same message share it.
 """
 
 import re
 from collections.abc import Mapping
 from functools import lru_cache
 from math import prod
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +20,7 @@ from flwr.app.message.message import make_message
 from torch import Tensor
 
 from shared.errors import ConfigError, VersionMismatch, WireError
+from shared.local_array import NUMPY, LocalArray
 from shared.messages import (
     PROTOCOL_VERSION,
     Hello,
@@ -43,56 +43,8 @@ from shared.version import VERSION, release_of
 
 LARGEST_VALUE = 1e9
 """of a weight, a change or a count; float32 ends at 3e38, and a mean of such numbers is infinite"""
-_NUMPY_HEADER_BYTES, _NUMPY = 4096, "numpy.ndarray"
+_NUMPY_HEADER_BYTES = 4096
 _HELD_HEADER_CHARACTERS = 4096
-
-
-class LocalArray(Array):
-    """A tensor in a message, made into bytes once, and only where somebody asks for `data`; it cannot be changed.
-
-    What a message is made of when it comes from another process is always a plain `Array`: Flower's own formats know
-    no other, and pickle is told to make one.
-    """
-
-    tensor: Tensor
-
-    def __init__(self, tensor: Tensor) -> None:
-        """Takes the tensor as it is, without a copy; nobody may write into it from now on."""
-        # past __setattr__, which keeps Flower's own fields from being changed below
-        self.__dict__.update(
-            dtype=str(tensor.dtype).removeprefix("torch."), shape=tuple(tensor.shape), stype=_NUMPY, tensor=tensor
-        )
-
-    def plain(self) -> Array:
-        """The same numbers as an Array that holds their bytes; the same object every time."""
-        if "_plain" not in self.__dict__:
-            self.__dict__["_plain"] = Array(self.tensor.cpu().contiguous().numpy())
-        made: Array = self.__dict__["_plain"]
-        return made
-
-    def __getattr__(self, name: str) -> bytes:
-        """The bytes, which are no attribute until they are asked for."""
-        if name == "data":
-            return self.plain().data
-        raise AttributeError(name)
-
-    def __setattr__(self, name: str, value: object) -> None:
-        """Flower's notes about the object; what it holds stays as it was made."""
-        if name in {"dtype", "shape", "stype", "data", "tensor"}:
-            raise AttributeError(f"{name} of a LocalArray cannot be changed; put a new Array in its place")
-        super().__setattr__(name, value)
-
-    def slice_array(self) -> list[tuple[str, Any]]:
-        """The bytes in the pieces that Flower sends, cut once for all messages."""
-        return self.plain().slice_array()
-
-    def deflate(self) -> bytes:
-        """As an Array: Flower writes the name of the class in front, and the other side has to know it."""
-        return self.plain().deflate()
-
-    def __reduce__(self) -> tuple[type[Array], tuple[str, tuple[int, ...], str, bytes]]:
-        """As an Array, in every other process and in every copy."""
-        return Array, (self.dtype, self.shape, self.stype, self.data)
 
 
 class LocalReply(Message):
@@ -361,8 +313,8 @@ def _tensor(array: Array, *, name: str, shape: tuple[int, ...]) -> Tensor:
     if isinstance(array, LocalArray):
         _refuse_other_form(array.tensor, name=name, shape=shape)
         return array.tensor
-    allowed = f"allowed: float32 {list(shape)} as {_NUMPY}"
-    if array.dtype != "float32" or tuple(array.shape) != shape or array.stype != _NUMPY:
+    allowed = f"allowed: float32 {list(shape)} as {NUMPY}"
+    if array.dtype != "float32" or tuple(array.shape) != shape or array.stype != NUMPY:
         raise WireError(f"array {name[:200]!r} is {array.dtype} {list(array.shape)} as {array.stype}; {allowed}")
     if len(array.data) > 4 * prod(shape) + _NUMPY_HEADER_BYTES:
         raise WireError(f"array {name!r} holds {len(array.data)} bytes; {allowed}")

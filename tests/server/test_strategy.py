@@ -13,9 +13,10 @@ from client.app import SITE_KEY
 from server.judgement import Failure, Reply
 from server.strategy import FlowerTransport
 from shared.errors import RunError
+from shared.local_array import LocalArray
 from shared.messages import PROTOCOL_VERSION, Hello, Refusal, ReplyHeader, RequestHeader, TrainReply, TrainRequest
 from shared.record_names import ARRAYS
-from shared.wire import LocalArray, encode_reply
+from shared.wire import encode_reply
 from simulations.engine.local import LocalGrid
 from tests.tiny import tiny_config
 

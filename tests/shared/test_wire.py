@@ -18,6 +18,7 @@ from flwr.supercore.inflatable.inflatable_object import (
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents, validate_object_content
 
 from shared.errors import WireError
+from shared.local_array import LocalArray
 from shared.messages import (
     PROTOCOL_VERSION,
     Hello,
@@ -32,7 +33,6 @@ from shared.messages import (
 from shared.record_names import ARRAYS
 from shared.wire import (
     LARGEST_VALUE,
-    LocalArray,
     LocalReply,
     array_shapes,
     decode_arrays,
