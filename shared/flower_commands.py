@@ -25,6 +25,10 @@ _CONNECTION_EXIT = 305
 _NOT_TAKEN = "[code: 2004]"
 """FLEET_NODE_ACTIVATION_FAILED; Flower says the same of an unknown key and of a node that is connected"""
 _CALL_TIMEOUT_S = 120.0
+_KEPT = (
+    *("PATH", "LANG", "LC_ALL", "TZ", "TMPDIR", "VIRTUAL_ENV", "MOTET_HOME", "HF_HOME"),
+    *("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH"),
+)
 
 
 @dataclass(frozen=True)
@@ -70,9 +74,8 @@ def environment(home: Path, **more: str) -> dict[str, str]:
         home: FLWR_HOME, where they keep configuration and unpacked bundles.
         more: further variables.
     """
-    kept = ("PATH", "LANG", "LC_ALL", "TZ", "TMPDIR", "OMP_NUM_THREADS", "MOTET_HOME", "HF_HOME", "VIRTUAL_ENV")
     # the rest of what this process was given is nobody else's, least of all delivered code's
-    base = {name: os.environ[name] for name in kept if name in os.environ}
+    base = {name: os.environ[name] for name in _KEPT if name in os.environ}
     return {
         **base,
         "FLWR_HOME": str(home),

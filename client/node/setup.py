@@ -100,15 +100,22 @@ def make_site(folder: Path, new: NewSite) -> tuple[Path, str]:
     made = new_site_key(folder, name=new.name)
     if new.ca is not None:
         shutil.copyfile(new.ca, folder / "node" / "ca.crt")
-    if user is not None:
+    if user is not None and os.geteuid() == 0:
         hand_over(folder / "node", user=user)
     read_site(folder / SITE_FILE)
     return made
 
 
 def new_site_key(folder: Path, *, name: str) -> tuple[Path, str]:
-    """A new key in the place of the old, which is gone: the public half to hand over, and its fingerprint."""
+    """A new key in the place of the old, which is gone: the public half to hand over, and its fingerprint.
+
+    Raises:
+        ConfigError: this user may not write to both places of the key; the old one is still there.
+    """
     key, owner = new_key(), (folder / "node").stat()
+    for place in ("agent", "node"):
+        if not os.access(folder / place, os.W_OK | os.X_OK):
+            raise ConfigError(f"{folder / place}: this user cannot write there; do it as root, or sudo chown it first")
     for place in ("agent", "node"):
         (folder / place / "key").unlink(missing_ok=True)
         write_secret(folder / place / "key", private_text(key))
@@ -121,18 +128,9 @@ def new_site_key(folder: Path, *, name: str) -> tuple[Path, str]:
 
 
 def hand_over(folder: Path, *, user: pwd.struct_passwd) -> None:
-    """A folder and all in it belong to another user from now on.
-
-    Raises:
-        ConfigError: only root may do that.
-    """
-    try:
-        for path in (folder, *folder.rglob("*")):
-            os.chown(path, user.pw_uid, user.pw_gid, follow_symlinks=False)
-    except PermissionError:
-        raise ConfigError(
-            f"{folder}: must belong to the user who runs the SuperNode; run: sudo chown -R {user.pw_name} {folder}"
-        ) from None
+    """A folder and all in it belong to another user from now on; only root may do that."""
+    for path in (folder, *folder.rglob("*")):
+        os.chown(path, user.pw_uid, user.pw_gid, follow_symlinks=False)
 
 
 def _site_text(new: NewSite) -> str:

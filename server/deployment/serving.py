@@ -19,7 +19,7 @@ from server.deployment.nodes import bring_in_step, is_in_step
 from server.deployment.settings import Deployment
 from server.deployment.setup import write_link
 from shared import flower_commands
-from shared.errors import MotetError, RunError
+from shared.errors import MotetError
 from shared.supervise import Program, Supervisor, stopped_by_signals
 
 log = logging.getLogger("motet.server")
@@ -31,8 +31,7 @@ def run_server(deployment: Deployment) -> None:
     """Keep the server running until SIGTERM or SIGINT.
 
     Raises:
-        ConfigError: it is being run already, or a certificate or port cannot be used.
-        RunError: something else listens on its port.
+        ConfigError: it is being run already, or a certificate or the monitor's port cannot be used.
     """
     _warn_of_certificates(deployment)
     write_link(deployment)
@@ -121,19 +120,6 @@ def _kept_in_step(deployment: Deployment) -> Iterator[None]:
     finally:
         stopping.set()
         thread.join(timeout=5.0)
-
-
-def refuse_taken_port(deployment: Deployment) -> None:
-    """Before anything is started.
-
-    Raises:
-        RunError: something listens on the port already.
-    """
-    if answers(deployment):
-        raise RunError(
-            f"something listens on port {deployment.settings.port} already; end it, or set another port in "
-            f"{deployment.folder}/deployment.toml"
-        )
 
 
 def _warn_of_certificates(deployment: Deployment) -> None:

@@ -5,6 +5,7 @@ out       a site's folder, and a public key to hand over
 relies on client/node/setup.py; rows are counted on the owner's screen alone, and no number is written unconfirmed
 """
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -53,6 +54,8 @@ def init(
         f"motet agent start {folder}",
         f"motet node start {folder}" + (f" (as the user {node_user})" if node_user else ""),
     ]
+    if node_user is not None and os.geteuid() != 0:
+        steps.insert(0, f"sudo chown -R {node_user} {folder}/node")
     if node_user is None:
         steps.insert(
             1, "for real data: make it again with --node-user, so that what the server delivers cannot read the data"
