@@ -107,7 +107,7 @@ def _names(header: RequestHeader | StatisticsHeader, run: RunConfig, *, limits: 
             yield f"limits.{field}: it is {name!r}; allowed: {list(patterns)}"
 
 
-def _beyond(field: str, came: float, most: float) -> str:
+def _beyond(field: str, came: int | float, most: int | float) -> str:
     return f"limits.{field}: the run asks for {came:g}; allowed: {most:g}"
 
 

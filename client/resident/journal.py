@@ -23,6 +23,7 @@ from types import TracebackType
 
 from shared.errors import (
     BudgetError,
+    ConfigError,
     LedgerError,
     ManifestError,
     MediaFault,
@@ -113,6 +114,9 @@ def described(error: BaseException) -> dict[str, Value]:
         return {"code": error.code, "num_faults": len(error.faults), "shown_by": "motet check, with the folder in data"}
     if isinstance(error, MediaFault):
         return {"code": error.code, "num_faults": 1, "shown_by": "motet check, with the folder in data"}
+    if isinstance(error, ConfigError):
+        # a card's settings name labels
+        return {"code": error.code, "shown_by": "motet agent start, or motet check with the folder in data"}
     said: dict[str, Value] = {"error": type(error).__qualname__, "at": _place(error.__traceback__)}
     return {"code": error.code, **said} if isinstance(error, MotetError) else said
 
