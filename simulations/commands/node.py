@@ -15,13 +15,17 @@ from simulations.commands.options import log_to_terminal
 app = typer.Typer(help="The SuperNode, which connects a site to its server.", no_args_is_help=True)
 
 
+# the node's user passes through the folder, and can look at nothing in it but what is its own
+Site = Annotated[Path, typer.Argument(metavar="SITE", readable=False, help="The site's folder.")]
+
+
 @app.callback()
 def _group() -> None:
     """So that `start` is a command of its own, though it is the only one."""
 
 
 @app.command()
-def start(site: Annotated[Path, typer.Argument(metavar="SITE", help="The site's folder.")]) -> None:
+def start(site: Site) -> None:
     """Keep the SuperNode running until it is ended; best as a user who can read neither data nor ledger."""
     log_to_terminal()
     from client.node.serving import run_node
