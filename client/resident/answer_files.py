@@ -46,13 +46,13 @@ def request_digest(header: RequestHeader | StatisticsHeader, *, weights: Mapping
     return digest.hexdigest()
 
 
-def as_file(answer: Answer, *, request: str) -> bytes:
-    """An answer as bytes."""
+def as_file(answer: Answer, *, request: str) -> tuple[bytes, bytes]:
+    """An answer as bytes: its words, and its update behind them."""
     if isinstance(answer, StatisticsReply):
         words, update = _Words(request=request, counts=answer), b""
     else:
         words, update = _Words(request=request, header=answer.header), as_bytes(answer.update)
-    return words.model_dump_json().encode() + b"\n" + update
+    return words.model_dump_json().encode() + b"\n", update
 
 
 def from_file(held: bytes, *, request: str) -> Answer | None:
@@ -77,7 +77,7 @@ def parsed(kind: type[AnySettings], text: str) -> AnySettings | None:
         return None
 
 
-def write(path: Path, content: bytes) -> None:
+def write(path: Path, *pieces: bytes) -> None:
     """The file is there whole or not at all, on the disk when this returns, and nobody else's to read.
 
     Raises:
@@ -87,8 +87,11 @@ def write(path: Path, content: bytes) -> None:
     # PRIVACY: what is kept may be clipped and not noised. test_what_is_kept_is_the_owners_alone_to_read
     descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
     with os.fdopen(descriptor, "wb") as file:
-        file.write(hashlib.sha256(content).hexdigest().encode())
-        file.write(content)
+        digest = hashlib.sha256()
+        for piece in pieces:
+            digest.update(piece)
+        for piece in (digest.hexdigest().encode(), *pieces):
+            file.write(piece)
         file.flush()
         os.fsync(file.fileno())
     new.replace(path)

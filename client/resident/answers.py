@@ -174,7 +174,7 @@ class KeptCase(Case):
         Raises:
             OSError: it cannot be written; then nothing may be sent.
         """
-        write(self._path("answer"), as_file(answer, request=self.request))
+        write(self._path("answer"), *as_file(answer, request=self.request))
 
     def _refuse_replayed(self, rows: list[LedgerRow], *, note: _Note | None) -> None:
         last_round = max((row.round_number for row in rows), default=0)

@@ -21,12 +21,12 @@ from pydantic import Field
 
 from client.answering import answer_query, answer_training
 from client.resident.answers import NO_ANSWERS, Answers, KeptAnswers
-from client.resident.conversion import parts_of, records_of
 from client.resident.exposure import refuse_exposed
 from client.resident.frames import Frame
 from client.resident.journal import Journal, Value
 from client.resident.listener import Limits, Listener, user_ids
 from client.resident.metrics import Metrics, MetricsServer
+from client.resident.passing import parts_within, records_within
 from client.resident.protocol import AGENT_PROTOCOL, Kind, Parts, read_request, reply_frame
 from client.site import SiteConfig, read_site
 from shared.errors import ConfigError, MotetError, WireError
@@ -117,7 +117,7 @@ class Agent:
         self._metrics.began()
         try:
             answer = answer_query if kind == "query" else answer_training
-            reply = parts_of(answer(records_of(parts), site_file=self._site_file, answers=self._answers))
+            reply = parts_within(answer(records_within(parts), site_file=self._site_file, answers=self._answers))
             outcome = "sent" if reply.code is None else reply.code
             epsilon = _told(reply.header).epsilon
             return reply

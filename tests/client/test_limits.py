@@ -2,7 +2,7 @@
 
 import os
 import time
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -87,8 +87,8 @@ def test_rounds_a_day_are_of_all_runs_and_come_back(tmp_path: Path, monkeypatch:
 
     class Tomorrow(datetime):
         @classmethod
-        def now(cls, tz: object = None) -> datetime:
-            return datetime.fromtimestamp(time.time(), UTC) + timedelta(hours=24, seconds=2)
+        def now(cls, tz: object = None) -> "Tomorrow":
+            return cls.fromtimestamp(time.time() + 24 * 3600 + 2, UTC)
 
     monkeypatch.setattr(ledger_transaction, "datetime", Tomorrow)
     used(ask(path, RUN, run_id="t"))

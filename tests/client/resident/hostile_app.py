@@ -123,7 +123,7 @@ def raw(site: Path, *pieces: bytes) -> str:
 def header(**changes: object) -> str:
     """The header of a second round, with changes to the run's settings; `top` to the header itself."""
     table = json.loads(parts_of(train_records(number=2)).header or "")
-    table |= changes.pop("top", {})  # type: ignore[operator]
+    table |= changes.pop("top", {})
     for place, value in changes.items():
         part, _, field = place.partition("__")
         if field:
