@@ -18,7 +18,7 @@ from client.limits import OwnerLimits
 from client.unchanged import Unchanged
 from shared.config import NoiseKind, Unit
 from shared.errors import ConfigError
-from shared.settings import Name, Settings, parse_settings, read_toml
+from shared.settings import Name, NamePattern, Settings, parse_settings, read_toml
 
 ShortBudget = Literal["refuse", "fewer-rounds", "more-noise"]
 
@@ -92,7 +92,7 @@ class SiteConfig(Settings):
     tasks: tuple[Name, ...] | None = Field(
         default=None, description="public: of several tasks, those that rows here answer; all, if not set"
     )
-    frozen: tuple[str, ...] = Field(
+    frozen: tuple[NamePattern, ...] = Field(
         default=(), description="public: patterns of the names of parameters that are used here and not trained"
     )
     ledger: Path

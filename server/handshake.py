@@ -12,7 +12,7 @@ from typing import TypeGuard, get_args
 
 from pydantic import Field
 
-from server.enrolment import Enrolment, read_enrolment
+from server.enrolment import read_enrolment
 from server.settings import write_atomically
 from shared.errors import ConfigError, RunError
 from shared.keys import is_signed, read_public
@@ -56,21 +56,16 @@ class Enrolled:
 
     def fault_of(self, hello: Hello, *, nonce: str, now: datetime | None = None) -> NotAccepted | None:
         """Why this introduction is not to be believed; None where it is."""
-        enrolment = self._enrolment(hello.site)
-        if enrolment is None:
+        try:
+            enrolment = read_enrolment(self._folder, name=hello.site)
+            key, _ = read_public(self._folder / f"{hello.site}.pub")
+        except ConfigError:
             return "not-enrolled"
-        key, _ = read_public(self._folder / f"{hello.site}.pub")
         # PRIVACY: a site that speaks in another's name would spend, and be shown, in its place.
         # test_a_site_that_speaks_in_anothers_name_is_refused
         if hello.signature is None or not is_signed(hello.signed_text(nonce), signature=hello.signature, key=key):
             return "wrong-signature"
         return "key-expired" if enrolment.has_expired(now or datetime.now(UTC)) else None
-
-    def _enrolment(self, site: str) -> Enrolment | None:
-        try:
-            return read_enrolment(self._folder, name=site)
-        except ConfigError:
-            return None
 
 
 def judge_introduction(

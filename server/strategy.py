@@ -5,6 +5,7 @@ out       one answer a site, as they come: an update, a refusal, or how it faile
 relies on the Grid for carrying messages, and for nothing else: a reply that belongs to no message is not taken
 """
 
+import logging
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from flwr.serverapp import Grid
 
 from server.handshake import Enrolled, Introduction, is_not_accepted, judge_introduction
 from server.judgement import Failure, Reply, StatisticsAnswer
+from server.pulling import send_and_receive
 from shared.errors import RunError, WireError
 from shared.messages import (
     PROTOCOL_VERSION,
@@ -44,6 +46,7 @@ from shared.wire import (
 Said = TypeVar("Said", TrainReply | Refusal, StatisticsReply | Refusal)
 Sent = tuple[RecordDict, Callable[[Message], TrainReply | Refusal], int]
 """records of a request, what reads an answer to it, and how many numbers an update has"""
+log = logging.getLogger("motet.server")
 _POLL_S = 0.5
 _HELLO_TIMEOUT_S = 300.0
 """for nodes that are connected: on a busy machine their first process takes minutes to import all it needs"""
@@ -78,9 +81,12 @@ class FlowerTransport:
         asked = {node: _hello_request() for node in nodes}
         messages = [Message(encode_hello_request(each), node, MessageType.QUERY) for node, each in asked.items()]
         found: dict[str, Hello] = {}
-        for reply in self._grid.send_and_receive(messages, timeout=_HELLO_TIMEOUT_S) if messages else ():
-            node = reply.metadata.src_node_id
-            said = _said(reply) if node in asked else None
+        replies = send_and_receive(messages, grid=self._grid, timeout_s=_HELLO_TIMEOUT_S) if messages else ()
+        # by the message that it answers: which node a reply says to be from is that node's own word
+        node_of = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
+        for name, reply in replies:
+            node = node_of.get(name, 0)
+            said = _said(reply) if reply is not None and node in asked else None
             if said is None:
                 continue
             # one that answers twice finds its nonce used
@@ -150,27 +156,31 @@ class FlowerTransport:
         for site in silent:
             yield site, Failure("late", "no-reply")
 
-    def _replies(self, messages: Mapping[str, Message], *, timeout_s: float) -> Iterator[tuple[str, Message]]:
+    def _replies(self, messages: Mapping[str, Message], *, timeout_s: float) -> Iterator[tuple[str, Message | None]]:
         """The replies that come, one a site; in the order of the sites' names where the Grid has gathered them all.
 
-        A Grid that gives one after the other gives them in the order of the messages.
+        None in place of one that cannot be read. A Grid that gives one after the other gives them in the order of the
+        messages.
         """
         if not messages:
             return
-        replies = self._grid.send_and_receive(list(messages.values()), timeout=timeout_s)
+        replies = send_and_receive(list(messages.values()), grid=self._grid, timeout_s=timeout_s)
         # Flower gives a message its id when it is sent. By the id a reply finds its site also where the SuperLink
         # answers in place of one that is gone, and no other site knows it
         asked = {message.metadata.message_id: site for site, message in messages.items()}
         if isinstance(replies, Sequence):
-            replies = sorted(replies, key=lambda reply: asked.get(reply.metadata.reply_to_message_id, ""))
-        for reply in replies:
-            name = reply.metadata.reply_to_message_id
+            replies = sorted(replies, key=lambda named: asked.get(named[0], ""))
+        for name, reply in replies:
             site = asked.get(name)
-            if site is not None and (reply.has_error() or reply.metadata.src_node_id == self._nodes[site]):
+            if site is not None and _is_of(reply, node=self._nodes[site]):
                 # PRIVACY: no second reply to one message is taken. test_a_second_reply_to_one_message_is_not_taken
                 del asked[name]
                 yield site, reply
             del reply
+
+
+def _is_of(reply: Message | None, *, node: int) -> bool:
+    return reply is None or reply.has_error() or reply.metadata.src_node_id == node
 
 
 def _sent(request: TrainRequest) -> Sent:
@@ -193,11 +203,16 @@ def _said(reply: Message) -> Hello | OtherVersion | Refusal | None:
         return None
 
 
-def _answer(reply: Message, *, decode: Callable[[Message], Said]) -> Said | Failure:
+def _answer(reply: Message | None, *, decode: Callable[[Message], Said]) -> Said | Failure:
+    if reply is None:
+        return Failure("invalid", "message-unreadable")
     if not reply.has_content():
         # Flower's own error text is not repeated: a site's exception may have put its data into it
-        return Failure("failed", f"flower-{reply.error.code}")
+        return Failure("failed", f"flower-{reply.error.code if reply.has_error() else 'empty'}")
     try:
         return decode(reply)
     except WireError as error:
         return Failure("invalid", error.code)
+    except Exception as error:  # noqa: BLE001  what nobody thought of, in what a site sent, is that site's failure
+        log.error("a reply cannot be read: %s; this is a fault of Motet's own too, please tell", type(error).__name__)
+        return Failure("invalid", "message-unreadable")

@@ -16,11 +16,13 @@ from torch import Tensor
 
 from shared.config import Clipping, NoiseKind, RunConfig
 from shared.row import view_of_all
-from shared.settings import Settings
+from shared.settings import Name, NamePattern, Settings
 from shared.version import VERSION
 
 PROTOCOL_VERSION = 4
 VERSION_FORM = r"^[0-9A-Za-z][0-9A-Za-z.+-]{0,39}$"
+# both are shown on the other side's terminal: no control characters, and no number of a thousand digits
+_SPOKEN_VERSION, _LAST_PROTOCOL = r"^[0-9A-Za-z.+-]{0,40}$", 999_999
 NotAccepted = Literal["not-enrolled", "key-expired", "wrong-signature", "name-taken", "version-mismatch"]
 NOT_ACCEPTED: Mapping[NotAccepted, str] = {
     "not-enrolled": "no key is enrolled under its name; hand NAME.pub to the server's operator (motet server enrol)",
@@ -40,8 +42,8 @@ class Spoken(Settings):
 
     model_config = ConfigDict(extra="ignore")
 
-    protocol_version: int
-    version: str = Field(default="", max_length=40)
+    protocol_version: int = Field(ge=0, le=_LAST_PROTOCOL)
+    version: str = Field(default="", pattern=_SPOKEN_VERSION)
     purpose: str | None = None
 
 
@@ -58,8 +60,8 @@ class HelloRequest(Settings):
 class OtherVersion(Settings):
     """In place of an introduction, from a site whose version does not work with the server's."""
 
-    protocol_version: int
-    version: str = Field(default="", max_length=40)
+    protocol_version: int = Field(ge=0, le=_LAST_PROTOCOL)
+    version: str = Field(default="", pattern=_SPOKEN_VERSION)
 
 
 class Hello(Settings):
@@ -68,15 +70,15 @@ class Hello(Settings):
     protocol_version: int
     version: str = Field(default=VERSION, pattern=VERSION_FORM)
     site: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
-    modalities: tuple[str, ...] = Field(min_length=1, max_length=64)
+    modalities: tuple[Name, ...] = Field(min_length=1, max_length=64)
     nominal_size: int | None = Field(default=None, ge=1, description="of the unit that the owner protects; public")
-    nominal_modality_sizes: dict[str, int] = Field(
+    nominal_modality_sizes: dict[Name, int] = Field(
         default={}, max_length=64, description="modality -> about how many rows have it, where the owner says so"
     )
-    tasks: tuple[str, ...] | None = Field(
+    tasks: tuple[Name, ...] | None = Field(
         default=None, max_length=1000, description="of several tasks, those that rows here answer; None: all"
     )
-    frozen: tuple[str, ...] = Field(
+    frozen: tuple[NamePattern, ...] = Field(
         default=(), max_length=1000, description="patterns of the names of parameters that are not trained here"
     )
     signature: str | None = Field(

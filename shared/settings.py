@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, TypeVar, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from shared.errors import ConfigError
@@ -27,6 +27,8 @@ def _plain_name(name: str) -> str:
 
 
 Name = Annotated[str, AfterValidator(_plain_name)]
+NamePattern = Annotated[str, Field(pattern=r"^[!-~]{1,200}$")]
+"""of names of parameters; it is shown on the other side, so no control characters"""
 
 
 class Settings(BaseModel):

@@ -2,7 +2,7 @@
 
 in        train and statistics requests and replies, introductions, Refusal; or a RecordDict, trusted in nothing
 out       the other of the two; WireError for anything that does not have the agreed form
-relies on Flower's serialisation of arrays by numpy without pickle
+relies on array_bytes.py for what Flower's arrays hold: numpy's format, read without numpy's reader
 
 What stays in this process is never made into bytes: a `LocalArray` hands the tensor itself over, a `LocalReply` the
 update. Nobody writes into a tensor that came in a message: all that were sent the same message share it.
@@ -11,14 +11,13 @@ update. Nobody writes into a tensor that came in a message: all that were sent t
 import re
 from collections.abc import Mapping
 from functools import lru_cache
-from math import prod
 
-import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, Metadata, RecordDict
 from flwr.app.message.message import make_message
 from torch import Tensor
 
+from shared.array_bytes import read_float32
 from shared.errors import ConfigError, VersionMismatch, WireError
 from shared.local_array import NUMPY, LocalArray
 from shared.messages import (
@@ -43,7 +42,6 @@ from shared.version import VERSION, release_of
 
 LARGEST_VALUE = 1e9
 """of a weight, a change or a count; float32 ends at 3e38, and a mean of such numbers is infinite"""
-_NUMPY_HEADER_BYTES = 4096
 _HELD_HEADER_CHARACTERS = 4096
 
 
@@ -316,15 +314,13 @@ def _tensor(array: Array, *, name: str, shape: tuple[int, ...]) -> Tensor:
     allowed = f"allowed: float32 {list(shape)} as {NUMPY}"
     if array.dtype != "float32" or tuple(array.shape) != shape or array.stype != NUMPY:
         raise WireError(f"array {name[:200]!r} is {array.dtype} {list(array.shape)} as {array.stype}; {allowed}")
-    if len(array.data) > 4 * prod(shape) + _NUMPY_HEADER_BYTES:
-        raise WireError(f"array {name!r} holds {len(array.data)} bytes; {allowed}")
     try:
-        values = array.numpy()
-    except (ValueError, EOFError, OSError) as error:
-        raise WireError(f"array {name!r} is not readable: {error}; {allowed}") from None
-    # the outer description is only a claim: what numpy read is checked again
-    if values.dtype != np.float32 or values.shape != shape:
-        raise WireError(f"array {name!r} holds {values.dtype} {list(values.shape)}; {allowed}")
+        values = read_float32(array.data)
+    except WireError as error:
+        raise WireError(f"array {name!r} is not readable: {error}") from None
+    # the outer description is only a claim: what was read is checked again
+    if values.shape != shape:
+        raise WireError(f"array {name!r} holds {list(values.shape)}; {allowed}")
     return torch.from_numpy(values)
 
 

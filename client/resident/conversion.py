@@ -2,13 +2,14 @@
 
 in        a RecordDict as Flower delivers it, or the parts of a message as they came over the socket
 out       the other of the two; whether it means anything is for whoever answers to judge (shared/wire.py)
-relies on numpy's own format without pickle
+relies on array_bytes.py for numpy's format, read without numpy's reader
 """
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from client.resident.protocol import Parts
+from shared.array_bytes import read_float32
 from shared.errors import WireError
 from shared.record_names import ARRAYS, HEADER, REFUSAL
 
@@ -54,7 +55,4 @@ def _word(records: RecordDict, record: str, field: str) -> str | None:
 
 
 def _read(arrays: ArrayRecord) -> dict[str, np.ndarray]:
-    try:
-        return {name: array.numpy() for name, array in arrays.items()}
-    except (ValueError, EOFError, OSError, TypeError) as error:
-        raise WireError(f"an array of a message is not readable: {error}") from None
+    return {name: read_float32(array.data) for name, array in arrays.items()}
