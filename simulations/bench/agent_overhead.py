@@ -32,7 +32,7 @@ from client.resident.journal import Journal
 from client.resident.listener import Listener
 from client.resident.protocol import Parts
 from client.resident.serving import Agent, limits_of
-from client.run_model import exchanged_shapes, key_of
+from client.run_model import exchanged_shapes, key_of, num_parameters
 from client.site import read_site
 from shared.config import RunConfig
 from shared.messages import PROTOCOL_VERSION, RequestHeader, TrainRequest
@@ -74,7 +74,7 @@ def site_at(folder: Path, *, features: int) -> Path:
 
 
 def run_of(*, width: int, features: int, rounds: int) -> RunConfig:
-    """A private run whose model has about features x width parameters."""
+    """A private run whose model has about (features + width) x width parameters."""
     return RunConfig.model_validate(
         {
             "name": "bench",
@@ -168,7 +168,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--width", type=int, default=256, help="of the model's embedding")
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--features", type=int, default=64, help="of a row; times the width, the model's size")
+    parser.add_argument("--features", type=int, default=64, help="of a row")
     parser.add_argument("--cpu", action="store_true", help="seconds of processor time, not of the clock on the wall")
     asked = parser.parse_args()
     clock = cpu_seconds if asked.cpu else time.perf_counter
@@ -188,6 +188,8 @@ def main() -> None:
             "import client.answering", clock=clock, times=3
         ),
     }
+    size = num_parameters(key_of(run_of(width=asked.width, features=asked.features, rounds=asked.rounds)))
+    print(f"a model of {size:,} parameters, {4 * size / 1e6:.1f} MB each way")
     for name, seconds in rows.items():
         middle, least, most = statistics.median(seconds), min(seconds), max(seconds)
         print(f"{name:64} {middle:8.4f} s   ({least:.4f} to {most:.4f})")
