@@ -131,15 +131,7 @@ def run_rounds(
     while progress.round_number < run.federation.rounds:
         if _patience_is_over(progress, run=run):
             return progress, "early"
-        number = progress.round_number + 1
-        wait_for_enough(
-            transport,
-            sites=plan.site_names if plan.rounds is None else plan.rounds[number - 1],
-            needed=run.federation.min_sites,
-            round_number=number,
-            timeout_s=run.federation.pause_s,
-            say=say,
-        )
+        _wait_for_sites(transport, plan=plan, run=run, number=progress.round_number + 1, say=say)
         try:
             record = _one_round(
                 transport,
@@ -163,6 +155,24 @@ def run_rounds(
         save_progress(progress, folder=folder, run_digest=run.digest)
         tell(record)
     return progress, "completed"
+
+
+def _wait_for_sites(
+    transport: Transport, *, plan: Plan, run: RunConfig, number: int, say: Callable[[str], None]
+) -> None:
+    """A round that nearly nobody could answer is not begun.
+
+    Raises:
+        RunError: as `wait_for_enough`.
+    """
+    wait_for_enough(
+        transport,
+        sites=plan.site_names if plan.rounds is None else plan.rounds[number - 1],
+        needed=run.federation.min_sites,
+        round_number=number,
+        timeout_s=run.federation.pause_s,
+        say=say,
+    )
 
 
 def chosen(progress: Progress, *, run: RunConfig) -> tuple[int, Weights]:
