@@ -24,6 +24,7 @@ _CONNECTION_EXIT = 305
 """SUPERNODE_CONNECTION_ERROR: the SuperLink does not take the node, or cannot be reached"""
 _NOT_TAKEN = "[code: 2004]"
 """FLEET_NODE_ACTIVATION_FAILED; Flower says the same of an unknown key and of a node that is connected"""
+_HANDSHAKE = "SSL/TLS handshake error detected."
 _CALL_TIMEOUT_S = 120.0
 _KEPT = (
     *("PATH", "LANG", "LC_ALL", "TZ", "TMPDIR", "VIRTUAL_ENV", "MOTET_HOME", "HF_HOME"),
@@ -117,6 +118,24 @@ def supernode(*, server: str, ca: Path, key: Path, runtime_port: int, config: Ma
         *("--superlink", server, "--root-certificates", str(ca), "--auth-supernode-private-key", str(key)),
         *("--host", "127.0.0.1", "--port", str(runtime_port), "--node-config", said),
     )
+
+
+def explain_stuck_node(said: str) -> str | None:
+    """Why a SuperNode that runs has given up its connection, from the last of what it said; None where it has not.
+
+    Flower takes a connection that is cut in the middle of a TLS handshake for a wrong certificate: the node leaves its
+    loop, logs the exception, and then waits for a thread of its own for ever.
+    """
+    last: list[str] = []
+    for line in reversed([line for line in said.splitlines() if line.strip()]):
+        if "ERROR" not in line and "WARNING" not in line:
+            break
+        last.insert(0, line)
+    # a heartbeat that fails logs the first line and not the second, and is tried again
+    for first, *between, second in (last[at:] for at, line in enumerate(last) if _HANDSHAKE in line and last[at + 1 :]):
+        if any(_HANDSHAKE not in line and "ERROR" in line for line in (*between, second)):
+            return f"it has given up its connection, which was cut while it was being made ({first.strip()[-60:]})"
+    return None
 
 
 def explain_node_exit(said: str) -> str | None:

@@ -28,6 +28,7 @@ log = logging.getLogger("motet.supervise")
 _LOOK_S = 0.2
 _ROTATE_EVERY_S = 5.0
 _TAIL_BYTES = 8192
+_STUCK_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,8 @@ class Program:
     backoff: Backoff = Backoff()
     explain: Callable[[str], str | None] | None = None
     """from the last of what it said to words for whoever reads the supervisor's log"""
+    stuck: Callable[[str], str | None] | None = None
+    """from the last of what it said to why it does nothing any more, though it has not ended; then it is ended"""
 
 
 @dataclass(frozen=True)
@@ -194,6 +197,8 @@ class _Watched:
         self._start_at = 0.0
         self._failures = self._starts = 0
         self._last_exit: int | None = None
+        self._looked_at = 0.0
+        self._said = ""
 
     def look(self) -> None:
         """Start it where it is due; notice that it has ended."""
@@ -204,6 +209,18 @@ class _Watched:
         code = self._process.poll()
         if code is not None:
             self._ended(self._process, code)
+        elif self.program.stuck is not None and time.monotonic() - self._looked_at >= _STUCK_S:
+            self._looked_at = time.monotonic()
+            self._end_if_stuck(self._process, self.program.stuck)
+
+    def _end_if_stuck(self, process: subprocess.Popen[bytes], stuck: Callable[[str], str | None]) -> None:
+        """Killed, and started again as if it had ended by itself; only who has said nothing since the last look."""
+        before, self._said = self._said, _tail(self.program.log)
+        why = stuck(self._said) if self._said == before else None
+        if why is not None:
+            log.warning("%s: %s; it is ended", self.program.name, why)
+            _signal_group(process.pid, signal.SIGKILL)
+            self._ended(process, process.wait())
 
     def state(self) -> State:
         process = self._process

@@ -48,6 +48,7 @@ def program(node: NodeSettings) -> Program:
         environment=flower_commands.environment(node.home / "flower", HOME=str(node.home), OMP_NUM_THREADS="1"),
         backoff=_BACKOFF,
         explain=flower_commands.explain_node_exit,
+        stuck=flower_commands.explain_stuck_node,
     )
 
 

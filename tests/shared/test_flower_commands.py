@@ -25,6 +25,31 @@ def test_what_is_known_of_flower_holds_for_the_installed_version() -> None:
     assert int(ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED) == 2004
 
 
+GAVE_UP = (
+    "INFO : Connection successful after 0.81 seconds and 2 tries.\n"
+    "ERROR : SSL/TLS handshake error detected.\n"
+    "ERROR : [SSL: UNEXPECTED_EOF_WHILE_READING] EOF occurred in violation of protocol\n"
+)
+"""as flwr 1.41 said it behind a proxy that cut connections; the process stayed, and did nothing more"""
+
+
+@pytest.mark.parametrize(
+    ("said", "is_stuck"),
+    [
+        (GAVE_UP, True),
+        (GAVE_UP + "ERROR : SSL/TLS handshake error detected.\n", True),
+        (GAVE_UP.replace("ERROR : [", "WARNING : Giving up reconnection after 1 seconds\nERROR : ["), True),
+        ("ERROR : SSL/TLS handshake error detected.\n", False),
+        ("ERROR : SSL/TLS handshake error detected.\nERROR : SSL/TLS handshake error detected.\n", False),
+        (GAVE_UP + "INFO : Starting Flower SuperNode\n", False),
+        ("ERROR : Failed to receive message 7: gone\n", False),
+        ("", False),
+    ],
+)
+def test_a_node_that_has_given_up_its_connection_is_known_by_its_last_words(said: str, is_stuck: bool) -> None:
+    assert (flower_commands.explain_stuck_node(said) is not None) == is_stuck
+
+
 @pytest.mark.parametrize(
     ("said", "expected"),
     [

@@ -9,10 +9,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from shared import supervise
 from shared.errors import ConfigError
 from shared.supervise import Backoff, Program, Supervisor, rotate, stopped_by_signals
 
@@ -168,3 +170,19 @@ def test_a_signal_stops_it(tmp_path: Path) -> None:
     with stopped_by_signals(supervisor):
         supervisor.run()
     assert supervisor.states()[0].pid is None
+
+
+def test_a_program_that_runs_and_does_nothing_any_more_is_ended_and_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(supervise, "_STUCK_S", 0.05)
+    # the second time it goes on talking, with the same words: that is no sign of being stuck
+    script = "echo x >> starts; echo gone; if [ $(wc -l < starts) = 1 ]; then sleep 60; fi; echo well; sleep 60"
+    stuck = replace(program(tmp_path, script), stuck=lambda said: "it is gone" if said.endswith("gone\n") else None)
+    supervisor = Supervisor([stuck], state=tmp_path / "running")
+    with caplog.at_level(logging.WARNING), running(supervisor):
+        wait_for(lambda: (tmp_path / "sleeper.log").is_file() and "well" in stuck.log.read_text())
+        wait_for(lambda: supervisor.states()[0].restarts == 1)
+        (state,) = supervisor.states()
+    assert (state.last_exit, state.restarts) == (-signal.SIGKILL, 1)
+    assert "it is gone; it is ended" in caplog.text
