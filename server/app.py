@@ -31,6 +31,7 @@ from server.privacy_summary import summarise_central, summarise_privacy
 from server.progress import ProgressLine
 from server.records import RoundRecord, RunRecord, SiteStatistics
 from server.rounds import chosen, load_weights, run_rounds, start_or_resume
+from server.running import run_alone
 from server.settings import ServerSettings, count_start, read_preflight, read_settings
 from server.strategy import FlowerTransport
 from server.tensorboard import EventWriter
@@ -52,7 +53,7 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run the federation that the run folder describes, from its last checkpoint if it has one."""
     folder = _run_folder(context)
-    with noted_failure(folder):
+    with run_alone(folder), noted_failure(folder):
         _run(grid, folder=folder)
 
 

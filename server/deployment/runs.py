@@ -5,6 +5,7 @@ out       a progress line from what the server app writes into the folder; the r
 relies on the run folder for what happened, on Flower for whether anything still goes on
 """
 
+import contextlib
 import time
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from server.failure import FILE_NAME as FAILURE_FILE
 from server.failure import read_failure
 from server.history import METRICS_FILE, read_rounds
 from server.progress import ProgressLine
+from server.running import is_run
 from server.settings import read_settings, write_atomically, write_settings
 from shared import flower_commands
 from shared.errors import RunError
@@ -25,6 +27,8 @@ from shared.errors import RunError
 REPORT_FILE = "report.html"
 ID_FILE = "flower-run"
 _LOOK_S, _ASK_FLOWER_S = 0.5, 10.0
+NOTICED_WITHIN_S = 90.0
+"""after which a run without a server app is ended here; Flower misses its heartbeat after about a minute"""
 _REPORT_WITHIN_S = 60.0
 """after Flower says that a run has ended: for a file system to show what was written"""
 
@@ -40,7 +44,7 @@ def start_run(folder: Path, *, deployment: Deployment) -> str:
     if (folder / REPORT_FILE).is_file():
         raise RunError(f"{folder} has ended; its report: {folder / REPORT_FILE}")
     known = _known_run(folder)
-    if known is not None and not _has_ended(known, deployment=deployment):
+    if known is not None and not _is_over(known, folder=folder, deployment=deployment):
         raise RunError(f"{folder} goes on already; watch it: motet run --follow {folder} --on {deployment.folder}")
     settings = read_settings(folder)
     # PRIVACY: sites of a deployment are known by their enrolled keys. test_a_deployed_run_knows_sites_by_their_keys
@@ -112,6 +116,19 @@ def _why_it_ended(run_id: str, *, folder: Path, deployment: Deployment) -> str |
             return None
         time.sleep(_LOOK_S)
     return read_failure(folder) or f"Flower ended it ({found.status} {found.details})".rstrip()
+
+
+def _is_over(run_id: str, *, folder: Path, deployment: Deployment) -> bool:
+    """Whether nothing is at work on a run any more; when its server app was killed, Flower notices late."""
+    deadline = time.monotonic() + NOTICED_WITHIN_S
+    while not (over := _has_ended(run_id, deployment=deployment)) and not is_run(folder):
+        if time.monotonic() > deadline:
+            # nobody took it up in all that time, or the end of whoever did is never noticed
+            with contextlib.suppress(RunError):  # it has ended just now
+                flower_commands.stop_run(run_id, home=deployment.flower_home)
+            return True
+        time.sleep(_LOOK_S)
+    return over
 
 
 def _has_ended(run_id: str, *, deployment: Deployment) -> bool:

@@ -15,6 +15,7 @@ from server.deployment.settings import Deployment, DeploymentSettings
 from server.deployment.status import status_of
 from server.enrolment import enrol, enrolments, read_enrolment, revoke, write_enrolment
 from server.handshake import Introduction, write_handshake
+from server.running import is_run, run_alone
 from server.settings import ServerSettings, read_settings, write_settings
 from shared import flower_commands
 from shared.errors import ConfigError, RunError
@@ -193,6 +194,40 @@ def test_status_names_who_was_not_accepted_by_the_latest_run(deployment: Deploym
     assert (found.run, found.round, found.not_accepted) == ("first", None, ("who says to be west",))
 
 
+def test_a_run_whose_server_app_was_killed_is_gone_on_with_before_flower_has_noticed(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = deployment.runs / "first"
+    run.mkdir(parents=True)
+    settings = ServerSettings(
+        run=tiny_config(private=False), run_id="r", held_out=run, cache=run, card=None, engine="deployment",
+        num_sites=1, started="now",
+    )  # fmt: skip
+    write_settings(settings, folder=run)
+    (run / "flower-run").write_text("16", encoding="utf-8")
+    stopped: list[str] = []
+
+    def stop_run(run_id: str, *, home: Path) -> None:
+        stopped.append(run_id)
+
+    monkeypatch.setattr(runs, "answers", lambda deployment: True)
+    monkeypatch.setattr(runs, "NOTICED_WITHIN_S", 0.0)
+    monkeypatch.setattr(flower_commands, "submit", lambda app, *, config, home: "17")
+    monkeypatch.setattr(flower_commands, "stop_run", stop_run)
+    monkeypatch.setattr(flower_commands, "run_status", lambda run_id, *, home: FlowerRun(run_id, "running", ""))
+    assert runs.start_run(run, deployment=deployment) == "17"
+    assert stopped == ["16"]
+
+
+def test_one_process_at_a_time_runs_a_folder(tmp_path: Path) -> None:
+    assert not is_run(tmp_path)
+    with run_alone(tmp_path):
+        assert is_run(tmp_path)
+        with pytest.raises(RunError, match="another process runs it now"), run_alone(tmp_path):
+            pass
+    assert not is_run(tmp_path)
+
+
 def test_a_deployed_run_knows_sites_by_their_keys(deployment: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
     run = deployment.runs / "first"
     run.mkdir(parents=True)
@@ -216,7 +251,7 @@ def test_a_deployed_run_knows_sites_by_their_keys(deployment: Deployment, monkey
     assert read_settings(run).enrolled == deployment.enrolled
 
     monkeypatch.setattr(flower_commands, "run_status", lambda run_id, *, home: FlowerRun(run_id, "running", ""))
-    with pytest.raises(RunError, match="goes on already"):
+    with run_alone(run), pytest.raises(RunError, match="goes on already"):
         runs.start_run(run, deployment=deployment)
     (run / "failure.txt").write_text("too few sites", encoding="utf-8")
     with pytest.raises(RunError, match=r"too few sites[\s\S]*motet run --resume"):
