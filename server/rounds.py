@@ -122,12 +122,8 @@ def run_rounds(
         run.federation.server_optimizer, moments=progress.moments, second_moments=progress.second_moments
     )
     if run.statistics is not None and progress.statistics is None:
-        progress.statistics = _ask_statistics(transport, plan=plan, settings=settings, attempt=attempt)
-        # on the disk before round 1: whoever was asked has paid, and is not asked twice
-        save_progress(progress, folder=folder, run_digest=run.digest)
-    if progress.round_number == 0 and progress.best_score is None:
-        untrained = _scores(model, progress.weights, samples=validation, run=run)
-        progress.best_score = selection_score(untrained, data=run.data)
+        _have_statistics(transport, progress, plan=plan, settings=settings, folder=folder, attempt=attempt)
+    _have_first_score(progress, model=model, validation=validation, run=run)
     while progress.round_number < run.federation.rounds:
         if _patience_is_over(progress, run=run):
             return progress, "early"
@@ -253,6 +249,21 @@ def _one_round(
         site_epsilon=site_epsilon,
         aggregated=intake.note,
     )
+
+
+def _have_first_score(progress: Progress, *, model: MultimodalModel, validation: Samples, run: RunConfig) -> None:
+    """What a round has to be better than: the model before any."""
+    if progress.round_number == 0 and progress.best_score is None:
+        untrained = _scores(model, progress.weights, samples=validation, run=run)
+        progress.best_score = selection_score(untrained, data=run.data)
+
+
+def _have_statistics(
+    transport: Transport, progress: Progress, *, plan: Plan, settings: ServerSettings, folder: Path, attempt: int
+) -> None:
+    progress.statistics = _ask_statistics(transport, plan=plan, settings=settings, attempt=attempt)
+    # on the disk before round 1: whoever was asked has paid, and is not asked twice
+    save_progress(progress, folder=folder, run_digest=settings.run.digest)
 
 
 def _ask_statistics(
