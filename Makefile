@@ -14,7 +14,7 @@ help:
 	@echo "make test      set up and run the tests"
 	@echo "make check     set up and check format, lint, types, import directions and documents"
 	@echo "make test-all  the slow tests too: Flower's simulation and a deployment over TLS"
-	@echo "make test-system  real processes alone: deployments over TLS, kills, cut networks; some ten minutes"
+	@echo "make test-system  real processes alone: deployments over TLS, kills, cut networks; about half an hour"
 	@echo "make bench     all benchmarks, in some hours, and the tables of docs/performance.md"
 	@echo "make bench-peers  the environments of the frameworks that make bench compares with"
 

@@ -28,8 +28,15 @@ from simulations.datasets.writer import TEST, VALIDATION, File, NewRow, writing
 ROWS, WIDTH = 24, 6
 LABELS = ("calm", "loud")
 _CHECKOUT = Path(__file__).resolve().parents[2]
-KINDS = ("agent", "supernode", "superlink", "superexec", "serverapp", "clientapp", "supervisor")
-"""words in command lines, by which a process is counted"""
+_PROGRAMS = {
+    "motet agent start": "agent",
+    "flower-supernode --": "supernode",
+    "flower-superlink --": "superlink",
+    "flower-superexec --": "superexec",
+    "flwr-serverapp --": "serverapp",
+    "flwr-clientapp --": "clientapp",
+}
+"""words in command lines, by which a process is counted; other programs' words stand in options, too"""
 
 
 @dataclass
@@ -83,7 +90,7 @@ class SoakMachine:
         for process in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 if f"MOTET_HOME={self.mark}".encode() in (process / "environ").read_bytes().split(b"\0"):
-                    found[int(process.name)] = _kind((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+                    found[int(process.name)] = kind_of((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
         return found
 
     def end(self) -> None:
@@ -218,11 +225,9 @@ def _data_set(folder: Path, *, names: Sequence[str], seed: int) -> Path:
     return folder
 
 
-def _kind(command: str) -> str:
-    if "motet agent start" in command:
-        return "agent"
-    found = next((kind for kind in KINDS if kind in command), None)
-    return found or "supervisor"
+def kind_of(command: str) -> str:
+    """What a process is, by its command line: one of Flower's programs, an agent, or a command of motet's beside it."""
+    return next((kind for words, kind in _PROGRAMS.items() if words in command), "supervisor")
 
 
 def _free_port() -> int:

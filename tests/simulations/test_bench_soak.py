@@ -1,9 +1,14 @@
 """What a soak counts: a round that was used and not paid for is seen, and so is what was paid and not used."""
 
+from pathlib import Path
+
 from server.records import RoundRecord, SiteRound
+from shared import flower_commands
+from shared.flower_commands import Tls
 from shared.privacy.accountant import MechanismUse
 from shared.privacy.ledger import LedgerRow, State
 from simulations.bench.soak import over_time, spend_of
+from simulations.bench.soak_site import kind_of
 
 USE = MechanismUse(noise_multiplier=2.0, sample_rate=1.0, steps=1)
 RECORDS = [
@@ -33,3 +38,21 @@ def test_memory_over_time_is_in_parts_of_the_whole_time() -> None:
     found = over_time(samples, parts=2)
     assert found == {"agent": (124.5, 175.0), "superlink": (7.0,)}
     assert over_time([]) == {}
+
+
+def test_each_program_is_counted_as_what_it_is() -> None:
+    """Their options name one another."""
+    path = Path("/motet/agent/superlink/x")
+    tls = Tls(ca=path, certificate=path, key=path)
+    commands = {
+        "supernode": flower_commands.supernode(
+            server="localhost:1", ca=path, key=path, runtime_port=2, config={"agent": str(path)}
+        ),
+        "superlink": flower_commands.superlink(listen="localhost", port=1, tls=tls, database=path, secret=path),
+        "superexec": flower_commands.superexec(address="localhost:1", ca=path, secret=path),
+        "agent": ("python", "-m", "motet", "agent", "start", str(path)),
+        "supervisor": ("python", "-m", "motet", "node", "start", str(path)),
+        "serverapp": ("python", "/bin/flwr-serverapp", "--serverappio-api-address", "localhost"),
+        "clientapp": ("python", "/bin/flwr-clientapp", "--clientappio-api-address", "localhost"),
+    }
+    assert {kind: kind_of(" ".join(command)) for kind, command in commands.items()} == {kind: kind for kind in commands}
