@@ -199,6 +199,7 @@ class _Watched:
         self._last_exit: int | None = None
         self._looked_at = 0.0
         self._said = ""
+        self._log_began = 0
 
     def look(self) -> None:
         """Start it where it is due; notice that it has ended."""
@@ -215,7 +216,8 @@ class _Watched:
 
     def _end_if_stuck(self, process: subprocess.Popen[bytes], stuck: Callable[[str], str | None]) -> None:
         """Killed, and started again as if it had ended by itself; only who has said nothing since the last look."""
-        before, self._said = self._said, _tail(self.program.log)
+        # what stood there before it was started was said by the one before
+        before, self._said = self._said, _tail(self.program.log, since=self._log_began)
         why = stuck(self._said) if self._said == before else None
         if why is not None:
             log.warning("%s: %s; it is ended", self.program.name, why)
@@ -265,6 +267,7 @@ class _Watched:
     def _start(self) -> None:
         program = self.program
         program.log.parent.mkdir(parents=True, exist_ok=True)
+        self._said, self._log_began = "", program.log.stat().st_size if program.log.exists() else 0
         try:
             with _log_file(program.log) as out:
                 self._process = subprocess.Popen(  # noqa: S603  our own words, no shell
@@ -310,10 +313,12 @@ def _log_file(path: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _tail(path: Path) -> str:
+def _tail(path: Path, *, since: int = 0) -> str:
     try:
         with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
+            size = path.stat().st_size
+            # one that was put away meanwhile begins anew
+            file.seek(max(0, size - _TAIL_BYTES, since if since <= size else 0))
             return file.read().decode("utf-8", errors="replace")
     except OSError:
         return ""

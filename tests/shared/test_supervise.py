@@ -176,8 +176,10 @@ def test_a_program_that_runs_and_does_nothing_any_more_is_ended_and_started_agai
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(supervise, "_STUCK_S", 0.05)
-    # the second time it goes on talking, with the same words: that is no sign of being stuck
-    script = "echo x >> starts; echo gone; if [ $(wc -l < starts) = 1 ]; then sleep 60; fi; echo well; sleep 60"
+    # the second time it says nothing for a while: what the one before said is not its own
+    script = (
+        "echo x >> starts; if [ $(wc -l < starts) = 1 ]; then echo gone; sleep 60; fi; sleep 1; echo well; sleep 60"
+    )
     stuck = replace(program(tmp_path, script), stuck=lambda said: "it is gone" if said.endswith("gone\n") else None)
     supervisor = Supervisor([stuck], state=tmp_path / "running")
     with caplog.at_level(logging.WARNING), running(supervisor):
