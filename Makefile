@@ -7,13 +7,14 @@ export FLWR_TELEMETRY_ENABLED = 0
 export FLWR_DISABLE_UPDATE_CHECK = 1
 export HF_HUB_OFFLINE = 1
 
-.PHONY: help setup demo test test-all check bench bench-peers format clean
+.PHONY: help setup demo test test-all test-system check bench bench-peers format clean
 
 help:
 	@echo "make demo      set up and run the built-in scenario, private at epsilon 8, to a report"
 	@echo "make test      set up and run the tests"
 	@echo "make check     set up and check format, lint, types, import directions and documents"
 	@echo "make test-all  the slow tests too: Flower's simulation and a deployment over TLS"
+	@echo "make test-system  real processes alone: deployments over TLS, kills, cut networks; about half an hour"
 	@echo "make bench     all benchmarks, in some hours, and the tables of docs/performance.md"
 	@echo "make bench-peers  the environments of the frameworks that make bench compares with"
 
@@ -37,6 +38,10 @@ test: $(READY)
 
 test-all: $(READY)
 	$(BIN)/pytest -m ''
+
+# deployments on loopback, one after the other: each has a server, sites and nodes of its own
+test-system: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m '' tests/system
 
 check: $(READY)
 	$(BIN)/ruff format --check .

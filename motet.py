@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from simulations.commands import data, model, pretrain, privacy, recommend
+from simulations.commands import agent, data, deploy, model, node, pretrain, privacy, recommend, server, site
 from simulations.commands.options import (
     Device,
     Engine,
@@ -25,6 +25,7 @@ from simulations.commands.options import (
     memory_bytes,
     source_change,
 )
+from simulations.commands.prepared import prepared
 
 app = typer.Typer(
     name="motet",
@@ -67,7 +68,7 @@ def simulate(
     folder = resume
     if folder is None:
         changes = [*(changes or []), *source_change(source)]
-        folder = _prepared(str(scenario), out=out, engine=kind, seed=seed, changes=changes, parts=parts or [])
+        folder = prepared(str(scenario), out=out, engine=kind, seed=seed, changes=changes, parts=parts or [])
     elif any(option is not None for option in (out, engine, seed, source, changes, parts)):
         raise typer.BadParameter("--resume goes on with the run's own settings; leave the other options away")
     elif (folder / "report.html").is_file():
@@ -99,8 +100,8 @@ def prepare(
     changes: Set = None,
     parts: Parts = None,
 ) -> None:
-    """Make the run folder of a real deployment, for `flwr run`; nothing is trained yet."""
-    folder = _prepared(
+    """Make the run folder of a real deployment without starting it; nothing is trained yet."""
+    folder = prepared(
         scenario,
         out=out,
         engine="deployment",
@@ -110,9 +111,7 @@ def prepare(
         num_sites=num_sites,
         site_cap_epsilon=site_cap_epsilon,
     )
-    typer.echo(
-        f"prepared: {folder}\nrun it with: flwr run . LINK --stream --run-config 'run-folder=\"{folder.resolve()}\"'"
-    )
+    typer.echo(f"prepared: {folder}\nrun it with: motet run --resume {folder} --on DEPLOYMENT")
 
 
 @app.command()
@@ -175,7 +174,10 @@ def scenarios() -> None:
     Console().print(table)
 
 
-app.add_typer(data.app, name="data")
+for name, group in {"data": data, "server": server, "site": site, "agent": agent, "node": node}.items():
+    app.add_typer(group.app, name=name)
+app.command()(deploy.run)
+app.command()(deploy.status)
 app.command()(pretrain.pretrain)
 app.command()(model.predict)
 app.command()(model.export)
@@ -184,38 +186,6 @@ app.command()(recommend.recommend)
 app.command()(recommend.classify)
 for command in (privacy.budget, privacy.preflight, privacy.audit, privacy.report):
     app.command()(command)
-
-
-def _prepared(
-    scenario: str,
-    *,
-    out: Path | None,
-    engine: str,
-    seed: int | None,
-    changes: list[str],
-    parts: list[Path],
-    num_sites: int | None = None,
-    site_cap_epsilon: float | None = None,
-) -> Path:
-    from datetime import datetime
-
-    from simulations.scenario import find_scenario, motet_home, read_scenario
-    from simulations.simulate import prepare_run
-
-    if seed is not None:
-        changes = [*changes, f"run.seed={seed}"]
-    settings, data_set = read_scenario(find_scenario(scenario), changes=changes, home=motet_home())
-    folder = out or Path("runs") / f"{settings.run.name}-{datetime.now():%Y%m%d-%H%M%S}"
-    prepare_run(
-        settings,
-        data_set=data_set,
-        folder=folder,
-        engine=engine,
-        extensions=parts,
-        num_sites=num_sites,
-        site_cap_epsilon=site_cap_epsilon,
-    )
-    return folder
 
 
 def main() -> None:

@@ -25,11 +25,13 @@ from client.charge import (
     statement,
 )
 from client.open_round import OpenRound, nominal_size, open_round, permitted_here, source_of, sources_of
+from client.paid_once import forgotten_if_it_fails, history_without, still_paid
 from client.passed import note_of
 from client.permission import Permitted
 from client.personal import keep_own, own_weights, tell_what_own_is_worth
 from client.plan import PrivacyPlan
 from client.private_training import TrainedRound, train_round
+from client.resident.answers import NO_ANSWERS, Answers, Case
 from client.run_model import RunKey, key_of, model_with
 from client.site import SiteConfig, read_site
 from client.statistics import noisy_counts
@@ -37,10 +39,13 @@ from client.unchanged import Unchanged
 from shared.batch import Samples
 from shared.dataset import load_samples
 from shared.errors import ManifestError, MotetError, PermissionRefused
+from shared.keys import read_private, sign
 from shared.manifest import find_manifest
 from shared.messages import (
+    NOT_ACCEPTED,
     PROTOCOL_VERSION,
     Hello,
+    HelloRequest,
     Refusal,
     RequestHeader,
     Shapes,
@@ -50,18 +55,29 @@ from shared.messages import (
 )
 from shared.privacy.ledger import Ledger, Reservation
 from shared.privacy.ledger_totals import History
+from shared.privacy.ledger_transaction import NO_PROTECTION
 from shared.targets import answers_to
+from shared.version import VERSION
 
 ReadWeights = Callable[[Shapes], dict[str, Tensor]]
 log = logging.getLogger("motet.site")
 
 
-def answer_hello(site_file: Path) -> Hello | Refusal:
-    """What the owner's settings say is public about the site."""
+def answer_hello(site_file: Path, *, asked: HelloRequest | None = None) -> Hello | Refusal:
+    """What the owner's settings say is public about the site, signed where the site has a key.
+
+    Args:
+        asked: the server's question, with what is to be signed; without one nothing is.
+    """
     try:
         site = read_site(site_file)
-        return Hello(
+        if asked is not None and asked.not_accepted is not None:
+            # to be read by the owner: a site that is not let in would wait in silence
+            log.error("%s: the server did not accept this site: %s", site.name, NOT_ACCEPTED[asked.not_accepted])
+            return Refusal(asked.not_accepted)
+        hello = Hello(
             protocol_version=PROTOCOL_VERSION,
+            version=VERSION,
             site=site.name,
             modalities=site.modalities,
             nominal_size=site.nominal_units(site.privacy.unit),
@@ -69,33 +85,44 @@ def answer_hello(site_file: Path) -> Hello | Refusal:
             tasks=site.tasks,
             frozen=site.frozen,
         )
+        if asked is None or site.agent.key is None:
+            return hello
+        return hello.model_copy(
+            update={"signature": sign(read_private(site.agent.key), hello.signed_text(asked.nonce))}
+        )
     except Exception as error:  # noqa: BLE001  whatever it is, its text must not travel
         return refuse(site_file, error)
 
 
-def answer_statistics(header: StatisticsHeader, *, site_file: Path) -> StatisticsReply | Refusal:
+def answer_statistics(
+    header: StatisticsHeader, *, site_file: Path, answers: Answers = NO_ANSWERS
+) -> StatisticsReply | Refusal:
     """Noisy counts of the site's records or subjects, paid for like a round; or a refusal, never an exception.
 
     Args:
         header: what is asked.
         site_file: the owner's settings, named by the owner's machine and not by the request.
+        answers: as in `answer_train`.
     """
     try:
-        return _count(header, read_site(site_file))
+        return _count(header, read_site(site_file), answers=answers)
     except Exception as error:  # noqa: BLE001  whatever it is, its text must not travel
         return refuse(site_file, error)
 
 
-def answer_train(header: RequestHeader, read_weights: ReadWeights, *, site_file: Path) -> TrainReply | Refusal:
+def answer_train(
+    header: RequestHeader, read_weights: ReadWeights, *, site_file: Path, answers: Answers = NO_ANSWERS
+) -> TrainReply | Refusal:
     """A protected update for one round, or a refusal; never an exception, whose text could carry data away.
 
     Args:
         header: what is asked.
         read_weights: decodes the request's weights once it is known which ones, in which shapes, are expected.
         site_file: the owner's settings, named by the owner's machine and not by the request.
+        answers: where the site agent keeps what it has let out, so that an identical request is charged once.
     """
     try:
-        return _train(header, read_weights, read_site(site_file))
+        return _train(header, read_weights, read_site(site_file), answers=answers)
     except Exception as error:  # noqa: BLE001  whatever it is, its text must not travel
         return refuse(site_file, error)
 
@@ -182,42 +209,62 @@ def close_round(
     return TrainReply(header=header, update=leaving.update)
 
 
-def _count(header: StatisticsHeader, site: SiteConfig) -> StatisticsReply:
+def _count(header: StatisticsHeader, site: SiteConfig, *, answers: Answers) -> StatisticsReply:
     permitted = permitted_here(header, site=site)
     if permitted.unit is None:
         raise PermissionRefused("counts are asked for, and the site protects nothing in this run")
-    ledger = ledger_at(site.ledger)
-    history = ledger.history(site.data_set, header.run_id, unit=permitted.unit)
+    ledger, case = ledger_at(site.ledger), answers.case(header, data_set=site.data_set, weights={})
+    standing = case.standing(ledger)
+    if isinstance(standing, StatisticsReply):
+        return standing
+    paid = standing if isinstance(standing, Reservation) else None
+    history = history_without(paid, ledger.history(site.data_set, header.run_id, unit=permitted.unit))
     plan, use = plan_counts(header, unit=permitted.unit, site=site, history=history)
     # PRIVACY: the cost is on disk before a file of the owner's is opened. test_counts_are_paid_for_before_data_is_read
-    reservation = ledger.reserve(**charge_for_counts(header, site=site, plan=plan, use=use))
-    counts = noisy_counts(
-        _load(permitted, site=site, ledger=ledger, reservation=reservation),
-        unit=permitted.unit,
-        schema=permitted.run.data,
-        noise_multiplier=use.noise_multiplier,
-        kind=plan.noise,
-        source=source_of(header.run, site=site, purpose="0/counts", is_secret=True),
-    )
+    reservation = still_paid(paid, use) or ledger.reserve(**charge_for_counts(header, site=site, plan=plan, use=use))
+    case.note(reservation)
+    with forgotten_if_it_fails(case):
+        counts = noisy_counts(
+            _load(permitted, site=site, ledger=ledger, reservation=reservation, case=case),
+            unit=permitted.unit,
+            schema=permitted.run.data,
+            noise_multiplier=use.noise_multiplier,
+            kind=plan.noise,
+            source=source_of(header.run, site=site, purpose="0/counts", is_secret=True),
+        )
+        said = statement(as_counts(plan, use=use), site=site, reservation=reservation, history=history)
+    reply = StatisticsReply(protocol_version=PROTOCOL_VERSION, run_id=header.run_id, counts=counts, privacy=said)
+    case.keep(reply)
     ledger.release(reservation)
-    said = statement(as_counts(plan, use=use), site=site, reservation=reservation, history=history)
-    return StatisticsReply(protocol_version=PROTOCOL_VERSION, run_id=header.run_id, counts=counts, privacy=said)
+    return reply
 
 
-def _train(header: RequestHeader, read_weights: ReadWeights, site: SiteConfig) -> TrainReply:
+def _train(header: RequestHeader, read_weights: ReadWeights, site: SiteConfig, *, answers: Answers) -> TrainReply:
     opened = open_round(header, site=site)
     weights = read_weights(opened.shapes.sent)
     ledger, plan, history = ledger_at(site.ledger), None, None
+    case = answers.case(header, data_set=site.data_set, weights=weights)
+    standing = case.standing(ledger)
+    if isinstance(standing, TrainReply):
+        return standing
+    paid = standing if isinstance(standing, Reservation) else None
     if opened.permitted.unit is not None:
-        history = ledger.history(site.data_set, header.run_id, unit=opened.permitted.unit)
+        history = history_without(paid, ledger.history(site.data_set, header.run_id, unit=opened.permitted.unit))
         plan = plan_of(opened, history=history)
         try_out(opened, history=history)
     # PRIVACY: the cost is on disk before a file of the owner's is opened. test_cost_is_on_disk_before_data_is_read
-    reservation = ledger.reserve(**charge_for_round(header, site=site, plan=plan))
-    samples = _load(opened.permitted, site=site, ledger=ledger, reservation=reservation)
-    trained = train_alone(opened, weights, samples, plan=plan)
-    (leaving,) = bounded_updates(opened, [trained])
-    reply = close_round(opened, leaving, plan=plan, history=history, reservation=reservation)
+    reservation = still_paid(paid, plan.uses(1) if plan else NO_PROTECTION) or ledger.reserve(
+        **charge_for_round(header, site=site, plan=plan)
+    )
+    case.note(reservation)
+    with forgotten_if_it_fails(case):
+        samples = _load(opened.permitted, site=site, ledger=ledger, reservation=reservation, case=case)
+        trained = train_alone(opened, weights, samples, plan=plan)
+        (leaving,) = bounded_updates(opened, [trained])
+        reply = close_round(opened, leaving, plan=plan, history=history, reservation=reservation)
+    # PRIVACY: whole and on the disk before it is released, and released before it is sent.
+    # test_a_killed_agent_charges_an_identical_request_once
+    case.keep(reply)
     ledger.release(reservation)
     return reply
 
@@ -242,7 +289,7 @@ def _preflight(permitted: Permitted, *, site: SiteConfig, run_id: str, is_first:
     note.make()
 
 
-def _load(permitted: Permitted, *, site: SiteConfig, ledger: Ledger, reservation: Reservation) -> Samples:
+def _load(permitted: Permitted, *, site: SiteConfig, ledger: Ledger, reservation: Reservation, case: Case) -> Samples:
     """The site's samples; where the owner's own check finds faults nothing has left, and the reservation is given back.
 
     Whatever else goes wrong may lie in settings of the server's meeting one record: that stays spent, or a server could
@@ -252,6 +299,7 @@ def _load(permitted: Permitted, *, site: SiteConfig, ledger: Ledger, reservation
         return _loaded_samples(wanted_samples(permitted, site=site))
     except ManifestError:
         # PRIVACY: before any mechanism ran, and never later. test_only_data_that_cannot_be_read_is_given_back
+        case.forget()
         ledger.void(reservation)
         raise
 

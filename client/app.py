@@ -1,8 +1,11 @@
-"""Client app: decode, call the agent, encode; the part of a site that Flower delivers and that decides nothing.
+"""Client app: the part of a site that Flower delivers; it carries messages to the site agent and decides nothing.
 
 in        a Flower message and the context of the node it reached
-out       a Flower message with what agent.py let out
-relies on the node's own settings for the site file; no path is ever taken from a message
+out       a Flower message with what the agent let out
+relies on the node's own settings for where the agent is; no path is ever taken from a message
+
+Whoever runs the server wrote what is delivered. So nothing is protected here: the agent, which the owner installed, has
+the data and the ledger, and this process runs as a user who can read neither (docs/deployment.md).
 """
 
 import functools
@@ -11,18 +14,19 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from flwr.app import Context, Message
+from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from client.agent import answer_hello, answer_statistics, answer_train
-from shared.errors import WireError
-from shared.messages import Refusal
-from shared.wire import decode_arrays, decode_request_header, decode_statistics_header, encode_reply
+from client.resident.carrier import carry
+from client.resident.protocol import Kind
+from shared.record_names import REFUSAL
 
-SITE_KEY = "site"
-"""node setting that names the site file: flower-supernode --node-config 'site="/path/site.toml"'"""
+AGENT_KEY = "agent"
+"""node setting that names the agent's socket: flower-supernode --node-config 'agent="/path/agent.sock"'"""
+SITE_KEY = "simulated-site"
+"""simulations only: a site file, answered in this process"""
 SIMULATED_SITES_VARIABLE = "MOTET_SIMULATED_SITES"
-"""simulations only: a file with one site file a line, picked by the node's partition-id"""
+"""simulations only: a file with one site file a line, picked by the node's partition-id and answered in this process"""
 
 log = logging.getLogger("motet.site")
 app = ClientApp()
@@ -39,7 +43,7 @@ def _never_raising(handler: Handler) -> Handler:
         except Exception:
             # PRIVACY: Flower sends an exception's text to the server. test_a_failing_client_app_sends_only_a_code
             log.exception("client app failed")
-            return Message(encode_reply(Refusal("internal")), reply_to=message)
+            return Message(RecordDict({REFUSAL: ConfigRecord({"code": "internal"})}), reply_to=message)
 
     return guarded
 
@@ -48,34 +52,31 @@ def _never_raising(handler: Handler) -> Handler:
 @_never_raising
 def hello_or_counts(message: Message, context: Context) -> Message:
     """Who this site is, as its owner published it, if nothing is asked; or the noisy counts that are asked for."""
-    records, site_file = message.content, _site_file(context)
-    if site_file is None:
-        return Message(encode_reply(Refusal("settings-invalid")), reply_to=message)
-    if not records:
-        return Message(encode_reply(answer_hello(site_file)), reply_to=message)
-    try:
-        header = decode_statistics_header(records)
-    except WireError as error:
-        return Message(encode_reply(Refusal(error.code)), reply_to=message)
-    return Message(encode_reply(answer_statistics(header, site_file=site_file)), reply_to=message)
+    return Message(_answer("query", message.content, context=context), reply_to=message)
 
 
 @app.train()
 @_never_raising
 def train(message: Message, context: Context) -> Message:
     """One round of protected training."""
-    records, site_file = message.content, _site_file(context)
+    return Message(_answer("train", message.content, context=context), reply_to=message)
+
+
+def _answer(kind: Kind, records: RecordDict, *, context: Context) -> RecordDict:
+    agent = context.node_config.get(AGENT_KEY)
+    if isinstance(agent, str):
+        return carry(kind, records, agent=Path(agent))
+    site_file = simulated_site(context)
     if site_file is None:
-        return Message(encode_reply(Refusal("settings-invalid")), reply_to=message)
-    try:
-        header = decode_request_header(records)
-    except WireError as error:
-        return Message(encode_reply(Refusal(error.code)), reply_to=message)
-    reply = answer_train(header, lambda shapes: decode_arrays(records, shapes=shapes), site_file=site_file)
-    return Message(encode_reply(reply), reply_to=message)
+        return RecordDict({REFUSAL: ConfigRecord({"code": "settings-invalid"})})
+    from client.answering import answer_query, answer_training  # torch, which the carrier does without
+
+    answer = answer_query if kind == "query" else answer_training
+    return answer(records, site_file=site_file)
 
 
-def _site_file(context: Context) -> Path | None:
+def simulated_site(context: Context) -> Path | None:
+    """The settings of the simulated site that a node stands for; None for a node of a deployment."""
     named = context.node_config.get(SITE_KEY)
     if isinstance(named, str):
         return Path(named)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal, TypedDict
 
+from client.limits import refuse_too_much_work
 from client.plan import PrivacyPlan, counts_use, make_plan
 from client.site import OwnerPrivacy, SiteConfig
 from client.unchanged import Same
@@ -37,6 +38,8 @@ class Charge(TypedDict):
     delta: float
     accountant: Accountant
     mechanism: Mechanism
+    most_rounds: int | None
+    most_a_day: int | None
 
 
 def plan_round(header: RequestHeader, *, unit: SiteUnit, site: SiteConfig, history: History) -> PrivacyPlan:
@@ -93,7 +96,12 @@ def charge_for_round(header: RequestHeader, *, site: SiteConfig, plan: PrivacyPl
 
     Args:
         plan: None: the update has no noise of the site's own, which the owner has permitted.
+
+    Raises:
+        PermissionRefused: the round is more work than the owner permits.
     """
+    units = site.nominal_units(plan.unit if plan else "record")
+    refuse_too_much_work(header.run.training, units=units, limits=site.limits)
     return _charge(
         header,
         site=site,
@@ -276,4 +284,6 @@ def _charge(
         delta=plan.delta if plan else site.privacy.delta,
         accountant=plan.accountant if plan else "pld",
         mechanism=mechanism,
+        most_rounds=site.limits.rounds if round_number != COUNTS_ROUND else None,
+        most_a_day=site.limits.rounds_a_day,
     )

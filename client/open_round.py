@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from client.limits import refuse_beyond_limits
 from client.permission import Cards, Permitted, clip_norm_of_round, permit, site_clip_norm_of_round
 from client.plan import PrivacyPlan
 from client.run_model import ExchangedShapes, RunKey, exchanged_shapes, key_of, num_parameters
@@ -94,6 +95,7 @@ def permitted_here(
     permitted = permit(header.run, site=site, cards=cards)
     for part in site.parts:
         _load_part(part)
+    refuse_beyond_limits(header, permitted.run, limits=site.limits)
     return permitted
 
 

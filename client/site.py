@@ -14,10 +14,11 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from client.limits import OwnerLimits
 from client.unchanged import Unchanged
 from shared.config import NoiseKind, Unit
 from shared.errors import ConfigError
-from shared.settings import MOST_PATTERNS, Name, Pattern, Settings, parse_settings, read_toml
+from shared.settings import MOST_PATTERNS, Name, NamePattern, Settings, parse_settings, read_toml
 
 ShortBudget = Literal["refuse", "fewer-rounds", "more-noise"]
 
@@ -46,6 +47,30 @@ class OwnerPrivacy(Settings):
     )
 
 
+class AgentSettings(Settings):
+    """How the site agent is reached on the owner's machine, and by whom."""
+
+    socket: Path = Field(default=Path("agent/socket"), description="in a folder that only the agent's user writes to")
+    allowed_users: tuple[str, ...] = Field(
+        default=(), max_length=16, description="users who may ask beside the agent's own: the one of the SuperNode"
+    )
+    answers: Path = Field(
+        default=Path("agent/answers"), description="folder of what was let out, so that a repeated request costs once"
+    )
+    kept_runs: int = Field(default=4, ge=1, le=1000, description="runs whose last answers are kept")
+    kept_rounds: int = Field(default=2, ge=1, le=1000, description="last rounds of a run whose answers are kept")
+    journal: Path = Field(
+        default=Path("agent/journal.jsonl"), description="what was asked and answered; no personal data stands in it"
+    )
+    journal_bytes: int = Field(default=5_000_000, ge=10_000, description="of one file of it; five older ones are kept")
+    metrics_port: int | None = Field(
+        default=None, ge=1, le=65_535, description="on 127.0.0.1: /metrics for Prometheus and /health; none if not set"
+    )
+    key: Path | None = Field(
+        default=None, description="the site's private key, by which a server knows it; simulated sites have none"
+    )
+
+
 class SiteConfig(Settings):
     """What an owner permits. Paths are relative to the file they stand in."""
 
@@ -67,7 +92,7 @@ class SiteConfig(Settings):
     tasks: tuple[Name, ...] | None = Field(
         default=None, description="public: of several tasks, those that rows here answer; all, if not set"
     )
-    frozen: tuple[Pattern, ...] = Field(
+    frozen: tuple[NamePattern, ...] = Field(
         default=(),
         max_length=MOST_PATTERNS,
         description="public: patterns of the names of parameters that are used here and not trained",
@@ -79,6 +104,8 @@ class SiteConfig(Settings):
     parts: tuple[Path, ...] = Field(
         default=(), description="the owner's Python files that register encoders and the like"
     )
+    agent: AgentSettings = AgentSettings()
+    limits: OwnerLimits = OwnerLimits()
     privacy: OwnerPrivacy
 
     @model_validator(mode="after")
@@ -133,7 +160,10 @@ def _read(path: Path) -> SiteConfig:
     many = {
         field: tuple((folder / path).resolve() for path in getattr(site, field)) for field in ("checkpoints", "parts")
     }
-    values: dict[str, Hashable] = {**dict(site), **one, **many}
+    key = site.agent.key and (folder / site.agent.key).absolute()
+    own = {field: (folder / getattr(site.agent, field)).absolute() for field in ("socket", "answers", "journal")}
+    agent = site.agent.model_copy(update={**own, "key": key})
+    values: dict[str, Hashable] = {**dict(site), **one, **many, "agent": agent}
     # Of ten thousand simulated owners most permit the same and share a ledger: one object each of what is equal.
     values |= {field: _one_object(value) for field, value in values.items() if field not in _OWN}
     return SiteConfig.model_construct(_FIELDS, **values)
@@ -148,7 +178,8 @@ _OWN = ("name", "data", "data_set", "nominal_size", "nominal_subjects", "nominal
 """numbers, and what hardly two sites have the same"""
 _FIELDS = set(SiteConfig.model_fields)
 _SAYS_NOTHING = {
-    "name", "data", "data_set", "nominal_size", "nominal_subjects", "nominal_modality_sizes", "ledger", "cache"
+    "name", "data", "data_set", "nominal_size", "nominal_subjects", "nominal_modality_sizes", "ledger", "cache",
+    "agent",
 }  # fmt: skip
 _terms = itemgetter(*sorted(_FIELDS - _SAYS_NOTHING))
 _read_unless_known = Unchanged(_read)

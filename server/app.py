@@ -22,6 +22,8 @@ from server.announcement import announcement
 from server.checkpoint import Progress, save_model
 from server.code_digest import code_digest
 from server.evaluation import evaluate
+from server.failure import noted_failure
+from server.handshake import Enrolled, write_handshake
 from server.heldout import HeldOut, load_held_out
 from server.negatives import public_negatives
 from server.plan import Central, Plan, make_plan, start_central
@@ -29,6 +31,7 @@ from server.privacy_summary import summarise_central, summarise_privacy
 from server.progress import ProgressLine
 from server.records import Computed, RoundRecord, RunRecord, SiteStatistics
 from server.rounds import chosen, load_weights, run_rounds, start_or_resume
+from server.running import run_alone
 from server.settings import ServerSettings, count_start, read_computed, read_preflight, read_settings
 from server.strategy import FlowerTransport
 from server.tensorboard import EventWriter
@@ -50,17 +53,25 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run the federation that the run folder describes, from its last checkpoint if it has one."""
     folder = _run_folder(context)
+    with run_alone(folder), noted_failure(folder):
+        _run(grid, folder=folder)
+
+
+def _run(grid: Grid, *, folder: Path) -> None:
     settings = read_settings(folder)
     for extension in settings.extensions:
         load_extensions(extension)
     attempt, began = count_start(folder), time.monotonic()
-    transport, run = FlowerTransport(grid), settings.run
+    transport, run = FlowerTransport(grid, enrolled=_enrolled(settings)), settings.run
     held_out = load_held_out(settings)
     renew = public_negatives(settings, held_out=held_out)
     model = build_model(run)
-    sites = transport.hello(
-        expected=settings.num_sites, min_sites=run.federation.min_sites, timeout_s=run.federation.wait_for_sites_s
-    )
+    try:
+        sites = transport.hello(
+            expected=settings.num_sites, min_sites=run.federation.min_sites, timeout_s=run.federation.wait_for_sites_s
+        )
+    finally:
+        write_handshake(transport.introductions, folder=folder)
     plan = make_plan(sites, run=run, model=model)
     central = start_central(plan, settings=settings, model=model)
     Console().print("\n".join(announcement(plan, run=run, central=central)), highlight=False, markup=False)
@@ -81,6 +92,7 @@ def main(grid: Grid, context: Context) -> None:
             folder=folder,
             attempt=attempt,
             tell=tell,
+            say=line.say,
             central=central,
             renew=renew,
         )
@@ -165,6 +177,10 @@ def _record(
         shares=plan.shares(model),
         code_digest=code_digest(),
     )
+
+
+def _enrolled(settings: ServerSettings) -> Enrolled | None:
+    return Enrolled(settings.enrolled) if settings.enrolled is not None else None
 
 
 def _run_folder(context: Context) -> Path:

@@ -5,6 +5,7 @@ out       RUN/checkpoints/ (safetensors and state.json), RUN/metrics.jsonl, RUN/
 relies on settings.write_atomically; state.json names the tensor file that belongs to it
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -17,8 +18,8 @@ from torch import Tensor
 from server.aggregation import Weights
 from server.history import METRICS_FILE, LastReplies, metrics_line, read_rounds
 from server.records import Origin, RoundRecord
-from server.settings import write_atomically
-from shared.errors import RunError
+from server.settings import cannot_be_written, write_atomically
+from shared.errors import ConfigError, RunError
 from shared.messages import StatisticsReply
 from shared.settings import Settings, parse_settings_json
 from shared.tensor_file import as_bytes, read_tensors
@@ -42,6 +43,7 @@ class State(Settings):
     statistics: dict[str, StatisticsReply] | None = None
     reproducible_noise: bool = False
     start: Origin | None = None
+    digests: dict[str, str] = Field(default={}, description="SHA-256 of each tensor file, by name")
 
 
 @dataclass
@@ -55,6 +57,8 @@ class Progress:
     best_weights: Weights = field(default_factory=dict)
     best_on_disk: int | None = None
     """best round whose weights have been written"""
+    best_digest: str | None = None
+    """SHA-256 of the file they were written to"""
     moments: Weights = field(default_factory=dict)
     second_moments: Weights = field(default_factory=dict)
     history: list[RoundRecord] = field(default_factory=list)
@@ -84,12 +88,13 @@ def save_progress(progress: Progress, *, folder: Path, run_digest: str) -> None:
         progress.history[-1] = progress.last_replies.shortened(progress.history[-1])
     _append(progress.history[-1:], path=folder / METRICS_FILE)
     tensors = checkpoints / f"round-{progress.round_number:06d}.safetensors"
-    _write_tensors(tensors, {part: getattr(progress, part) for part in _PARTS})
+    digest = _write_tensors(tensors, {part: getattr(progress, part) for part in _PARTS})
     best = checkpoints / f"best-{progress.best_round:06d}.safetensors"
     # by what this process knows of the disk: a file of that name may be left from a round that was cut short
     if progress.best_on_disk != progress.best_round:
-        _write_tensors(best, {_BEST: progress.best_weights})
+        progress.best_digest = _write_tensors(best, {_BEST: progress.best_weights})
         progress.best_on_disk = progress.best_round
+    digests = {tensors.name: digest, best.name: progress.best_digest}
     state = State(
         run_digest=run_digest,
         round_number=progress.round_number,
@@ -102,6 +107,7 @@ def save_progress(progress: Progress, *, folder: Path, run_digest: str) -> None:
         statistics=progress.statistics,
         reproducible_noise=progress.reproducible_noise,
         start=progress.start,
+        digests={name: each for name, each in digests.items() if each is not None},
     )
     write_atomically(checkpoints / STATE_FILE, state.model_dump_json(indent=2).encode())
     for old in checkpoints.glob("*.safetensors"):
@@ -122,9 +128,9 @@ def load_progress(*, folder: Path, run_digest: str) -> Progress | None:
         raise RunError(
             f"{path}: written under other settings than {folder}/server.json; start a new run in another folder"
         )
-    flat = _read_tensors(path.with_name(state.tensors))
+    flat = _read_tensors(path.with_name(state.tensors), state=state)
     # version 0.2.0 kept the best weights in the same file
-    best = _read_tensors(path.with_name(state.best)) if state.best is not None else flat
+    best = _read_tensors(path.with_name(state.best), state=state) if state.best is not None else flat
     history = _history(folder / METRICS_FILE, rounds=state.round_number)
     return Progress(
         weights=_part(flat, "weights"),
@@ -133,6 +139,7 @@ def load_progress(*, folder: Path, run_digest: str) -> Progress | None:
         best_score=state.best_score,
         best_weights=_part(best, _BEST),
         best_on_disk=state.best_round if state.best is not None else None,
+        best_digest=state.digests.get(state.best or ""),
         moments=_part(flat, "moments"),
         second_moments=_part(flat, "second_moments"),
         history=history,
@@ -149,12 +156,15 @@ def read_state(folder: Path) -> State | None:
     """Where a run stands, but for its tensors; None where it has no checkpoint.
 
     Raises:
-        ConfigError: the file is damaged.
+        RunError: the file is damaged.
     """
     path = folder / "checkpoints" / STATE_FILE
     if not path.is_file():
         return None
-    return parse_settings_json(State, path.read_text(encoding="utf-8"), place=str(path))
+    try:
+        return parse_settings_json(State, path.read_text(encoding="utf-8"), place=str(path))
+    except (ConfigError, UnicodeDecodeError) as error:
+        raise RunError(f"{error}\nThe checkpoint is damaged: restore {path} from a backup or start a new run") from None
 
 
 def read_participations(folder: Path) -> dict[str, int]:
@@ -189,10 +199,13 @@ def _append(records: Sequence[RoundRecord], *, path: Path) -> None:
     """Add lines and see them on the disk; state.json, written after, says how many of them count."""
     if not records:
         return
-    with path.open("ab") as file:
-        file.write("".join(metrics_line(record) + "\n" for record in records).encode())
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with path.open("ab") as file:
+            file.write("".join(metrics_line(record) + "\n" for record in records).encode())
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise cannot_be_written(path, error) from None
 
 
 def _history(path: Path, *, rounds: int) -> list[RoundRecord]:
@@ -208,13 +221,21 @@ def _history(path: Path, *, rounds: int) -> list[RoundRecord]:
     return records
 
 
-def _write_tensors(path: Path, parts: Mapping[str, Mapping[str, Tensor]]) -> None:
+def _write_tensors(path: Path, parts: Mapping[str, Mapping[str, Tensor]]) -> str:
+    """Its SHA-256, too."""
     flat = {f"{part}/{name}": value for part, tensors in parts.items() for name, value in tensors.items()}
-    write_atomically(path, as_bytes(flat))
+    content = as_bytes(flat)
+    write_atomically(path, content)
+    return hashlib.sha256(content).hexdigest()
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
+def _read_tensors(path: Path, *, state: State) -> dict[str, Tensor]:
+    """A file of the checkpoint, if it is the one that was written; before version 0.5.0 no digest was."""
     try:
+        expected = state.digests.get(path.name)
+        with path.open("rb") as file:
+            if expected not in (None, hashlib.file_digest(file, "sha256").hexdigest()):
+                raise OSError("its content is not what was written; the disk is damaged, or somebody has changed it")
         return read_tensors(path)[0]
     except OSError as error:
         raise RunError(f"{path}: not readable ({error}); restore it from a backup or start a new run") from None

@@ -16,7 +16,7 @@ from server.central import ProtectedSum, noisy_unclipped_share
 from server.checkpoint import Progress
 from server.judgement import Failure, Reply, judge
 from server.plan import Central, Plan
-from server.records import Outcome, SiteRound
+from server.records import AggregationNote, Outcome, SiteRound
 from shared.config import RunConfig
 from shared.messages import Refusal, ReplyHeader, TrainReply, TrainRequest, reply_fields
 from shared.model.multimodal import MultimodalModel
@@ -45,6 +45,8 @@ class Intake:
         self._used, self._is_reproducible = 0, False
         self._shares, self._within = list[float](), list[bool]()
         self._average = start_average(run.federation)
+        self.note: AggregationNote | None = None
+        """after `settle`: what the aggregation did to usable updates, where it says so"""
         self._protected = None
         if central is not None and progress.site_clip_norm is not None:
             self._protected = ProtectedSum(central.plan, clip_norm=progress.site_clip_norm)
@@ -79,7 +81,7 @@ class Intake:
             if self._protected is not None:
                 self._protected.add(reply.update, row=reply.row)
             else:
-                self._average.add(reply.update, weight=self._weight(site, reply), row=reply.row)
+                self._average.add(reply.update, weight=self._weight(site, reply), row=reply.row, site=site)
 
     def _weight(self, site: str, reply: TrainReply) -> Weight:
         if self._shares_of is not None:
@@ -122,7 +124,10 @@ class Intake:
         progress, central = self._progress, self._central
         if self._protected is None or central is None or progress.site_clip_norm is None:
             # too few matter only where no noise covers it
-            return None if self._used < max(1, self._run.federation.min_sites) else self._average.result()
+            if self._used < max(1, self._run.federation.min_sites):
+                return None
+            result, self.note = self._average.result(), self._average.note()
+            return result
         plan, source = central.plan, central.plan.source(progress.round_number, purpose="noise")
         # PRIVACY: also where nobody answered; a round left out would tell. test_a_round_without_updates_is_noise_alone
         update = self._protected.noisy_average(source)

@@ -107,7 +107,14 @@ def make_plan(sites: list[Hello], *, run: RunConfig, model: MultimodalModel) -> 
     if len(able) < run.federation.min_sites:
         raise RunError(
             f"{len(able)} of {len(sites)} sites have any of {list(run.modalities)} to train and a nominal size that "
-            f"can be; federation.min_sites asks for {run.federation.min_sites}"
+            f"can be; federation.min_sites asks for {run.federation.min_sites}{_needed_by_rule(run)}"
+        )
+    hostile = run.federation.byzantine_sites or 0
+    if hostile and min(len(able), run.federation.sites_per_round or len(able)) < 3 * hostile + 3:
+        log.warning(
+            "byzantine_sites = %d: as many that send nothing would stop every round; fewer than %d sites are in one",
+            hostile,
+            3 * hostile + 3,
         )
     if run.federation.site_sample_rate is not None:
         planned = dict.fromkeys(exchanges, run.federation.rounds)
@@ -166,6 +173,16 @@ def participants(
         source = central.plan.source(number, purpose="sites")
         return draw_sites(possible, sample_rate=central.plan.sample_rate, source=source), epsilon
     return possible, epsilon
+
+
+def _needed_by_rule(run: RunConfig) -> str:
+    federation = run.federation
+    if federation.fewest_updates == 1:
+        return ""
+    return (
+        f", and {federation.aggregation} with byzantine_sites = {federation.byzantine_sites} needs "
+        f"{federation.fewest_updates}"
+    )
 
 
 def _exchanges(sites: Sequence[Hello], *, run: RunConfig, model: MultimodalModel) -> dict[str, Exchange]:

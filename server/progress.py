@@ -60,6 +60,10 @@ class ProgressLine:
             self._last_line = now
             self._console.print(f"round {record.round}/{self._run.federation.rounds}  {state}", highlight=False)
 
+    def say(self, line: str) -> None:
+        """Something that whoever watches should know, above the live line."""
+        self._console.print(line, style="yellow", highlight=False, markup=False)
+
     def _privacy(self) -> str:
         local, central = self._run.local_privacy, self._run.central_privacy
         if local is None and central is None:

@@ -132,6 +132,16 @@ class SiteRound:
     """of the reply, where `header` is not repeated"""
 
 
+class AggregationNote(Settings):
+    """What a robust aggregation did to usable updates of one round: follows from updates that the server was sent."""
+
+    set_aside: tuple[str, ...] = ()
+    """sites whose updates are not in the result"""
+    scaled_down: tuple[str, ...] = ()
+    """sites whose updates were longer than `norm_bound`, and cut to it"""
+    norm_bound: float | None = None
+
+
 class RoundRecord(Settings):
     """One round: a line of metrics.jsonl."""
 
@@ -149,6 +159,9 @@ class RoundRecord(Settings):
     """unit site: the norm of whole updates in this round"""
     site_epsilon: float | None = None
     """unit site: all that the server's ledger holds about this federation, this round included"""
+    aggregated: AggregationNote | None = None
+    """krum, multi-krum and norm-bound, in rounds that changed the model; never where participation is secret: those
+    rules are refused there"""
 
 
 class SitePrivacy(Settings):

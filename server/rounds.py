@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from server.aggregation import ServerOptimizer, Weights
+from server.attendance import Presence, wait_for_enough
 from server.checkpoint import Progress, load_progress, save_progress
 from server.evaluation import score
 from server.headline import selection_score
@@ -47,7 +48,7 @@ Renew = Callable[[MultimodalModel], Mapping[str, Tensor]]
 
 
 @runtime_checkable
-class Transport(Protocol):
+class Transport(Presence, Protocol):
     """What carries messages to sites, by the names they gave themselves."""
 
     def hello(self, *, expected: int, min_sites: int, timeout_s: float) -> list[Hello]:
@@ -102,6 +103,7 @@ def run_rounds(
     folder: Path,
     attempt: int,
     tell: Callable[[RoundRecord], None],
+    say: Callable[[str], None] = log.warning,
     central: Central | None = None,
     renew: Renew | None = None,
 ) -> tuple[Progress, Literal["completed", "early"]]:
@@ -111,6 +113,7 @@ def run_rounds(
         progress: where the run stands (`start_or_resume`); goes on from there, and comes back.
         attempt: how often this run was started before; keeps a site from taking a repeated round for the first.
         tell: called after every round, once its checkpoint is on disk.
+        say: told when the run pauses because too few sites are on line, and when it goes on.
         central: where whole sites are protected (`start_central`).
         renew: what the model is given is made anew before each round, from its weights and what is public (`renewed`).
     """
@@ -119,15 +122,12 @@ def run_rounds(
         run.federation.server_optimizer, moments=progress.moments, second_moments=progress.second_moments
     )
     if run.statistics is not None and progress.statistics is None:
-        progress.statistics = _ask_statistics(transport, plan=plan, settings=settings, attempt=attempt)
-        # on the disk before round 1: whoever was asked has paid, and is not asked twice
-        save_progress(progress, folder=folder, run_digest=run.digest)
-    if progress.round_number == 0 and progress.best_score is None:
-        untrained = _scores(model, progress.weights, samples=validation, run=run)
-        progress.best_score = selection_score(untrained, data=run.data)
+        _have_statistics(transport, progress, plan=plan, settings=settings, folder=folder, attempt=attempt)
+    _have_first_score(progress, model=model, validation=validation, run=run)
     while progress.round_number < run.federation.rounds:
         if _patience_is_over(progress, run=run):
             return progress, "early"
+        _wait_for_sites(transport, plan=plan, run=run, number=progress.round_number + 1, say=say)
         try:
             record = _one_round(
                 transport,
@@ -151,6 +151,24 @@ def run_rounds(
         save_progress(progress, folder=folder, run_digest=run.digest)
         tell(record)
     return progress, "completed"
+
+
+def _wait_for_sites(
+    transport: Transport, *, plan: Plan, run: RunConfig, number: int, say: Callable[[str], None]
+) -> None:
+    """A round that nearly nobody could answer is not begun.
+
+    Raises:
+        RunError: as `wait_for_enough`.
+    """
+    wait_for_enough(
+        transport,
+        sites=plan.site_names if plan.rounds is None else plan.rounds[number - 1],
+        needed=run.federation.min_sites,
+        round_number=number,
+        timeout_s=run.federation.pause_s,
+        say=say,
+    )
 
 
 def chosen(progress: Progress, *, run: RunConfig) -> tuple[int, Weights]:
@@ -229,7 +247,23 @@ def _one_round(
         clip_norm=clip_norm,
         site_clip_norm=site_clip_norm,
         site_epsilon=site_epsilon,
+        aggregated=intake.note,
     )
+
+
+def _have_first_score(progress: Progress, *, model: MultimodalModel, validation: Samples, run: RunConfig) -> None:
+    """What a round has to be better than: the model before any."""
+    if progress.round_number == 0 and progress.best_score is None:
+        untrained = _scores(model, progress.weights, samples=validation, run=run)
+        progress.best_score = selection_score(untrained, data=run.data)
+
+
+def _have_statistics(
+    transport: Transport, progress: Progress, *, plan: Plan, settings: ServerSettings, folder: Path, attempt: int
+) -> None:
+    progress.statistics = _ask_statistics(transport, plan=plan, settings=settings, attempt=attempt)
+    # on the disk before round 1: whoever was asked has paid, and is not asked twice
+    save_progress(progress, folder=folder, run_digest=settings.run.digest)
 
 
 def _ask_statistics(

@@ -43,6 +43,7 @@ class ServerSettings(Settings):
         default=None, gt=0, description="unit site: largest total of all runs together; this run's own if not set"
     )
     reproducible_noise: bool = Field(default=False, description="simulations only")
+    enrolled: Path | None = Field(default=None, description="deployments: the folder of the keys that sites sign with")
     extensions: tuple[Path, ...] = Field(default=(), description="files of this machine that register further parts")
 
 
@@ -121,10 +122,35 @@ def read_computed(folder: Path) -> tuple[Computed, ...]:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """A file that is the old one or the new one, never half of either, even when power fails."""
+    """A file that is the old one or the new one, never half of either, even when power fails or the disk is full.
+
+    Raises:
+        RunError: it could not be written; the old one is there still.
+    """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with part.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    try:
+        try:
+            with part.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+        except OSError:
+            part.unlink(missing_ok=True)
+            raise
+        # the name too: without it a power cut could bring the old file back after its new one was told of
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise cannot_be_written(path, error) from None
+
+
+def cannot_be_written(path: Path, error: OSError) -> RunError:
+    """What a run says that finds no room, or no right, to write."""
+    return RunError(
+        f"{path}: cannot be written: {error.strerror or error}; what was on the disk before is there still. Make room, "
+        "and start the run again: it goes on after the last round that is whole"
+    )

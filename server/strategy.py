@@ -5,6 +5,8 @@ out       one answer a site, as they come: an update, a refusal, or how it faile
 relies on the Grid for carrying messages, and for nothing else: a reply that belongs to no message is not taken
 """
 
+import logging
+import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -14,11 +16,16 @@ from typing import TypeVar
 from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
+from server.handshake import Enrolled, Introduction, is_not_accepted, judge_introduction
 from server.judgement import Failure, Reply, StatisticsAnswer
+from server.pulling import send_and_receive
 from shared.errors import RunError, WireError
 from shared.messages import (
     PROTOCOL_VERSION,
     Hello,
+    HelloRequest,
+    NotAccepted,
+    OtherVersion,
     Refusal,
     StatisticsHeader,
     StatisticsReply,
@@ -26,10 +33,12 @@ from shared.messages import (
     TrainRequest,
 )
 from shared.threads import threads_for
+from shared.version import VERSION
 from shared.wire import (
     decode_hello,
     decode_statistics,
     decode_train_message,
+    encode_hello_request,
     encode_request,
     encode_statistics_request,
 )
@@ -37,6 +46,7 @@ from shared.wire import (
 Said = TypeVar("Said", TrainReply | Refusal, StatisticsReply | Refusal)
 Sent = tuple[RecordDict, Callable[[Message], TrainReply | Refusal], int]
 """records of a request, what reads an answer to it, and how many numbers an update has"""
+log = logging.getLogger("motet.server")
 _POLL_S = 0.5
 _HELLO_TIMEOUT_S = 300.0
 """for nodes that are connected: on a busy machine their first process takes minutes to import all it needs"""
@@ -45,35 +55,65 @@ _HELLO_TIMEOUT_S = 300.0
 class FlowerTransport:
     """Sites behind a Flower Grid, known by the names their owners gave them; node ids stay in here."""
 
-    def __init__(self, grid: Grid) -> None:
-        self._grid = grid
+    def __init__(self, grid: Grid, *, enrolled: Enrolled | None = None) -> None:
+        """Takes sites as they come.
+
+        Args:
+            enrolled: the keys by which a deployment's sites are known; simulated sites have none.
+        """
+        self._grid, self._enrolled = grid, enrolled
         self._nodes: dict[str, int] = {}
+        self.introductions: list[Introduction] = []
+        """of the nodes that answered, those that were not accepted among them"""
 
     def hello(self, *, expected: int, min_sites: int, timeout_s: float) -> list[Hello]:
         """Wait for `expected` nodes, at most `timeout_s`; then ask all there are who they are.
 
+        Who is not accepted is told so, and takes no part.
+
         Raises:
-            RunError: fewer than `min_sites` sites answered, or two bear one name.
+            RunError: fewer than `min_sites` sites were accepted, or two that nobody enrolled bear one name.
         """
         nodes, deadline = sorted(self._grid.get_node_ids()), time.monotonic() + timeout_s
         while len(nodes) < expected and time.monotonic() < deadline:
             time.sleep(_POLL_S)
             nodes = sorted(self._grid.get_node_ids())
-        messages = [Message(RecordDict(), node, MessageType.QUERY) for node in nodes]
-        found: list[Hello] = []
-        for reply in self._grid.send_and_receive(messages, timeout=_HELLO_TIMEOUT_S) if messages else ():
-            hello = _introduction(reply)
-            if hello is not None:
-                if hello.site in self._nodes:
-                    raise RunError(f"two sites are called {hello.site!r}; every site.toml needs a name of its own")
-                self._nodes[hello.site] = reply.metadata.src_node_id
-                found.append(hello)
+        asked = {node: _hello_request() for node in nodes}
+        messages = [Message(encode_hello_request(each), node, MessageType.QUERY) for node, each in asked.items()]
+        found: dict[str, Hello] = {}
+        replies = send_and_receive(messages, grid=self._grid, timeout_s=_HELLO_TIMEOUT_S) if messages else ()
+        # by the message that it answers: which node a reply says to be from is that node's own word
+        node_of = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
+        for name, reply in replies:
+            node = node_of.get(name, 0)
+            said = _said(reply) if reply is not None and node in asked else None
+            if said is None:
+                continue
+            # one that answers twice finds its nonce used
+            judged = judge_introduction(said, nonce=asked.pop(node).nonce, enrolled=self._enrolled, taken=found)
+            self.introductions.append(judged)
+            if judged.code is None and isinstance(said, Hello):
+                self._nodes[said.site], found[said.site] = node, said
+            elif is_not_accepted(judged.code):
+                self._tell_not_accepted(node, code=judged.code)
         if len(found) < min_sites:
+            why = "".join(f"; {each.line}" for each in self.introductions if each.code is not None)
             raise RunError(
-                f"{len(found)} of {len(nodes)} connected sites introduced themselves within {_HELLO_TIMEOUT_S:.0f} s; "
-                f"federation.min_sites asks for {min_sites}. Start the missing sites, or look into their logs"
+                f"{len(found)} of {len(nodes)} connected sites introduced themselves within {_HELLO_TIMEOUT_S:.0f} s "
+                f"and were accepted; federation.min_sites asks for {min_sites}{why}. Start the missing sites, or look "
+                "into their logs"
             )
-        return sorted(found, key=lambda hello: hello.site)
+        return [found[site] for site in sorted(found)]
+
+    def _tell_not_accepted(self, node: int, *, code: NotAccepted) -> None:
+        """So that its owner can read why; nobody waits for an answer."""
+        word = _hello_request().model_copy(update={"not_accepted": code})
+        self._grid.push_messages([Message(encode_hello_request(word), node, MessageType.QUERY)])
+
+    def online(self) -> frozenset[str]:
+        """Names of the sites whose nodes are connected, of those that introduced themselves."""
+        there = set(self._grid.get_node_ids())
+        return frozenset(name for name, node in self._nodes.items() if node in there)
 
     def statistics(
         self, requests: Mapping[str, StatisticsHeader], *, num_counts: int, timeout_s: float
@@ -116,27 +156,31 @@ class FlowerTransport:
         for site in silent:
             yield site, Failure("late", "no-reply")
 
-    def _replies(self, messages: Mapping[str, Message], *, timeout_s: float) -> Iterator[tuple[str, Message]]:
+    def _replies(self, messages: Mapping[str, Message], *, timeout_s: float) -> Iterator[tuple[str, Message | None]]:
         """The replies that come, one a site; in the order of the sites' names where the Grid has gathered them all.
 
-        A Grid that gives one after the other gives them in the order of the messages.
+        None in place of one that cannot be read. A Grid that gives one after the other gives them in the order of the
+        messages.
         """
         if not messages:
             return
-        replies = self._grid.send_and_receive(list(messages.values()), timeout=timeout_s)
+        replies = send_and_receive(list(messages.values()), grid=self._grid, timeout_s=timeout_s)
         # Flower gives a message its id when it is sent. By the id a reply finds its site also where the SuperLink
         # answers in place of one that is gone, and no other site knows it
         asked = {message.metadata.message_id: site for site, message in messages.items()}
         if isinstance(replies, Sequence):
-            replies = sorted(replies, key=lambda reply: asked.get(reply.metadata.reply_to_message_id, ""))
-        for reply in replies:
-            name = reply.metadata.reply_to_message_id
+            replies = sorted(replies, key=lambda named: asked.get(named[0], ""))
+        for name, reply in replies:
             site = asked.get(name)
-            if site is not None and (reply.has_error() or reply.metadata.src_node_id == self._nodes[site]):
+            if site is not None and _is_of(reply, node=self._nodes[site]):
                 # PRIVACY: no second reply to one message is taken. test_a_second_reply_to_one_message_is_not_taken
                 del asked[name]
                 yield site, reply
             del reply
+
+
+def _is_of(reply: Message | None, *, node: int) -> bool:
+    return reply is None or reply.has_error() or reply.metadata.src_node_id == node
 
 
 def _sent(request: TrainRequest) -> Sent:
@@ -144,22 +188,31 @@ def _sent(request: TrainRequest) -> Sent:
     return encode_request(request), partial(decode_train_message, shapes=shapes), sum(map(prod, shapes.values()))
 
 
-def _introduction(reply: Message) -> Hello | None:
-    """Who answered; None for one that refuses, failed or speaks another version."""
+def _hello_request() -> HelloRequest:
+    # PRIVACY: a nonce for each message, from the operating system. test_a_replayed_introduction_is_refused
+    return HelloRequest(protocol_version=PROTOCOL_VERSION, version=VERSION, nonce=secrets.token_hex(32))
+
+
+def _said(reply: Message) -> Hello | OtherVersion | Refusal | None:
+    """What a node answered; None for one that failed, or said nothing that can be read."""
     if not reply.has_content():
         return None
     try:
-        hello = decode_hello(reply.content)
+        return decode_hello(reply.content)
     except WireError:
         return None
-    return hello if isinstance(hello, Hello) and hello.protocol_version == PROTOCOL_VERSION else None
 
 
-def _answer(reply: Message, *, decode: Callable[[Message], Said]) -> Said | Failure:
+def _answer(reply: Message | None, *, decode: Callable[[Message], Said]) -> Said | Failure:
+    if reply is None:
+        return Failure("invalid", "message-unreadable")
     if not reply.has_content():
         # Flower's own error text is not repeated: a site's exception may have put its data into it
-        return Failure("failed", f"flower-{reply.error.code}")
+        return Failure("failed", f"flower-{reply.error.code if reply.has_error() else 'empty'}")
     try:
         return decode(reply)
     except WireError as error:
         return Failure("invalid", error.code)
+    except Exception as error:  # noqa: BLE001  what nobody thought of, in what a site sent, is that site's failure
+        log.error("a reply cannot be read: %s; this is a fault of Motet's own too, please tell", type(error).__name__)
+        return Failure("invalid", "message-unreadable")

@@ -11,8 +11,9 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from shared.aggregation_settings import AggregationSettings
 from shared.schema import DataSchema
-from shared.settings import MOST_PATTERNS, Name, Option, Pattern, Settings
+from shared.settings import MOST_PATTERNS, Name, NamePattern, Option, Settings
 
 Unit = Literal["record", "subject", "site"]
 Clipping = Literal["flat", "per-layer", "adaptive"]
@@ -32,7 +33,7 @@ class LoraSettings(Settings):
 
     rank: int = Field(default=4, ge=1, le=256)
     alpha: float = Field(default=8.0, gt=0, le=1e4, description="what is added is scaled by alpha / rank")
-    layers: tuple[Pattern, ...] = Field(
+    layers: tuple[NamePattern, ...] = Field(
         default=(),
         max_length=MOST_PATTERNS,
         description="endings of the names of the linear layers; the encoder's own choice if not set",
@@ -99,7 +100,7 @@ class StartSettings(Settings):
     """Weights of an earlier run that this one begins with."""
 
     path: str = Field(min_length=1, description="a model.safetensors of the server's machine")
-    parts: tuple[Pattern, ...] = Field(
+    parts: tuple[NamePattern, ...] = Field(
         default=("*",), max_length=MOST_PATTERNS, description="patterns of the names of parameters that are taken"
     )
 
@@ -137,10 +138,10 @@ class ModelSettings(Settings):
     adversary: AdversarySettings | None = None
     start: StartSettings | None = None
     align: AlignSettings | None = None
-    freeze: tuple[Pattern, ...] = Field(
+    freeze: tuple[NamePattern, ...] = Field(
         default=(), max_length=MOST_PATTERNS, description="patterns of the names of parameters that do not train"
     )
-    personal: tuple[Pattern, ...] = Field(
+    personal: tuple[NamePattern, ...] = Field(
         default=(),
         max_length=MOST_PATTERNS,
         description="patterns of the names of parameters that each site keeps to itself",
@@ -240,20 +241,18 @@ class ServerOptimizerSettings(Settings):
     adaptivity: float = Field(default=1e-3, gt=0, description="tau: the smaller, the more adaptive")
 
 
-class FederationSettings(Settings):
+class FederationSettings(AggregationSettings):
     """Rounds, who takes part, and how updates become the next model."""
 
     rounds: int = Field(ge=1, le=100_000)
-    sites_per_round: int | None = Field(default=None, ge=1, description="all, if not set; the schedule is public")
     site_sample_rate: float | None = Field(
         default=None, gt=0, lt=1, description="chance that a site is asked in a round, drawn in secret; unit site only"
     )
-    min_sites: int = Field(default=1, ge=1, description="a round with fewer usable updates changes nothing")
     wait_for_sites_s: float = Field(default=60.0, gt=0)
     round_timeout_s: float = Field(default=3600.0, gt=0)
-    aggregation: Literal["mean", "median", "trimmed-mean"] = "mean"
-    trim_share: float = Field(default=0.1, ge=0, lt=0.5, description="trimmed-mean: share cut off at either end")
-    weighting: Literal["uniform", "examples", "modality"] = "uniform"
+    pause_s: float = Field(
+        default=86_400.0, ge=0, description="longest wait before a round for `min_sites` to be on line again"
+    )
     server_optimizer: ServerOptimizerSettings = ServerOptimizerSettings(name="fedavg")
     select: Literal["best", "last"] = Field(default="best", description="by the validation part")
     patience_rounds: int | None = Field(
@@ -338,9 +337,12 @@ class RunConfig(Settings):
         if self.statistics is not None or (self.local_privacy and self.local_privacy.clipping == "adaptive"):
             raise ValueError('beside unit "site" not allowed, as they tell of single sites: statistics, local adaptive')
         if federation.aggregation != "mean" or federation.weighting != "uniform":
+            # PRIVACY: by any other rule one site decides how much of another's update is in the result, and no noise is
+            # calibrated to that. test_robust_rules_are_refused_where_whole_sites_are_protected
             raise ValueError(
-                'unit "site" bounds what a site adds to a plain sum; allowed: aggregation = "mean" with weighting = '
-                '"uniform"'
+                f"aggregation is {federation.aggregation!r} with weighting = {federation.weighting!r}, and the noise "
+                'for unit "site" is calibrated to what one site adds to a plain sum; allowed: aggregation = "mean" '
+                'with weighting = "uniform". Each update is clipped to clip_norm there, as "norm-bound" would'
             )
         return self
 

@@ -12,8 +12,10 @@ relies on nothing
     |-- PrivacyError         privacy-invalid     a mechanism or budget parameter outside its range
     |-- BudgetError          refused             a request that the owner's budget does not cover
     |-- PermissionRefused    refused             a request that the owner's settings do not permit
+    |-- ReplayedRequest      replayed            another request for a round that is over at this site
     |-- LedgerError          ledger-invalid      a ledger that cannot be read or written
     |-- WireError            message-invalid     a message that does not have the agreed form
+    |-- VersionMismatch      version-mismatch    the other side runs another Motet
     `-- RunError             run-failed          a run folder, engine or federation that cannot go on
 """
 
@@ -67,6 +69,12 @@ class PermissionRefused(MotetError):
     code = "refused"
 
 
+class ReplayedRequest(MotetError):
+    """A request for a round that was answered otherwise, or is over; nothing was read."""
+
+    code = "replayed"
+
+
 class LedgerError(MotetError):
     """A ledger file is missing, damaged or of another format."""
 
@@ -77,6 +85,12 @@ class WireError(MotetError):
     """A message does not have the agreed form."""
 
     code = "message-invalid"
+
+
+class VersionMismatch(MotetError):
+    """Server and site run versions of Motet that do not work together."""
+
+    code = "version-mismatch"
 
 
 class RunError(MotetError):

@@ -1,7 +1,7 @@
 """Messages: what server and site say to each other, as typed records; all that may ever be in a reply is here.
 
 in        a round that the server plans; an update that a site protected
-out       requests and replies (training, noisy counts), Hello, Refusal; wire.py turns them into Flower's records
+out       requests and replies (training, noisy counts, introductions), Refusal; wire.py makes records of them
 relies on config.py for the run's settings, on row.py for how an update lies in memory
 """
 
@@ -11,35 +11,87 @@ from functools import cached_property, lru_cache
 from typing import Literal
 
 from jaxtyping import Shaped
-from pydantic import Field
+from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from shared.config import Clipping, NoiseKind, RunConfig
 from shared.row import view_of_all
-from shared.settings import Settings
+from shared.settings import Name, NamePattern, Settings
+from shared.version import VERSION
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
+VERSION_FORM = r"^[0-9A-Za-z][0-9A-Za-z.+-]{0,39}$"
+# both are shown on the other side's terminal: no control characters, and no number of a thousand digits
+_SPOKEN_VERSION, _LAST_PROTOCOL = r"^[0-9A-Za-z.+-]{0,40}$", 999_999
+NotAccepted = Literal["not-enrolled", "key-expired", "wrong-signature", "name-taken", "version-mismatch"]
+NOT_ACCEPTED: Mapping[NotAccepted, str] = {
+    "not-enrolled": "no key is enrolled under its name; hand NAME.pub to the server's operator (motet server enrol)",
+    "key-expired": "its key has expired; make a new one (motet site key) and hand NAME.pub to the server's operator",
+    "wrong-signature": "its key is not the one enrolled under its name; compare the fingerprints, or enrol the new one",
+    "name-taken": "another site answers under its name; name = in site.toml must be unlike every other site's",
+    "version-mismatch": "it runs another release of Motet; install the same one as the server",
+}
+"""why a server takes no introduction of a site, and what to do about it"""
 
 Shapes = Mapping[str, tuple[int, ...]]
 """parameter name -> shape: what a message may and must hold"""
+
+
+class Spoken(Settings):
+    """What the first messages of every version say alike, so that a mismatch can be named by both sides."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    protocol_version: int = Field(ge=0, le=_LAST_PROTOCOL)
+    version: str = Field(default="", pattern=_SPOKEN_VERSION)
+    purpose: str | None = None
+
+
+class HelloRequest(Settings):
+    """Asks a site who it is; or tells one why its introduction was not accepted."""
+
+    protocol_version: int
+    version: str = Field(pattern=VERSION_FORM)
+    purpose: Literal["hello"] = "hello"
+    nonce: str = Field(pattern=r"^[0-9a-f]{64}$", description="drawn anew for each message, and signed by the site")
+    not_accepted: NotAccepted | None = Field(default=None, description="the site tells its owner")
+
+
+class OtherVersion(Settings):
+    """In place of an introduction, from a site whose version does not work with the server's."""
+
+    protocol_version: int = Field(ge=0, le=_LAST_PROTOCOL)
+    version: str = Field(default="", pattern=_SPOKEN_VERSION)
 
 
 class Hello(Settings):
     """What a site says of itself before the first round; all of it stands in the owner's settings as public."""
 
     protocol_version: int
+    version: str = Field(default=VERSION, pattern=VERSION_FORM)
     site: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
-    modalities: tuple[str, ...] = Field(min_length=1, max_length=64)
+    modalities: tuple[Name, ...] = Field(min_length=1, max_length=64)
     nominal_size: int | None = Field(default=None, ge=1, description="of the unit that the owner protects; public")
-    nominal_modality_sizes: dict[str, int] = Field(
+    nominal_modality_sizes: dict[Name, int] = Field(
         default={}, max_length=64, description="modality -> about how many rows have it, where the owner says so"
     )
-    tasks: tuple[str, ...] | None = Field(
+    tasks: tuple[Name, ...] | None = Field(
         default=None, max_length=1000, description="of several tasks, those that rows here answer; None: all"
     )
-    frozen: tuple[str, ...] = Field(
+    frozen: tuple[NamePattern, ...] = Field(
         default=(), max_length=1000, description="patterns of the names of parameters that are not trained here"
     )
+    signature: str | None = Field(
+        default=None,
+        pattern=r"^(?:[0-9a-f]{2}){1,200}$",
+        description="of all the above and the server's nonce, by the site's key; simulated sites have none",
+    )
+
+    def signed_text(self, nonce: str) -> bytes:
+        """What the signature is of."""
+        # PRIVACY: the nonce, or an introduction that was overheard could be used again.
+        # test_a_replayed_introduction_is_refused
+        return f"motet hello\n{nonce}\n{self.model_dump_json(exclude={'signature'})}".encode()
 
 
 class RequestHeader(Settings):

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from shared.errors import ConfigError
@@ -27,8 +27,8 @@ def _plain_name(name: str) -> str:
 
 
 Name = Annotated[str, AfterValidator(_plain_name)]
-Pattern = Annotated[str, StringConstraints(min_length=1, max_length=200)]
-"""of names of parameters, as fnmatch reads it"""
+NamePattern = Annotated[str, Field(pattern=r"^[!-~]{1,200}$")]
+"""of names of parameters; it is shown on the other side, so no control characters"""
 MOST_PATTERNS = 1000
 
 

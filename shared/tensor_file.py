@@ -24,6 +24,18 @@ def as_bytes(tensors: Mapping[str, Tensor], *, words: Mapping[str, str] | None =
     return safetensors.torch.save(copies, dict(words or {}))
 
 
+def from_bytes(held: bytes) -> Named:
+    """What such bytes hold.
+
+    Raises:
+        OSError: they are no such file.
+    """
+    try:
+        return safetensors.torch.load(held)
+    except (SafetensorError, ValueError) as error:
+        raise OSError(f"no file of tensors: {error}") from None
+
+
 def read_tensors(path: Path) -> tuple[Named, dict[str, str]]:
     """What a file holds, and the words about it.
 

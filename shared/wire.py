@@ -1,95 +1,48 @@
 """Wire: typed messages to Flower's records and back, every array checked against what the model expects.
 
-in        TrainRequest, TrainReply, StatisticsHeader and -Reply, Hello, Refusal; or a RecordDict, trusted in nothing
+in        train and statistics requests and replies, introductions, Refusal; or a RecordDict, trusted in nothing
 out       the other of the two; WireError for anything that does not have the agreed form
-relies on Flower's serialisation of arrays by numpy without pickle
+relies on array_bytes.py for what Flower's arrays hold: numpy's format, read without numpy's reader
 
-What stays in this process is never made into bytes: `LocalArray` hands the tensor itself over, `LocalReply` the update.
-Nobody writes into a tensor that came in a message: all that were sent the same message share it.
+What stays in this process is never made into bytes: a `LocalArray` hands the tensor itself over, a `LocalReply` the
+update. Nobody writes into a tensor that came in a message: all that were sent the same message share it.
 """
 
 import re
 from collections.abc import Mapping
 from functools import lru_cache
-from math import prod
-from typing import Any
 
-import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, Metadata, RecordDict
 from flwr.app.message.message import make_message
 from torch import Tensor
 
-from shared.errors import ConfigError, WireError
+from shared.array_bytes import read_float32
+from shared.errors import ConfigError, VersionMismatch, WireError
+from shared.local_array import NUMPY, LocalArray
 from shared.messages import (
+    PROTOCOL_VERSION,
     Hello,
+    HelloRequest,
+    OtherVersion,
     Refusal,
     ReplyHeader,
     RequestHeader,
     Shapes,
+    Spoken,
     StatisticsHeader,
     StatisticsReply,
     TrainReply,
     TrainRequest,
 )
+from shared.record_names import ARRAYS, HEADER, MAX_HEADER_CHARACTERS, REFUSAL, REFUSAL_CODE
 from shared.row import view_of_all
 from shared.settings import AnySettings, parse_settings_json
+from shared.version import VERSION, release_of
 
-HEADER, ARRAYS, REFUSAL = "header", "arrays", "refusal"
-MAX_HEADER_CHARACTERS = 1_000_000
-REFUSAL_CODE = r"[a-z][a-z-]{0,39}"
 LARGEST_VALUE = 1e9
 """of a weight, a change or a count; float32 ends at 3e38, and a mean of such numbers is infinite"""
-_NUMPY_HEADER_BYTES, _NUMPY = 4096, "numpy.ndarray"
 _HELD_HEADER_CHARACTERS = 4096
-
-
-class LocalArray(Array):
-    """A tensor in a message, made into bytes once, and only where somebody asks for `data`; it cannot be changed.
-
-    What a message is made of when it comes from another process is always a plain `Array`: Flower's own formats know
-    no other, and pickle is told to make one.
-    """
-
-    tensor: Tensor
-
-    def __init__(self, tensor: Tensor) -> None:
-        """Takes the tensor as it is, without a copy; nobody may write into it from now on."""
-        # past __setattr__, which keeps Flower's own fields from being changed below
-        self.__dict__.update(
-            dtype=str(tensor.dtype).removeprefix("torch."), shape=tuple(tensor.shape), stype=_NUMPY, tensor=tensor
-        )
-
-    def plain(self) -> Array:
-        """The same numbers as an Array that holds their bytes; the same object every time."""
-        if "_plain" not in self.__dict__:
-            self.__dict__["_plain"] = Array(self.tensor.cpu().contiguous().numpy())
-        made: Array = self.__dict__["_plain"]
-        return made
-
-    def __getattr__(self, name: str) -> bytes:
-        """The bytes, which are no attribute until they are asked for."""
-        if name == "data":
-            return self.plain().data
-        raise AttributeError(name)
-
-    def __setattr__(self, name: str, value: object) -> None:
-        """Flower's notes about the object; what it holds stays as it was made."""
-        if name in {"dtype", "shape", "stype", "data", "tensor"}:
-            raise AttributeError(f"{name} of a LocalArray cannot be changed; put a new Array in its place")
-        super().__setattr__(name, value)
-
-    def slice_array(self) -> list[tuple[str, Any]]:
-        """The bytes in the pieces that Flower sends, cut once for all messages."""
-        return self.plain().slice_array()
-
-    def deflate(self) -> bytes:
-        """As an Array: Flower writes the name of the class in front, and the other side has to know it."""
-        return self.plain().deflate()
-
-    def __reduce__(self) -> tuple[type[Array], tuple[str, tuple[int, ...], str, bytes]]:
-        """As an Array, in every other process and in every copy."""
-        return Array, (self.dtype, self.shape, self.stype, self.data)
 
 
 class LocalReply(Message):
@@ -136,16 +89,21 @@ def encode_request(request: TrainRequest) -> RecordDict:
     return _encode(request.header.model_dump_json(), request.weights)
 
 
+def encode_hello_request(asked: HelloRequest) -> RecordDict:
+    """The question who a site is as records."""
+    return RecordDict({HEADER: ConfigRecord({"json": asked.model_dump_json()})})
+
+
 def encode_statistics_request(header: StatisticsHeader) -> RecordDict:
     """A request for noisy counts as records."""
     return RecordDict({HEADER: ConfigRecord({"json": header.model_dump_json()})})
 
 
-def encode_reply(reply: TrainReply | StatisticsReply | Hello | Refusal) -> RecordDict:
+def encode_reply(reply: TrainReply | StatisticsReply | Hello | OtherVersion | Refusal) -> RecordDict:
     """Anything a site may say as records."""
     if isinstance(reply, Refusal):
         return RecordDict({REFUSAL: ConfigRecord({"code": reply.code})})
-    if isinstance(reply, Hello | StatisticsReply):
+    if isinstance(reply, Hello | OtherVersion | StatisticsReply):
         return RecordDict({HEADER: ConfigRecord({"json": reply.model_dump_json()})})
     return _encode(reply.header.model_dump_json(), reply.update)
 
@@ -169,13 +127,45 @@ def decode_statistics_header(records: RecordDict) -> StatisticsHeader:
     return _header(StatisticsHeader, records)
 
 
-def decode_hello(records: RecordDict) -> Hello | Refusal:
-    """A site's introduction, or its refusal.
+def decode_query(records: RecordDict) -> HelloRequest | StatisticsHeader:
+    """What a query asks: who the site is, or for noisy counts.
 
     Raises:
+        VersionMismatch: the server's Motet does not work with this one.
         WireError: neither of the two.
     """
-    return _refusal(records) or _header(Hello, records)
+    _only_header(records)
+    spoken = _header(Spoken, records)
+    if spoken.purpose != HelloRequest.model_fields["purpose"].default:
+        return _header(StatisticsHeader, records)
+    if not is_of_this_version(spoken):
+        raise VersionMismatch(
+            f"the server runs Motet {spoken.version or 'of an unknown version'} (protocol {spoken.protocol_version}), "
+            f"this site {VERSION} (protocol {PROTOCOL_VERSION}); install the same release on both"
+        )
+    return _header(HelloRequest, records)
+
+
+def decode_hello(records: RecordDict) -> Hello | OtherVersion | Refusal:
+    """A site's introduction, what it says where its Motet does not work with this one, or its refusal.
+
+    Raises:
+        WireError: none of the three.
+    """
+    refusal = _refusal(records)
+    if refusal is not None:
+        return refusal
+    _only_header(records)
+    spoken = _header(Spoken, records)
+    if not is_of_this_version(spoken):
+        return OtherVersion(protocol_version=spoken.protocol_version, version=spoken.version)
+    return _header(Hello, records)
+
+
+def is_of_this_version(spoken: Spoken) -> bool:
+    """Whether who says this works with this Motet: the same protocol, and the same release but for patches."""
+    # one that does not say its release is of a protocol from before releases were compared
+    return spoken.protocol_version == PROTOCOL_VERSION and release_of(spoken.version) == release_of(VERSION)
 
 
 def decode_reply(records: RecordDict, *, shapes: Shapes) -> TrainReply | Refusal:
@@ -321,18 +311,16 @@ def _tensor(array: Array, *, name: str, shape: tuple[int, ...]) -> Tensor:
     if isinstance(array, LocalArray):
         _refuse_other_form(array.tensor, name=name, shape=shape)
         return array.tensor
-    allowed = f"allowed: float32 {list(shape)} as {_NUMPY}"
-    if array.dtype != "float32" or tuple(array.shape) != shape or array.stype != _NUMPY:
+    allowed = f"allowed: float32 {list(shape)} as {NUMPY}"
+    if array.dtype != "float32" or tuple(array.shape) != shape or array.stype != NUMPY:
         raise WireError(f"array {name[:200]!r} is {array.dtype} {list(array.shape)} as {array.stype}; {allowed}")
-    if len(array.data) > 4 * prod(shape) + _NUMPY_HEADER_BYTES:
-        raise WireError(f"array {name!r} holds {len(array.data)} bytes; {allowed}")
     try:
-        values = array.numpy()
-    except (ValueError, EOFError, OSError) as error:
-        raise WireError(f"array {name!r} is not readable: {error}; {allowed}") from None
-    # the outer description is only a claim: what numpy read is checked again
-    if values.dtype != np.float32 or values.shape != shape:
-        raise WireError(f"array {name!r} holds {values.dtype} {list(values.shape)}; {allowed}")
+        values = read_float32(array.data)
+    except WireError as error:
+        raise WireError(f"array {name!r} is not readable: {error}") from None
+    # the outer description is only a claim: what was read is checked again
+    if values.shape != shape:
+        raise WireError(f"array {name!r} holds {list(values.shape)}; {allowed}")
     return torch.from_numpy(values)
 
 

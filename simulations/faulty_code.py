@@ -36,7 +36,7 @@ from client.gradient.stacked import Stacked, StackedSum
 from client.plan import PrivacyPlan
 from client.private_training import TrainedRound
 from server import central, schedule
-from shared import wire
+from shared import record_names, wire
 from shared.batch import Batch, Samples
 from shared.config import NoiseKind
 from shared.messages import Hello, Refusal, StatisticsReply, TrainReply
@@ -333,8 +333,8 @@ def extra_reply_field() -> Planting:
     def telling(reply: TrainReply | StatisticsReply | Hello | Refusal) -> RecordDict:
         records = original(reply)
         if isinstance(reply, TrainReply):
-            header = json.loads(str(records.config_records[wire.HEADER]["json"]))
-            records.config_records[wire.HEADER]["json"] = json.dumps({**header, "train_loss": 0.693})
+            header = json.loads(str(records.config_records[record_names.HEADER]["json"]))
+            records.config_records[record_names.HEADER]["json"] = json.dumps({**header, "train_loss": 0.693})
         return records
 
     return everywhere(original, telling)

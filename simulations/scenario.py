@@ -18,6 +18,7 @@ from shared.config import NoiseKind, RunConfig
 from shared.errors import ConfigError
 from shared.schema import DataCard, DataSchema
 from shared.settings import Name, Option, Settings, parse_settings, read_toml
+from simulations.attacks.settings import AttackSettings
 
 SCENARIOS = Path(__file__).parent / "scenarios"
 
@@ -97,6 +98,7 @@ class Scenario(Settings):
     about: str
     source: SourceSettings
     owners: OwnerSettings = OwnerSettings()
+    attack: AttackSettings | None = None
     run: RunConfig
 
 
@@ -139,6 +141,8 @@ def read_scenario(path: Path, *, changes: Sequence[str] = (), home: Path) -> tup
     data_set = _data_set(settings, beside=path.parent, home=home)
     if settings.missing:
         data_set = _with_losses(data_set, settings, needed=_modalities_of(run), home=home)
+    if table.get("attack") is not None:
+        data_set = _under(table["attack"], data_set, place=f"{path}: attack", home=home)
     card = read_card(data_set)
     if card is not None and isinstance(run, dict):
         run.setdefault("data", card.content.model_dump(exclude_none=True))
@@ -193,6 +197,23 @@ def _with_losses(source: Path, settings: SourceSettings, *, needed: tuple[str, .
     folder = home / "data" / f"{source.name}-missing-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     if not folder.is_dir():
         take_away(source, folder, share=share, by=by, names=names, needed=needed, seed=seed)
+    return folder
+
+
+def _under(table: object, source: Path, *, place: str, home: Path) -> Path:
+    """The data set that hostile sites train on, made once and kept under `home`; the same where they train rightly."""
+    attack = parse_settings(AttackSettings, table if isinstance(table, dict) else {}, place=place)
+    if attack.kind != "label-flipped":
+        return source
+    from simulations.attacks.labels import flip_labels
+    from simulations.attacks.plan import hostile_sites
+    from simulations.datasets.missing import digest_of_source
+
+    sites = hostile_sites(attack, sites=[path.name for path in (source / "sites").glob("*") if path.is_dir()])
+    key = repr((digest_of_source(source), sites))
+    folder = home / "data" / f"{source.name}-flipped-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+    if not folder.is_dir():
+        flip_labels(source, folder, sites=sites)
     return folder
 
 

@@ -7,7 +7,7 @@ relies on the two apps, unchanged, behind each engine
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -26,6 +26,8 @@ from server.settings import (
 )
 from shared.config import RunConfig
 from shared.errors import ModelError, RunError
+from shared.schema import DataCard
+from simulations.attacks.plan import Attack, plan_attack, read_attack, title_under, write_attack
 from simulations.engine import EngineName
 from simulations.engine.held_memory import without_search
 from simulations.owners import settings_of_owners
@@ -61,9 +63,11 @@ def prepare_run(
     if folder.exists() and any(folder.iterdir()):
         raise RunError(f"{folder}: not empty; name another folder, or go on with it: motet simulate --resume {folder}")
     sites = _site_folders(data_set, are_needed=engine != DEPLOYMENT or num_sites is None)
+    _check_number(num_sites or len(sites), run=scenario.run)
     run = _with_whole_path(scenario.run)
     _try_to_build(run, extensions=extensions)
     run = _with_digests(run)
+    attack = _attack(scenario, sites=sites, engine=engine)
     owners = settings_of_owners(
         scenario,
         sites=sites if engine != DEPLOYMENT else (),
@@ -72,10 +76,10 @@ def prepare_run(
         extensions=extensions,
     )
     # only now, when nothing is left to go wrong: a folder made for nothing would stand in the way of the next try
-    (folder / SITES_FOLDER).mkdir(parents=True, exist_ok=True)
-    for name, text in owners.items():
-        (folder / SITES_FOLDER / f"{name}.toml").write_text(text, encoding="utf-8")
-    card, is_deployment = read_card(data_set), engine == DEPLOYMENT
+    _write_owners(owners, folder=folder / SITES_FOLDER)
+    if attack is not None:
+        write_attack(attack, folder=folder)
+    card, is_deployment = _card(data_set, attack=attack, num_sites=len(sites)), engine == DEPLOYMENT
     settings = ServerSettings(
         run=run,
         run_id=f"{scenario.run.name}-{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.urandom(3).hex()}",
@@ -123,7 +127,12 @@ def run_simulation(
         from client.app import app as client_app
         from server.app import app as server_app
     _check_first(settings, engine=chosen, folder=folder)
-    sites = sorted((folder / SITES_FOLDER).glob("*.toml"))
+    sites, attack = sorted((folder / SITES_FOLDER).glob("*.toml")), read_attack(folder)
+    hostile = attack.sites if attack is not None and attack.kind != "label-flipped" else ()
+    if attack is not None and hostile:
+        from simulations.engine.hostile import HostileApp
+
+        client_app = HostileApp(client_app, attack=attack)
     note_computed(_computed(chosen, memory_bytes=memory_bytes, arithmetic=arithmetic), folder=folder)
 
     match chosen:
@@ -136,7 +145,13 @@ def run_simulation(
 
             rows = motet_home() / "cohort"
             run_in_cohorts(
-                server_app, client_app, sites=sites, memory_bytes=memory_bytes, folder=rows, arithmetic=arithmetic
+                server_app,
+                client_app,
+                sites=sites,
+                memory_bytes=memory_bytes,
+                folder=rows,
+                arithmetic=arithmetic,
+                by_app=hostile,
             )
         case _:
             from simulations.engine.local import run_locally
@@ -181,6 +196,40 @@ def _check_first(settings: ServerSettings, *, engine: str, folder: Path) -> None
         raise ModelError("\n".join([heading, *failed]))
     write_preflight(checks, folder=folder)
     Console().print(f"preflight: {len(checks)} of {len(checks)} checks passed", highlight=False)
+
+
+def _write_owners(owners: Mapping[str, str], *, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in owners.items():
+        (folder / f"{name}.toml").write_text(text, encoding="utf-8")
+
+
+def _card(data_set: Path, *, attack: Attack | None, num_sites: int) -> DataCard | None:
+    """The data set's card, with the attack in its title: no report of an attacked run may pass for another."""
+    card = read_card(data_set)
+    if card is None or attack is None:
+        return card
+    return card.model_copy(update={"title": title_under(attack, title=card.title, num_sites=num_sites)})
+
+
+def _check_number(num_sites: int, *, run: RunConfig) -> None:
+    """Too few sites for the aggregation are told before anything is made."""
+    federation = run.federation
+    if num_sites < federation.fewest_updates:
+        raise RunError(
+            f"{num_sites} sites; aggregation = {federation.aggregation!r} with byzantine_sites = "
+            f"{federation.byzantine_sites} needs 2 * {federation.byzantine_sites} + 3 = {federation.fewest_updates}; "
+            "allowed: more sites, or fewer byzantine_sites"
+        )
+
+
+def _attack(scenario: Scenario, *, sites: Sequence[Path], engine: str) -> Attack | None:
+    """Who is hostile in a simulation that asks for it."""
+    if scenario.attack is None:
+        return None
+    if engine == DEPLOYMENT:
+        raise RunError("attack: sites are hostile in simulations only; take it out of the scenario of a deployment")
+    return plan_attack(scenario.attack, sites=[site.name for site in sites])
 
 
 def _site_folders(data_set: Path, *, are_needed: bool) -> list[Path]:

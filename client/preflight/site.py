@@ -13,7 +13,8 @@ from shared.errors import WireError
 from shared.messages import PrivacyStatement, ReplyHeader
 from shared.privacy.accountant import MechanismUse, spent_epsilon
 from shared.privacy.ledger import Ledger
-from shared.wire import ARRAYS, HEADER, decode_reply, encode_reply
+from shared.record_names import ARRAYS, HEADER
+from shared.wire import decode_reply, encode_reply
 
 TOLERANCE = 1e-6
 SLACK = 1e-4

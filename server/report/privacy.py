@@ -24,6 +24,7 @@ from server.report.privacy_words import PrivacyWords, read_privacy_words
 from server.report.promise import guesses, notices, plain_guarantee
 from server.report.pyramid import pyramid_blocks
 from server.report.registry import registry_entry
+from server.report.set_aside import set_aside_blocks
 from server.report.shares import share_blocks
 from server.report.trust import trust_blocks
 from server.report.words import Words as Meanings
@@ -67,6 +68,7 @@ def budget_sections(record: RunRecord, *, words: Meanings, sentences: PrivacyWor
         Section("exactly", "The guarantee exactly", exact_blocks(record, words=words, sentences=sentences)),
         Section("budget", "The budget of every site", budget_blocks(record, words=words, sentences=sentences)),
         *([Section("shares", "What of the model was whose", shares)] if (shares := share_blocks(record)) else []),
+        *([Section("set-aside", "Whose updates were left out", aside)] if (aside := set_aside_blocks(record)) else []),
     )
 
 

@@ -70,4 +70,5 @@ class FeaturesPreprocessor:
 def _constants(numbers: tuple[float, ...], *, width: int, name: str, default: float) -> Float[Tensor, "F"]:
     if len(numbers) not in (0, 1, width):
         raise ModelError(f"preprocess.{name} holds {len(numbers)} numbers; allowed: none, 1 or {width}")
-    return torch.tensor(numbers or (default,), dtype=torch.float32).expand(width)
+    # there in numbers even where a model is built without memory, to be counted
+    return torch.tensor(numbers or (default,), dtype=torch.float32, device="cpu").expand(width)

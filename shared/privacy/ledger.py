@@ -114,6 +114,8 @@ class Ledger:
         accountant: Accountant,
         attempt: int = 0,
         mechanism: Mechanism = "gaussian",
+        most_rounds: int | None = None,
+        most_a_day: int | None = None,
     ) -> Reservation:
         """Charges one round to a data set, as `OpenLedger.reserve` does, and waits for the disk.
 
@@ -137,6 +139,8 @@ class Ledger:
                 accountant=accountant,
                 attempt=attempt,
                 mechanism=mechanism,
+                most_rounds=most_rounds,
+                most_a_day=most_a_day,
             )
         return pending.paid
 

@@ -9,7 +9,7 @@ Without them each round of a run would add up all rounds before it: 0.6 s for a 
 
 import sqlite3
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -55,6 +55,17 @@ class FirstRound:
     use: MechanismUse
 
 
+def _less(uses: tuple[MechanismUse, ...], one: MechanismUse) -> tuple[MechanismUse, ...]:
+    """Merged uses without one of them."""
+    left = [
+        replace(use, steps=use.steps - one.steps)
+        if (use.noise_multiplier, use.sample_rate) == (one.noise_multiplier, one.sample_rate)
+        else use
+        for use in uses
+    ]
+    return tuple(use for use in left if use.steps)
+
+
 @dataclass(frozen=True)
 class History:
     """What one run, and all the others, have reserved for a data set; void rows left out."""
@@ -69,6 +80,11 @@ class History:
     """of the others, what came before this run's first row, void or not"""
     total: tuple[MechanismUse, ...]
     """of all runs, this one included"""
+
+    def without(self, use: MechanismUse, *, is_counts: bool) -> "History":
+        """The same before the run's last row, for whoever plans again what that row has paid for."""
+        counts = _less(self.counts, use) if is_counts else self.counts
+        return replace(self, num_rounds=self.num_rounds - (not is_counts), counts=counts, total=_less(self.total, use))
 
 
 class _Alike(NamedTuple):

@@ -8,7 +8,7 @@ relies on ledger_totals.py for what was spent before, accountant.py for what it 
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -36,6 +36,10 @@ _INSERT = (
 )
 _LAST_ATTEMPTS = "SELECT data_set, max(attempt) FROM reservations WHERE run_id = ? AND round = ?"
 _STATES = "SELECT id, data_set, run_id, round, attempt, state FROM reservations LEFT JOIN endings ON reservation = id"
+_OF_A_DAY = (
+    "SELECT count(*) FROM reservations WHERE data_set = ? AND created_utc > ? "
+    "AND id NOT IN (SELECT reservation FROM endings WHERE state = 'void')"
+)
 _LAST_NUMBER = (
     "SELECT max(coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'reservations'), 0), "
     "coalesce((SELECT max(id) FROM reservations), 0))"
@@ -125,6 +129,8 @@ class OpenLedger:
         accountant: Accountant,
         attempt: int = 0,
         mechanism: Mechanism = "gaussian",
+        most_rounds: int | None = None,
+        most_a_day: int | None = None,
     ) -> Pending:
         """Charges one round to a data set; once the transaction has ended it counts as spent, whatever becomes of it.
 
@@ -135,10 +141,12 @@ class OpenLedger:
             cap_epsilon: the owner's.
             attempt: one higher than all before says that a round reserved before is knowingly run, and paid for, again.
             mechanism: what `use` describes; without a use it is written down as "none".
+            most_rounds: of the run, this one included; no bound where it is not given.
+            most_a_day: of all runs in the last 24 hours, this one included, as this machine's clock says.
 
         Raises:
             BudgetError: the cap does not cover it; nothing was written.
-            PermissionRefused: this round was reserved before; nothing was written.
+            PermissionRefused: this round was reserved before, or is one too many; nothing was written.
             LedgerError: the data set is kept under units that do not go together; or the file could not be written,
                 which ends the whole transaction.
             PrivacyError: a number is outside its range, or the accountant gave up; nothing was written.
@@ -149,6 +157,10 @@ class OpenLedger:
         # PRIVACY: the check and the row are one transaction, so that two processes cannot both take the last of a
         # budget. test_two_processes_cannot_both_take_the_last_of_a_budget
         self._refuse_known((data_set, run_id, round_number), attempt)
+        if most_rounds is not None and (num := self.history(data_set, run_id, unit=unit).num_rounds) >= most_rounds:
+            raise PermissionRefused(f"limits.rounds: run {run_id} has had {num}; allowed: {most_rounds}")
+        if most_a_day is not None and (num := self._num_of_a_day(data_set)) >= most_a_day:
+            raise PermissionRefused(f"limits.rounds_a_day: {num} in the last 24 hours; allowed: {most_a_day}")
         # PRIVACY: everything ever released about the data set counts, not this run alone.
         # test_every_run_on_a_data_set_counts
         before = self.uses(data_set, unit=unit)
@@ -203,6 +215,12 @@ class OpenLedger:
                 f"{self._path}: round {which[2]} of run {which[1]} was reserved before; "
                 f"to run it again, and pay again, ask with attempt {last + 1} or higher"
             )
+
+    def _num_of_a_day(self, data_set: str) -> int:
+        self.write_down()
+        yesterday = (datetime.now(UTC) - timedelta(days=1)).isoformat(timespec="seconds")
+        (num,) = self._connection.execute(_OF_A_DAY, (data_set, yesterday)).fetchone()
+        return int(num)
 
     def _cost(
         self, before: tuple[MechanismUse, ...], asked: MechanismUse, delta: float, accountant: Accountant

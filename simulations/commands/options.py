@@ -5,6 +5,7 @@ out       annotations that typer reads, for motet.py and the modules beside this
 relies on nothing
 """
 
+import logging
 import os
 import re
 from collections.abc import Mapping
@@ -87,3 +88,9 @@ def memory_bytes(size: str | None) -> int:
 def source_change(source: Path | None) -> list[str]:
     """The setting that --from stands for."""
     return [f"source.options.from={source.expanduser().resolve()}"] if source else []
+
+
+def log_to_terminal() -> None:
+    """What a command that goes on running says, a line each with its time; a service manager keeps them."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", force=True)
+    logging.getLogger("httpx").setLevel(logging.WARNING)

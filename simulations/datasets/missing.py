@@ -116,9 +116,9 @@ def take_away(
         ConfigError: `source` has no card or no sites, a name or the share is not allowed, or `target` is taken.
         ManifestError: a folder of `source` has faults.
     """
-    card = _card(source)
+    card = card_of_source(source)
     chosen = _chosen(card.content, share=share, names=names)
-    read = {part: _rows(folder, card.content) for part, folder in _parts(source).items()}
+    read = {part: rows_of(folder, card.content) for part, folder in parts_of(source).items()}
     sites = [part for part in read if part not in (VALIDATION, TEST, PUBLIC)]
     rows = [row for part in sites for row, _ in read[part]]
     starts: dict[str, int] = {}
@@ -148,12 +148,15 @@ def digest_of_source(source: Path) -> str:
     return digest.hexdigest()
 
 
-def _card(source: Path) -> DataCard:
+def card_of_source(source: Path) -> DataCard:
+    """The card of a data set that has sites.
+
+    Raises:
+        ConfigError: it has no card, or no sites.
+    """
     path = source / "dataset.toml"
     if not path.is_file() or not (source / "sites").is_dir():
-        raise ConfigError(
-            f"{source}: modalities are taken away from a data set with dataset.toml and sites/ in it only"
-        )
+        raise ConfigError(f"{source}: a data set is made from another with dataset.toml and sites/ in it only")
     return parse_settings(DataCard, read_toml(path), place=str(path))
 
 
@@ -167,13 +170,13 @@ def _chosen(schema: DataSchema, *, share: float, names: Collection[str]) -> list
     return [name for name in schema.modalities if name in names or not names]
 
 
-def _parts(source: Path) -> dict[str, Path]:
+def parts_of(source: Path) -> dict[str, Path]:
     """Part, as the writer names it -> its folder."""
     fixed = {part: source / part for part in (VALIDATION, TEST, PUBLIC) if (source / part).is_dir()}
     return fixed | {folder.name: folder for folder in sorted((source / "sites").iterdir()) if folder.is_dir()}
 
 
-def _rows(folder: Path, schema: DataSchema) -> list[tuple[Row, dict[str, object]]]:
+def rows_of(folder: Path, schema: DataSchema) -> list[tuple[Row, dict[str, object]]]:
     """The rows of a folder, each with its cells in ignored columns and those of times."""
     manifest = read_manifest(folder, schema=schema)
     path = find_manifest(folder)

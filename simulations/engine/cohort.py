@@ -10,7 +10,7 @@ asks for the replies, so that no more of them are held than were trained togethe
 
 import itertools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from flwr.app import Message, MessageType, RecordDict
@@ -39,6 +39,7 @@ def run_in_cohorts(
     memory_bytes: int,
     folder: Path,
     arithmetic: Arithmetic = PLAIN,
+    by_app: Collection[str] = (),
 ) -> None:
     """Run a federation to its end in this process, a cohort of sites at a time.
 
@@ -48,12 +49,20 @@ def run_in_cohorts(
         sites: the owners' settings, one file a site.
         memory_bytes: about how much the training of one cohort may take.
         arithmetic: where and how precisely cohorts are computed.
+        by_app: names of sites whose training the client app answers, too: those that are hostile.
         folder: for the sites' samples while the run lasts; closed to everybody but its owner, and empty afterwards.
     """
     keep_freed_memory()
     with SampleStore(folder) as store, without_what_is_there():
         run_over(
-            CohortGrid(client_app, sites=sites, store=store, memory_bytes=memory_bytes, arithmetic=arithmetic),
+            CohortGrid(
+                client_app,
+                sites=sites,
+                store=store,
+                memory_bytes=memory_bytes,
+                arithmetic=arithmetic,
+                by_app=by_app,
+            ),
             server_app,
         )
 
@@ -69,9 +78,11 @@ class CohortGrid(LocalGrid):
         store: SampleStore,
         memory_bytes: int,
         arithmetic: Arithmetic = PLAIN,
+        by_app: Collection[str] = (),
         run_id: int = 1,
     ) -> None:
         super().__init__(client_app, sites=sites, run_id=run_id)
+        self._by_app = frozenset(by_app)
         self._store, self._memory_bytes, self._arithmetic = store, memory_bytes, arithmetic
 
     def replies(self, messages: Sequence[Message]) -> Iterator[Message]:
@@ -82,7 +93,8 @@ class CohortGrid(LocalGrid):
             yield next(together) if is_trained else self._deliver(message)
 
     def _is_trained_here(self, message: Message) -> bool:
-        return message.metadata.message_type == MessageType.TRAIN and self.site_of(message) is not None
+        site = self.site_of(message)
+        return message.metadata.message_type == MessageType.TRAIN and site is not None and site.stem not in self._by_app
 
     def _trained(self, messages: Sequence[Message]) -> Iterator[Message]:
         requests = {id(content): content for content in (message.content for message in messages)}

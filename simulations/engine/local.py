@@ -19,8 +19,9 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from client.app import SITE_KEY
+from shared.local_array import LocalArray
 from shared.messages import TrainReply
-from shared.wire import LocalArray, LocalReply
+from shared.wire import LocalReply
 
 FLOWER_VERSIONS = ("1.41",)
 """versions under which the private names above are known to behave as used here"""

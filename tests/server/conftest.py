@@ -109,8 +109,14 @@ class CallTransport:
     """sites of every request for counts"""
     privacy: PrivacyStatement | None = None
     """how the sites say that they protected their updates"""
+    away: list[frozenset[str]] = field(default_factory=list)
+    """who is not on line, look by look; everybody is after the last of them"""
     unclipped_share: float | None = None
     is_within_clip: bool | None = None
+
+    def online(self) -> frozenset[str]:
+        """Everybody, but for those that are away at this look."""
+        return frozenset(self.sites) - (self.away.pop(0) if self.away else frozenset())
 
     def hello(self, *, expected: int, min_sites: int, timeout_s: float) -> list[Hello]:
         """Everybody is there."""

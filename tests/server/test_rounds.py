@@ -82,6 +82,38 @@ def test_a_damaged_or_foreign_checkpoint_is_refused(run: RunConfig, tmp_path: Pa
         load_progress(folder=tmp_path, run_digest=run.digest)
 
 
+@pytest.mark.parametrize("damage", ["a bit", "half", "state", "no text"])
+def test_a_damaged_checkpoint_is_refused_with_the_file_and_what_to_do(
+    run: RunConfig, damage: str, tmp_path: Path
+) -> None:
+    """One flipped bit of a weight is a number like any other: only the digest tells."""
+    with pytest.raises(KeyboardInterrupt):
+        train(run, tmp_path, stop_after=2)
+    checkpoints = tmp_path / "checkpoints"
+    path = checkpoints / ("state.json" if damage in ("state", "no text") else "round-000002.safetensors")
+    content = path.read_bytes()
+    damaged = {
+        "a bit": content[:-1] + bytes([content[-1] ^ 1]),
+        "half": content[: len(content) // 2],
+        "state": content[: len(content) // 2],
+        "no text": b"\xff" + content[1:],
+    }
+    path.write_bytes(damaged[damage])
+    with pytest.raises(RunError, match=r"restore .* from a backup or start a new run") as told:
+        load_progress(folder=tmp_path, run_digest=run.digest)
+    assert str(path) in str(told.value)
+
+
+def test_a_best_model_that_is_not_written_anew_keeps_its_digest(run: RunConfig, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(run, tmp_path, stop_after=1)
+    train(run, tmp_path, attempt=1)
+    best = next((tmp_path / "checkpoints").glob("best-*"))
+    best.write_bytes(best.read_bytes()[:-1] + b"\x01")
+    with pytest.raises(RunError, match=best.name):
+        load_progress(folder=tmp_path, run_digest=run.digest)
+
+
 def poisoned(transport: CallTransport, site: str, run: RunConfig, number: int) -> TrainReply:
     """An honest reply of that site for a round, built beforehand so that a test can twist it."""
     model = build_model(run)
@@ -163,10 +195,11 @@ class WatchedTransport(CallTransport):
             self.held.append(sum(tensor() is not None for tensor in tensors))
 
 
-@pytest.mark.parametrize("aggregation", ["mean", "site", "median"])
+@pytest.mark.parametrize("aggregation", ["mean", "site", "norm-bound", "median"])
 def test_an_update_is_dropped_before_the_next_is_made(aggregation: str, tmp_path: Path) -> None:
     """A median is the exception, and shows that the count can tell."""
-    run = small_run(rounds=2, aggregation=aggregation) if aggregation != "site" else None
+    bound = {"norm_bound": 0.1} if aggregation == "norm-bound" else {}
+    run = small_run(rounds=2, aggregation=aggregation, **bound) if aggregation != "site" else None
     run = run or protected_run(changes={"privacy": SITE}, rounds=2)
     transport = WatchedTransport(run, SITES)
     train(run, tmp_path, transport=transport)

@@ -9,11 +9,14 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from client.app import SITE_KEY
 from server.judgement import Failure, Reply
 from server.strategy import FlowerTransport
 from shared.errors import RunError
+from shared.local_array import LocalArray
 from shared.messages import PROTOCOL_VERSION, Hello, Refusal, ReplyHeader, RequestHeader, TrainReply, TrainRequest
-from shared.wire import ARRAYS, LocalArray, encode_reply
+from shared.record_names import ARRAYS
+from shared.wire import encode_reply
 from simulations.engine.local import LocalGrid
 from tests.tiny import tiny_config
 
@@ -65,7 +68,7 @@ def transport(twists: dict[str, Twist], *, names: dict[str, str] | None = None) 
 
     @app.query()
     def hello(message: Message, context: Context) -> Message:
-        site = str(context.node_config["site"])
+        site = str(context.node_config[SITE_KEY])
         said = Hello(protocol_version=PROTOCOL_VERSION, site=called.get(site, site), modalities=("left",))
         return Message(encode_reply(said), reply_to=message)
 
@@ -75,7 +78,7 @@ def transport(twists: dict[str, Twist], *, names: dict[str, str] | None = None) 
             protocol_version=PROTOCOL_VERSION, run_id="r", round_number=1, nominal_size=9, privacy=None
         )
         records = encode_reply(TrainReply(header, {"w": torch.ones(2)}))
-        return Message(twists[str(context.node_config["site"])](records), reply_to=message)
+        return Message(twists[str(context.node_config[SITE_KEY])](records), reply_to=message)
 
     return FlowerTransport(LocalGrid(app, sites=[Path(site) for site in twists]))
 

@@ -18,6 +18,7 @@ from flwr.supercore.inflatable.inflatable_object import (
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents, validate_object_content
 
 from shared.errors import WireError
+from shared.local_array import LocalArray
 from shared.messages import (
     PROTOCOL_VERSION,
     Hello,
@@ -29,10 +30,9 @@ from shared.messages import (
     TrainReply,
     reply_fields,
 )
+from shared.record_names import ARRAYS
 from shared.wire import (
-    ARRAYS,
     LARGEST_VALUE,
-    LocalArray,
     LocalReply,
     array_shapes,
     decode_arrays,

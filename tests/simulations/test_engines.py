@@ -154,16 +154,20 @@ def test_what_stops_the_server_app_comes_through() -> None:
         run_locally(server, client_app(), sites=SITES)
 
 
+@pytest.mark.parametrize("asked", ["client.answering.answer_hello", "client.app.carry"])
 def test_a_failing_client_app_sends_only_a_code(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    asked: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Through the app itself: in a deployment Flower would send the exception's text along."""
+    """Through the app itself, with an agent and without: in a deployment Flower would send the exception's text."""
 
     def fail(*args: object, **named: object) -> None:
         raise ValueError(SECRET)
 
-    monkeypatch.setattr("client.app.answer_hello", fail)
-    monkeypatch.setattr("client.app.decode_request_header", fail)
+    monkeypatch.setattr(asked, fail)
+    monkeypatch.setattr("client.answering.decode_request_header", fail)
+    if asked == "client.app.carry":
+        monkeypatch.setattr("client.app.SITE_KEY", "agent-of-nobody")
+        monkeypatch.setattr("client.app.AGENT_KEY", SITE_KEY)
     grid = LocalGrid(real_client_app, sites=SITES[:1])
     (node,) = grid.get_node_ids()
     for kind in (MessageType.QUERY, MessageType.TRAIN):

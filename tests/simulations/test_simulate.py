@@ -15,7 +15,7 @@ from motet import app
 from server.settings import read_settings
 from shared.errors import ConfigError, MotetError, RunError
 from shared.messages import ReplyHeader
-from shared.wire import ARRAYS, HEADER
+from shared.record_names import ARRAYS, HEADER
 from simulations.engine.local import LocalGrid
 from simulations.scenario import read_scenario
 from simulations.simulate import prepare_run, run_simulation
@@ -143,7 +143,7 @@ def test_a_run_folder_in_use_and_a_folder_that_is_none_are_refused(tmp_path: Pat
     ("change", "said"),
     [
         ("run.privacy.epsilon=-1", r"1 fault in the settings\n  run\.privacy\.epsilon: "),
-        ("run.federation.rouns=3", "rouns: no such setting; allowed: rounds, "),
+        ("run.federation.rouns=3", r"rouns: no such setting; allowed: .*\brounds, "),
         ("run.model.encoders.smell.name='nose'", "smell"),
         ("nonsense", "KEY.KEY=VALUE"),
         ("source.path=nowhere", "no data set"),

@@ -19,8 +19,8 @@ from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 PAGE = (CHECKOUT / "docs" / "deployment.md").read_text(encoding="utf-8")
-MARK = "MOTET_TEST_RAN_FROM"
-"""names the file into which the client and server packages of the test's bundle write where they lie"""
+MARK = "MOTET_HOME"
+"""a variable that everything started on a machine inherits, Flower's programs too, with a value of the machine's own"""
 
 
 def block(title: str) -> str:
@@ -81,7 +81,7 @@ class Machine:
     @property
     def mark(self) -> str:
         """Unlike that of any other machine."""
-        return str(self.folder / "ran-from.txt")
+        return str(self.folder / "motet-home")
 
     def environment(self) -> dict[str, str]:
         base = {
@@ -89,13 +89,14 @@ class Machine:
             "HOME": str(self.folder),
             "LANG": "C.UTF-8",
             "OMP_NUM_THREADS": "1",
-            "MOTET_HOME": str(self.folder / "motet-home"),
+            # the commands are this checkout's, whatever is installed
+            "PYTHONPATH": str(CHECKOUT),
             MARK: self.mark,
         }
         return base | dict(self.variables)
 
     def script(self, commands: str) -> list[str]:
-        return ["bash", "-c", f"set -euo pipefail\n{block('both: no telemetry')}\n{commands}"]
+        return ["bash", "-c", f"set -euo pipefail\n{commands}"]
 
     def do(self, commands: str, *, cwd: Path | None = None, within_s: float = 120) -> str:
         """Run to the end; what it printed."""
@@ -106,12 +107,13 @@ class Machine:
         assert done.returncode == 0, done.stdout
         return done.stdout
 
-    def start(self, name: str, commands: str, *, cwd: Path | None = None) -> None:
-        """Run on, in a process group of its own, its output in NAME.log."""
+    def start(self, name: str, command: str, *, cwd: Path | None = None, user: str | None = None) -> None:
+        """Run one command on, in a process group of its own, its output in NAME.log."""
         with (self.folder / f"{name}.log").open("ab") as log:
+            # exec: the signal that ends it reaches the command itself, which ends what it started
             self.running[name] = subprocess.Popen(
-                self.script(commands), env=self.environment(), cwd=cwd or self.folder, start_new_session=True,
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                self.script(f"exec {command}"), env=self.environment(), cwd=cwd or self.folder, start_new_session=True,
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, user=user,
             )  # fmt: skip
 
     def log(self, name: str) -> str:
@@ -125,11 +127,6 @@ class Machine:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(with_group, sent)
             try:
-                process.wait(timeout=15)
+                process.wait(timeout=60)
             except subprocess.TimeoutExpired:
                 continue
-
-    def ran_from(self) -> set[Path]:
-        """Where the apps' packages lay, in the processes started on this machine."""
-        path = Path(self.mark)
-        return {Path(line) for line in path.read_text(encoding="utf-8").splitlines()} if path.is_file() else set()

@@ -57,6 +57,7 @@ def write_scenario(
     rounds: int = 3,
     reproducible_noise: bool = False,
     epsilon: float = 8.0,
+    sample_rate: float = 0.5,
     federation: dict[str, object] | None = None,
 ) -> Path:
     """A scenario over the small data set: linear encoders, two short local steps, every site every round."""
@@ -79,7 +80,7 @@ def write_scenario(
                 },
                 "fusion": {"name": "concat"},
             },
-            "training": {"optimizer": "sgd", "learning_rate": 0.5, "sample_rate": 0.5, "local_steps": 2},
+            "training": {"optimizer": "sgd", "learning_rate": 0.5, "sample_rate": sample_rate, "local_steps": 2},
             "privacy": (
                 {"unit": "record", "trust": "nobody", "epsilon": epsilon, "delta": 1e-3, "clip_norm": 1.0}
                 if private

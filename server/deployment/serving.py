@@ -1,0 +1,129 @@
+"""Serving: Flower's SuperLink and what starts its server apps, kept running; and the sites' keys known to it.
+
+in        a deployment's folder
+out       one TLS port that sites connect to, until SIGTERM; logs in DIR/log; /health and /metrics on loopback
+relies on shared/supervise.py for starting again, on nodes.py for who is let in
+"""
+
+import contextlib
+import logging
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+
+from server.deployment.certificates import expires
+from server.deployment.monitor import open_monitor
+from server.deployment.nodes import bring_in_step, is_in_step
+from server.deployment.settings import Deployment
+from server.deployment.setup import write_link
+from shared import flower_commands
+from shared.errors import MotetError
+from shared.supervise import Program, Supervisor, stopped_by_signals
+
+log = logging.getLogger("motet.server")
+_LOOK_S = 1.0
+_WARN = timedelta(days=30)
+
+
+def run_server(deployment: Deployment) -> None:
+    """Keep the server running until SIGTERM or SIGINT.
+
+    Raises:
+        ConfigError: it is being run already, or a certificate or the monitor's port cannot be used.
+    """
+    _warn_of_certificates(deployment)
+    write_link(deployment)
+    supervisor = Supervisor(programs(deployment), state=deployment.state, most_log_bytes=deployment.settings.log_bytes)
+    with _monitored(deployment, supervisor), _kept_in_step(deployment), stopped_by_signals(supervisor):
+        log.info(
+            "server of %s: sites connect to %s:%d",
+            deployment.folder,
+            deployment.settings.host,
+            deployment.settings.port,
+        )
+        supervisor.run()
+
+
+def programs(deployment: Deployment) -> tuple[Program, ...]:
+    """What runs at the server."""
+    settings, tls, secret = deployment.settings, deployment.tls, deployment.secret
+    # what delivered apps are told of the server's own folders comes with each run
+    variables = flower_commands.environment(deployment.flower_home, HOME=str(deployment.folder))
+    commands = {
+        "superlink": flower_commands.superlink(
+            listen=settings.listen, port=settings.port, tls=tls, database=deployment.database, secret=secret
+        ),
+        "superexec": flower_commands.superexec(address=deployment.local_address, ca=tls.ca, secret=secret),
+    }
+    return tuple(
+        Program(
+            name=name,
+            command=command,
+            log=deployment.logs / f"{name}.log",
+            folder=deployment.folder,
+            environment=variables,
+        )
+        for name, command in commands.items()
+    )
+
+
+def answers(deployment: Deployment, *, within_s: float = 0.0) -> bool:
+    """Whether something listens on the deployment's port."""
+    host = "127.0.0.1" if deployment.local_host == "localhost" else deployment.local_host
+    deadline = time.monotonic() + within_s
+    while True:
+        try:
+            socket.create_connection((host, deployment.settings.port), timeout=2.0).close()
+        except OSError:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.2)
+        else:
+            return True
+
+
+@contextlib.contextmanager
+def _monitored(deployment: Deployment, supervisor: Supervisor) -> Iterator[None]:
+    if deployment.settings.monitor_port is None:
+        yield
+        return
+    monitor = open_monitor(deployment, supervisor=supervisor)
+    try:
+        yield
+    finally:
+        monitor.close()
+
+
+@contextlib.contextmanager
+def _kept_in_step(deployment: Deployment) -> Iterator[None]:
+    """A thread that tells Flower of keys that came, were revoked or expired; Flower's own commands take seconds."""
+    stopping = threading.Event()
+
+    def keep() -> None:
+        is_first = True
+        while not stopping.wait(_LOOK_S):
+            try:
+                if answers(deployment) and (is_first or not is_in_step(deployment)):
+                    known = flower_commands.nodes(home=deployment.flower_home)
+                    bring_in_step(deployment, known=known)
+                    is_first = False
+            except (MotetError, OSError) as error:
+                log.error("the sites' keys cannot be brought in step: %s", error)
+                stopping.wait(10 * _LOOK_S)
+
+    thread = threading.Thread(target=keep, name="motet-nodes", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopping.set()
+        thread.join(timeout=5.0)
+
+
+def _warn_of_certificates(deployment: Deployment) -> None:
+    for name, path in {"authority's": deployment.tls.ca, "server's": deployment.tls.certificate}.items():
+        end = expires(path)
+        if end - datetime.now(UTC) < _WARN:
+            log.warning("the %s certificate ends at %s; make a new one: motet server certificate", name, end)

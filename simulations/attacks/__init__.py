@@ -1,0 +1,1 @@
+"""Simulated sites that mean harm, to see what a run bears."""
