@@ -97,6 +97,8 @@ def test_stopping_ends_the_programs_and_what_they_started_even_if_they_will_not(
     supervisor = Supervisor([program(tmp_path, stubborn)], state=tmp_path / "state", end_within_s=0.3)
     with running(supervisor):
         wait_for(lambda: (tmp_path / "child").is_file() and (tmp_path / "child").read_text().strip() != "")
+        # the program may have spoken before the supervisor has noted that it runs
+        wait_for(lambda: supervisor.states()[0].pid is not None)
         pid = supervisor.states()[0].pid
         assert pid is not None
     child = int((tmp_path / "child").read_text())
