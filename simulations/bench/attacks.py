@@ -25,11 +25,12 @@ from pydantic import Field
 from server.compare import result_lines
 from server.report.html import read_record
 from shared.aggregation_settings import Rule
-from shared.settings import Settings, parse_settings_json
+from shared.settings import Settings
 from simulations.attacks.plan import read_attack
 from simulations.attacks.settings import Kind
 from simulations.bench.machine import commit
 from simulations.bench.results import RESULTS
+from simulations.bench.stored_runs import run_missing, simulate_words, sources_of, stored_runs
 
 SHARES = (0.0, 0.1, 0.2, 0.3)
 ROOT = Path(__file__).parents[2]
@@ -146,9 +147,7 @@ def words_of(job: Job, *, source: Path | None, out: Path) -> list[str]:
         changes += [f"attack.kind={job.attack}", f"attack.share={job.share}", f"attack.seed={job.seed}"]
         changes += [f"attack.factor={FACTORS[job.attack]}"] if job.attack in FACTORS else []
     changes += ["run.privacy=none", *case.without_privacy] if job.privacy == "none" else []
-    words = ["simulate", case.scenario, "--out", str(out)]
-    words += ["--from", str(source)] if source else []
-    return words + [word for change in changes for word in ("--set", change)]
+    return simulate_words(case.scenario, source=source, out=out, changes=changes)
 
 
 def run(job: Job, *, source: Path | None) -> Outcome:
@@ -213,8 +212,7 @@ def _read(job: Job, folder: Path, *, hostile: tuple[str, ...]) -> Outcome:
 
 def stored(path: Path) -> list[Outcome]:
     """The runs that a results file holds."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return [parse_settings_json(Outcome, line, place=f"{path}: line {n}") for n, line in enumerate(lines, start=1)]
+    return stored_runs(path, kind=Outcome)
 
 
 def table(outcomes: Sequence[Outcome]) -> list[str]:
@@ -263,8 +261,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "attacks.jsonl")
     parser.add_argument("--table", action="store_true", help="run nothing")
     options = parser.parse_args(words)
-    sources = {name: Path(path).expanduser().resolve() for name, _, path in (s.partition("=") for s in options.sources)}
-    done = stored(options.out)
+    sources = sources_of(options.sources)
     jobs = grid(
         data=options.data,
         privacy=options.privacy,
@@ -273,15 +270,19 @@ def main(words: Sequence[str] | None = None) -> None:
         shares=options.shares,
         seeds=options.seeds,
     )
-    for job in () if options.table else jobs:
-        if job in [each.job for each in done]:
-            continue
-        outcome = run(job, source=sources.get(job.data))
-        done.append(outcome)
-        with options.out.open("a", encoding="utf-8") as file:
-            file.write(outcome.model_dump_json() + "\n")
-        print(f"{job.data} {job.privacy} {job.attack} {job.share:.0%} {job.rule}: {_cell([outcome])}", flush=True)
-    print("\n".join(table(done)))
+    found = run_missing(
+        () if options.table else jobs,
+        done=stored(options.out),
+        run=lambda job: run(job, source=sources.get(job.data)),
+        path=options.out,
+        told=_told,
+    )
+    print("\n".join(table(found)))
+
+
+def _told(outcome: Outcome) -> str:
+    job = outcome.job
+    return f"{job.data} {job.privacy} {job.attack} {job.share:.0%} {job.rule}: {_cell([outcome])}"
 
 
 if __name__ == "__main__":

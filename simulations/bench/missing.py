@@ -25,9 +25,10 @@ from server.compare import result_lines
 from server.settings import read_settings
 from shared.errors import ConfigError
 from shared.manifest import read_manifest
-from shared.settings import Settings, parse_settings_json
+from shared.settings import Settings
 from simulations.bench.machine import commit
 from simulations.bench.results import RESULTS
+from simulations.bench.stored_runs import run_missing, simulate_words, sources_of, stored_runs
 from simulations.scenario import read_card
 
 RATES = (0.0, 0.1, 0.3, 0.5)
@@ -138,9 +139,7 @@ def words_of(job: Job, *, source: Path | None, out: Path) -> list[str]:
             f"source.missing_seed={job.seed}",
         ]
     changes += ["run.privacy=none", *case.without_privacy] if job.privacy == "none" else case.private
-    words = ["simulate", case.scenario, "--out", str(out)]
-    words += ["--from", str(source)] if source else []
-    return words + [word for change in changes for word in ("--set", change)]
+    return simulate_words(case.scenario, source=source, out=out, changes=changes)
 
 
 def run(job: Job, *, source: Path | None) -> Outcome:
@@ -181,8 +180,7 @@ def _present(data_set: Path, *, names: Sequence[str]) -> dict[str, float]:
 
 def stored(path: Path) -> list[Outcome]:
     """The runs that a results file holds."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return [parse_settings_json(Outcome, line, place=f"{path}: line {n}") for n, line in enumerate(lines, start=1)]
+    return stored_runs(path, kind=Outcome)
 
 
 def table(outcomes: Sequence[Outcome], *, by: str) -> list[str]:
@@ -224,24 +222,22 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "missing.jsonl")
     parser.add_argument("--table", action="store_true", help="run nothing")
     options = parser.parse_args(words)
-    sources = {name: Path(path).expanduser().resolve() for name, _, path in (s.partition("=") for s in options.sources)}
-    done = stored(options.out)
-    jobs = (
-        [] if options.table else list(grid(data=options.data, by=options.by, seeds=options.seeds, rates=options.rates))
+    sources = sources_of(options.sources)
+    jobs = grid(data=options.data, by=options.by, seeds=options.seeds, rates=options.rates)
+    found = run_missing(
+        () if options.table else jobs,
+        done=stored(options.out),
+        run=lambda job: run(job, source=sources.get(job.data)),
+        path=options.out,
+        told=_told,
     )
-    for job in jobs:
-        if job in [each.job for each in done]:
-            continue
-        outcome = run(job, source=sources.get(job.data))
-        done.append(outcome)
-        with options.out.open("a", encoding="utf-8") as file:
-            file.write(outcome.model_dump_json() + "\n")
-        print(
-            f"{job.data} {job.by} {job.missing:.0%} {job.privacy} seed {job.seed}: {outcome.macro_f1[0]:.3f}",
-            flush=True,
-        )
     for by in ("site", "row"):
-        print("\n".join(["", f"Missing by {by}:", "", *table(done, by=by)]))
+        print("\n".join(["", f"Missing by {by}:", "", *table(found, by=by)]))
+
+
+def _told(outcome: Outcome) -> str:
+    job = outcome.job
+    return f"{job.data} {job.by} {job.missing:.0%} {job.privacy} seed {job.seed}: {outcome.macro_f1[0]:.3f}"
 
 
 if __name__ == "__main__":

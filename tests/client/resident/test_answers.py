@@ -240,6 +240,35 @@ def test_a_row_that_was_given_back_pays_for_nothing(
     assert states(tmp_path) == ["void"]
 
 
+def test_an_answer_whose_payment_was_given_back_is_not_sent(
+    tmp_path: Path, answers: KeptAnswers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = site_file(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(Ledger, "release", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            train(path, answers)
+    assert (answers.folder / "r" / "000001.answer").is_file()
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    (row,) = ledger.rows(DATA_SET)
+    ledger.void(Reservation(row.id, DATA_SET, "r", 1, 0, row.use, 0.0))
+    assert train(path, answers) == Refusal("refused")
+    assert states(tmp_path) == ["void"]
+
+
+def test_another_request_is_not_trained_under_the_payment_of_one_that_was_cut_off(
+    tmp_path: Path, answers: KeptAnswers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = site_file(tmp_path)
+    with monkeypatch.context() as patched:
+        cut_off(patched)
+        with pytest.raises(KeyboardInterrupt):
+            train(path, answers)
+    assert train(path, answers, value=1.0) == Refusal("refused")
+    assert isinstance(train(path, answers, value=1.0, attempt=1), TrainReply)
+    assert states(tmp_path) == ["reserved", "released"]
+
+
 def test_a_reservation_pays_for_nothing_but_what_it_was_made_for(
     tmp_path: Path, answers: KeptAnswers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
