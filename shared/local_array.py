@@ -10,8 +10,7 @@ from typing import Any
 from flwr.app import Array
 from torch import Tensor
 
-NUMPY = "numpy.ndarray"
-"""how Flower says that an array's bytes are numpy's"""
+from shared.array_bytes import NUMPY
 
 
 class LocalArray(Array):

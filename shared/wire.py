@@ -17,9 +17,9 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, Metadata, Record
 from flwr.app.message.message import make_message
 from torch import Tensor
 
-from shared.array_bytes import read_float32
+from shared.array_bytes import NUMPY, read_float32
 from shared.errors import ConfigError, VersionMismatch, WireError
-from shared.local_array import NUMPY, LocalArray
+from shared.local_array import LocalArray
 from shared.messages import (
     PROTOCOL_VERSION,
     Hello,

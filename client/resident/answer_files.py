@@ -18,9 +18,10 @@ from pathlib import Path
 from torch import Tensor
 
 from shared.errors import ConfigError
+from shared.float32_file import as_pieces
 from shared.messages import ReplyHeader, RequestHeader, StatisticsHeader, StatisticsReply, TrainReply
 from shared.settings import AnySettings, Settings, parse_settings_json
-from shared.tensor_file import as_bytes, from_bytes
+from shared.tensor_file import from_bytes
 
 Answer = TrainReply | StatisticsReply
 _DIGEST_BYTES = 64
@@ -44,13 +45,16 @@ def request_digest(header: RequestHeader | StatisticsHeader, *, weights: Mapping
     return digest.hexdigest()
 
 
-def as_file(answer: Answer, *, request: str) -> tuple[bytes, bytes]:
+def as_file(answer: Answer, *, request: str) -> tuple[bytes | memoryview, ...]:
     """An answer as bytes: its words, and its update behind them."""
     if isinstance(answer, StatisticsReply):
-        words, update = _Words(request=request, counts=answer), b""
-    else:
-        words, update = _Words(request=request, header=answer.header), as_bytes(answer.update)
-    return words.model_dump_json().encode() + b"\n", update
+        return (_line(_Words(request=request, counts=answer)),)
+    update = {name: value.detach().cpu().numpy() for name, value in answer.update.items()}
+    return _line(_Words(request=request, header=answer.header)), *as_pieces(update)
+
+
+def _line(words: _Words) -> bytes:
+    return words.model_dump_json().encode() + b"\n"
 
 
 def from_file(held: bytes, *, request: str) -> Answer | None:
@@ -75,7 +79,7 @@ def parsed(kind: type[AnySettings], text: str) -> AnySettings | None:
         return None
 
 
-def write(path: Path, *pieces: bytes) -> None:
+def write(path: Path, *pieces: bytes | memoryview) -> None:
     """The file is there whole or not at all, on the disk when this returns, and nobody else's to read.
 
     Raises:

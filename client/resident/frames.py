@@ -22,6 +22,8 @@ MOST_HEAD_BYTES = 6_000_000
 """a header of a million characters, each written as an escape of six"""
 _LENGTHS = struct.Struct(">8sIQ")
 _PIECE_BYTES = 1 << 20
+Pieces = tuple[bytes | memoryview, ...]
+"""bytes in several places, one behind the other; of views the format is "B" """
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +31,9 @@ class Frame:
     """One message on the socket."""
 
     head: bytes
-    body: bytes | bytearray = b""
+    body: bytes = b""
+    pieces: Pieces = ()
+    """what is sent behind `body`, as it lies in memory: no copy is made of a model; empty in what came"""
 
 
 def send_frame(connection: socket.socket, frame: Frame, *, deadline: float) -> None:
@@ -44,7 +48,8 @@ def send_frame(connection: socket.socket, frame: Frame, *, deadline: float) -> N
     if len(frame.head) > MOST_HEAD_BYTES:
         raise WireError(f"a head of {len(frame.head)} bytes; allowed: {MOST_HEAD_BYTES}")
     try:
-        for part in (_LENGTHS.pack(MAGIC, len(frame.head), len(frame.body)), frame.head, frame.body):
+        body = (frame.body, *frame.pieces)
+        for part in (_LENGTHS.pack(MAGIC, len(frame.head), sum(map(len, body))), frame.head, *body):
             rest = memoryview(part)
             while rest:
                 connection.settimeout(_left(deadline))
@@ -67,21 +72,22 @@ def receive_frame(connection: socket.socket, *, most_body_bytes: int, deadline: 
             f"a message of {head_bytes} and {body_bytes} bytes; allowed: {MOST_HEAD_BYTES} and {most_body_bytes}"
         )
     head = _exactly(connection, head_bytes, deadline=deadline)
-    return Frame(head=bytes(head), body=_exactly(connection, body_bytes, deadline=deadline))
+    return Frame(head=head, body=_exactly(connection, body_bytes, deadline=deadline))
 
 
-def _exactly(connection: socket.socket, size: int, *, deadline: float) -> bytearray:
-    came = bytearray()
+def _exactly(connection: socket.socket, size: int, *, deadline: float) -> bytes:
+    pieces, left = list[bytes](), size
     try:
-        while len(came) < size:
+        while left:
             connection.settimeout(_left(deadline))
-            piece = connection.recv(min(_PIECE_BYTES, size - len(came)))
+            piece = connection.recv(min(_PIECE_BYTES, left))
             if not piece:
-                raise WireError(f"a message is cut off after {len(came)} of {size} bytes")
-            came += piece
+                raise WireError(f"a message is cut off after {size - left} of {size} bytes")
+            pieces.append(piece)
+            left -= len(piece)
     except OSError as error:
         raise WireError(f"a message did not come whole: {error}") from None
-    return came
+    return b"".join(pieces)
 
 
 def _left(deadline: float) -> float:

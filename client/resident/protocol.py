@@ -14,8 +14,9 @@ import safetensors.numpy
 from pydantic import Field, model_validator
 from safetensors import SafetensorError
 
-from client.resident.frames import Frame
+from client.resident.frames import Frame, Pieces
 from shared.errors import ConfigError, WireError
+from shared.float32_file import as_pieces
 from shared.record_names import MAX_HEADER_CHARACTERS, REFUSAL_CODE
 from shared.settings import AnySettings, Settings, parse_settings_json
 
@@ -58,13 +59,13 @@ class Parts:
 def request_frame(kind: Kind, parts: Parts) -> Frame:
     """A request as bytes."""
     head = AgentRequest(agent_protocol=AGENT_PROTOCOL, kind=kind, header=parts.header)
-    return Frame(head.model_dump_json().encode(), _body(parts.arrays))
+    return Frame(head.model_dump_json().encode(), pieces=_body(parts.arrays))
 
 
 def reply_frame(parts: Parts) -> Frame:
     """A reply as bytes."""
     head = AgentReply(agent_protocol=AGENT_PROTOCOL, header=parts.header, code=parts.code)
-    return Frame(head.model_dump_json().encode(), _body(parts.arrays))
+    return Frame(head.model_dump_json().encode(), pieces=_body(parts.arrays))
 
 
 def read_request(frame: Frame) -> tuple[Kind, Parts]:
@@ -94,16 +95,14 @@ def _head(kind: type[AnySettings], frame: Frame) -> AnySettings:
         raise WireError(str(error)) from None
 
 
-def _body(arrays: Mapping[str, np.ndarray] | None) -> bytes:
-    if arrays is None:
-        return b""
-    return safetensors.numpy.save({name: np.ascontiguousarray(values) for name, values in arrays.items()})
+def _body(arrays: Mapping[str, np.ndarray] | None) -> Pieces:
+    return () if arrays is None else as_pieces(arrays)
 
 
 def _arrays(frame: Frame) -> dict[str, np.ndarray] | None:
     if not frame.body:
         return None
     try:
-        return safetensors.numpy.load(bytes(frame.body))
+        return safetensors.numpy.load(frame.body)
     except (SafetensorError, ValueError, TypeError, KeyError) as error:
         raise WireError(f"the arrays of a message are not readable: {error}; allowed: safetensors") from None

@@ -107,6 +107,7 @@ def say(site: Path, parts: Parts, *, kind: str = "train") -> str:
 
 
 def raw(site: Path, *pieces: bytes) -> str:
+    came = b""
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(60)
         connection.connect(str(site / "agent" / "socket"))
@@ -114,7 +115,8 @@ def raw(site: Path, *pieces: bytes) -> str:
             for piece in pieces:
                 connection.sendall(piece)
             connection.shutdown(socket.SHUT_WR)
-            came = connection.recv(1 << 16)
+            while piece := connection.recv(1 << 16):
+                came += piece
         except ConnectionError:
             return "hung up"
     return json.loads(came[20:])["code"] or "sent" if came else "hung up"

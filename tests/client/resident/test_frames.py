@@ -61,6 +61,11 @@ def test_what_is_no_frame_is_refused_before_memory_is_taken(
         receive_frame(pair[1], most_body_bytes=1000, deadline=soon())
 
 
+def test_a_body_in_pieces_comes_as_one(pair: tuple[socket.socket, socket.socket]) -> None:
+    send_frame(pair[0], Frame(b"{}", b"ab", (memoryview(b"cde"), b"", b"f")), deadline=soon())
+    assert receive_frame(pair[1], most_body_bytes=6, deadline=soon()) == Frame(b"{}", b"abcdef")
+
+
 def test_a_frame_that_does_not_come_in_time_is_given_up(pair: tuple[socket.socket, socket.socket]) -> None:
     pair[0].sendall(struct.pack(">8sIQ", MAGIC, 9, 0) + b"{}")
     with pytest.raises(WireError, match="did not come whole"):
@@ -89,7 +94,8 @@ def test_a_message_is_the_same_after_the_socket(header: str, arrays: dict[str, l
     held = None if arrays is None else {name: np.array(values, np.float32) for name, values in arrays.items()}
     if held is not None and any(name == "__metadata__" for name in held):
         return
-    kind, parts = read_request(request_frame("train", Parts(header=header, arrays=held)))
+    frame = request_frame("train", Parts(header=header, arrays=held))
+    kind, parts = read_request(Frame(frame.head, b"".join(frame.pieces)))
     again = parts_of(records_of(parts))
     assert (kind, again.header, again.code) == ("train", header, None)
     assert (again.arrays or {}).keys() == (held or {}).keys()

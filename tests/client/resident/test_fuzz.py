@@ -80,7 +80,8 @@ def check(folder: Path, raw: bytes) -> None:
 
 
 def framed(frame: Frame) -> bytes:
-    return struct.pack(">8sIQ", MAGIC, len(frame.head), len(frame.body)) + frame.head + bytes(frame.body)
+    body = b"".join((frame.body, *frame.pieces))
+    return struct.pack(">8sIQ", MAGIC, len(frame.head), len(body)) + frame.head + body
 
 
 @FUZZ
