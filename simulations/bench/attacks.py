@@ -95,6 +95,7 @@ class Job(Settings):
     attack: Harm
     share: float
     seed: int
+    factor: float | None = Field(default=None, description="None: FACTORS', where the attack has one")
 
 
 class Outcome(Settings):
@@ -123,8 +124,9 @@ def grid(
     attacks: Sequence[Harm],
     shares: Sequence[float],
     seeds: Sequence[int],
+    factor: float | None = None,
 ) -> Iterator[Job]:
-    """All runs, those without a hostile site once and first."""
+    """All runs, those without a hostile site once and first; `factor` in the place of FACTORS'."""
     for seed in seeds:
         for name in data:
             for kept in privacy:
@@ -135,7 +137,16 @@ def grid(
                     for share in shares:
                         for rule in rules:
                             if share and attack != "none":
-                                yield Job(data=name, privacy=kept, rule=rule, attack=attack, share=share, seed=seed)
+                                own = factor if attack in FACTORS else None
+                                yield Job(
+                                    data=name,
+                                    privacy=kept,
+                                    rule=rule,
+                                    attack=attack,
+                                    share=share,
+                                    seed=seed,
+                                    factor=own,
+                                )
 
 
 def words_of(job: Job, *, source: Path | None, out: Path) -> list[str]:
@@ -145,7 +156,7 @@ def words_of(job: Job, *, source: Path | None, out: Path) -> list[str]:
     changes += [each.format(hostile=case.hostile, fewest=2 * case.hostile + 3) for each in RULES[job.rule]]
     if job.attack != "none":
         changes += [f"attack.kind={job.attack}", f"attack.share={job.share}", f"attack.seed={job.seed}"]
-        changes += [f"attack.factor={FACTORS[job.attack]}"] if job.attack in FACTORS else []
+        changes += [f"attack.factor={job.factor or FACTORS[job.attack]}"] if job.attack in FACTORS else []
     changes += ["run.privacy=none", *case.without_privacy] if job.privacy == "none" else []
     return simulate_words(case.scenario, source=source, out=out, changes=changes)
 
@@ -219,17 +230,21 @@ def table(outcomes: Sequence[Outcome]) -> list[str]:
     """A line for each attack and share there is a run of, a column for each rule: the kept model's, then the last's."""
     lines = ["| macro-F1 | | attack | hostile | " + " | ".join(f"`{rule}`" for rule in RULES) + " |"]
     lines.append("| --- | --- | --- | ---: |" + " ---: |" * len(RULES))
-    cells: dict[tuple[str, str, str, float], dict[str, list[Outcome]]] = {}
+    cells: dict[tuple[str, str, str, float, float], dict[str, list[Outcome]]] = {}
     for each in outcomes:
         job = each.job
-        row = cells.setdefault((job.data, job.privacy, job.attack, job.share), {})
+        row = cells.setdefault((job.data, job.privacy, job.attack, job.share, job.factor or 0.0), {})
         row.setdefault(job.rule, []).append(each)
     order = [list(CASES), list(get_args(Privacy)), ["none", *get_args(Kind)]]
-    for key in sorted(cells, key=lambda k: (*(names.index(k[i]) for i, names in enumerate(order)), k[3])):
-        data, privacy, attack, share = key
+    for key in sorted(cells, key=lambda k: (*(names.index(k[i]) for i, names in enumerate(order)), *k[3:])):
+        data, privacy, attack, share, factor = key
         shown = " | ".join(_cell(cells[key].get(rule, [])) for rule in RULES)
-        lines.append(f"| `{data}` | {privacy} | {attack} | {share:.0%} | {shown} |")
+        lines.append(f"| `{data}` | {privacy} | {attack}{_times(factor)} | {share:.0%} | {shown} |")
     return lines
+
+
+def _times(factor: float | None) -> str:
+    return f", factor {factor:g}" if factor else ""
 
 
 def _cell(found: Sequence[Outcome]) -> str:
@@ -257,6 +272,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--rules", nargs="*", choices=tuple(RULES), default=list(RULES))
     parser.add_argument("--attacks", nargs="*", choices=get_args(Kind), default=list(get_args(Kind)))
     parser.add_argument("--shares", nargs="*", type=float, choices=SHARES, default=list(SHARES))
+    parser.add_argument("--factor", type=float, help="what the attack multiplies with, in the place of its usual one")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0])
     parser.add_argument("--out", type=Path, default=RESULTS / "attacks.jsonl")
     parser.add_argument("--table", action="store_true", help="run nothing")
@@ -269,6 +285,7 @@ def main(words: Sequence[str] | None = None) -> None:
         attacks=options.attacks,
         shares=options.shares,
         seeds=options.seeds,
+        factor=options.factor,
     )
     found = run_missing(
         () if options.table else jobs,
@@ -282,7 +299,7 @@ def main(words: Sequence[str] | None = None) -> None:
 
 def _told(outcome: Outcome) -> str:
     job = outcome.job
-    return f"{job.data} {job.privacy} {job.attack} {job.share:.0%} {job.rule}: {_cell([outcome])}"
+    return f"{job.data} {job.privacy} {job.attack}{_times(job.factor)} {job.share:.0%} {job.rule}: {_cell([outcome])}"
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The benchmark of attacks: which runs it makes, that none is made twice, and what its table says."""
 
 import itertools
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -34,6 +35,18 @@ def _outcome(job: Job, macro_f1: float | None, last: float | None = None) -> Out
         settings="",
         commit="",
     )
+
+
+def test_a_factor_of_ones_own_is_a_run_of_its_own_and_a_line_of_its_own() -> None:
+    chosen = partial(grid, data=["moods"], privacy=["none"], rules=["mean"], shares=[0.3], seeds=[0])
+    (usual,) = chosen(attacks=["sign-flipped"])
+    (weak,) = chosen(attacks=["sign-flipped"], factor=1.0)
+    (label,) = chosen(attacks=["label-flipped"], factor=1.0)
+    assert usual != weak
+    assert "attack.factor=1.0" in words_of(weak, source=None, out=Path("out"))
+    assert label.factor is None
+    lines = table([_outcome(usual, 0.1, 0.1), _outcome(weak, 0.5, 0.5)])[2:]
+    assert ["factor 1" in line for line in lines] == [False, True]
 
 
 def test_every_rule_meets_every_attack_and_once_none() -> None:
