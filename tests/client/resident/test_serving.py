@@ -20,7 +20,7 @@ from client.resident.conversion import parts_of
 from client.resident.exposure import can_read, refuse_exposed
 from client.resident.frames import Frame
 from client.resident.protocol import Parts, read_reply, request_frame
-from client.resident.serving import Agent, limits_of
+from client.resident.serving import Agent, limits_of, run_agent
 from client.site import read_site
 from shared.errors import ConfigError, ManifestError
 from shared.version import VERSION
@@ -166,6 +166,20 @@ def test_the_agent_does_not_start_on_data_that_the_node_can_read() -> None:
         folder.chmod(0o700)
         refuse_exposed(site, site_file=path, users=frozenset({NOBODY}))
         assert not can_read(folder / "data", uid=NOBODY, groups=(NOBODY,))
+
+
+@needs_other_users
+def test_an_agent_whose_data_lie_open_listens_to_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.umask", lambda _: 0)  # of the process that tests
+    monkeypatch.setattr("resource.setrlimit", lambda *_: None)
+    with open_folder() as folder:
+        path = site_file(folder)
+        path.write_text(path.read_text("utf-8") + '\n[agent]\nallowed_users = ["nobody"]\n', encoding="utf-8")
+        for name in ("data", "dataset.toml", "site.toml"):
+            (folder / name).chmod(0o700 if (folder / name).is_dir() else 0o604)
+        with pytest.raises(ConfigError, match=r"site.toml: user 65534 can read"):
+            run_agent(path)
+        assert not (folder / "agent" / "socket").exists()
 
 
 def test_importing_the_delivered_app_loads_no_torch() -> None:
