@@ -39,6 +39,12 @@ def deployment(tmp_path_factory: pytest.TempPathFactory, port: int, proxy: Proxy
         yield made
 
 
+@pytest.fixture(autouse=True)
+def _open_gates(deployment: SmallDeployment) -> Iterator[None]:
+    yield
+    deployment.open_gates()
+
+
 def rounds_done(deployment: SmallDeployment, run: str) -> int:
     return len(read_rounds(deployment.motet / "runs" / run / METRICS_FILE))
 
