@@ -2,16 +2,18 @@
 
 in        an exception on its way out of the server app
 out       RUN/failure.txt, on the server's own machine; gone once the run is started again
-relies on nothing
+relies on run_log.py for where the line of code that failed is written
 """
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
 from server.settings import write_atomically
 from shared.errors import MotetError
 
+log = logging.getLogger("motet.server")
 FILE_NAME = "failure.txt"
 
 
@@ -23,7 +25,10 @@ def noted_failure(folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        text = str(error) if isinstance(error, MotetError) else f"{type(error).__name__}: {error}; see the server's log"
+        text = str(error)
+        if not isinstance(error, MotetError):
+            text = f"{type(error).__name__}: {error}; see the server's log"
+            log.exception("the run ended")
         with contextlib.suppress(OSError):
             write_atomically(path, text.encode())
         raise

@@ -19,6 +19,8 @@ from server.failure import FILE_NAME as FAILURE_FILE
 from server.failure import read_failure
 from server.history import METRICS_FILE, read_rounds
 from server.progress import ProgressLine
+from server.run_log import FILE_NAME as LOG_FILE
+from server.run_log import LogReader
 from server.running import is_run
 from server.settings import read_settings, write_atomically, write_settings
 from shared import flower_commands
@@ -70,8 +72,11 @@ def follow_run(folder: Path, *, deployment: Deployment, console: Console | None 
         raise RunError(f"{folder}: was never started; start it: motet run --resume {folder} --on {deployment.folder}")
     run, shown, asked = read_settings(folder).run, 0, time.monotonic()
     shown = len(read_rounds(folder / METRICS_FILE))
+    log = LogReader(folder)
     with ProgressLine(run=run, done=shown, console=console) as line:
         while not (folder / REPORT_FILE).is_file():
+            for said in log.new_lines():
+                line.say(said)
             for record in read_rounds(folder / METRICS_FILE)[shown:]:
                 line.tell(record)
                 shown += 1
@@ -81,7 +86,7 @@ def follow_run(folder: Path, *, deployment: Deployment, console: Console | None 
                 why = _why_it_ended(run_id, folder=folder, deployment=deployment)
             if why is not None:
                 raise RunError(
-                    f"{folder}: {why}\nThe server's log: {deployment.logs}/superexec.log; when it is mended: "
+                    f"{folder}: {why}\nThe server's log: {folder / LOG_FILE}; when it is mended: "
                     f"motet run --resume {folder} --on {deployment.folder}"
                 )
             time.sleep(_LOOK_S)

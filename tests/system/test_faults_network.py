@@ -116,16 +116,18 @@ def test_a_run_without_enough_sites_pauses_says_so_and_goes_on_when_they_return(
     deployment.wait_for_gate(gate)
     deployment.sites["south"].end("node")
     gate.unlink()
-    said = deployment.motet / "log" / "superexec.log"
+    said = deployment.motet / "runs" / "paused" / "server.log"
     wait_until(
-        lambda: "paused before round" in said.read_text(errors="replace"),
+        lambda: said.is_file() and "paused before round" in said.read_text("utf-8"),
         within_s=240,
         else_say=deployment.everything_said,
     )
     deployment.start_node("south")
     records = deployment.wait_for_run("paused", within_s=400)
 
-    assert "the run goes on" in said.read_text(errors="replace")
+    assert "the run goes on" in said.read_text("utf-8")
+    # and whoever watches is told
+    assert "paused before round" in deployment.server.log("paused")
     assert used_sites(records)[-1] == ALL
     deployment.assert_right("paused", records=records, rounds=4)
     deployment.assert_paid("paused", records=records)
