@@ -26,10 +26,11 @@ from server.failure import noted_failure
 from server.handshake import Enrolled, write_handshake
 from server.heldout import HeldOut, load_held_out
 from server.negatives import public_negatives
-from server.plan import Central, Plan, make_plan, start_central
+from server.plan import Central, Plan, start_central
 from server.privacy_summary import summarise_central, summarise_privacy
 from server.progress import ProgressLine
 from server.records import Computed, RoundRecord, RunRecord, SiteStatistics
+from server.roster import open_roster
 from server.rounds import chosen, load_weights, run_rounds, start_or_resume
 from server.running import run_alone
 from server.settings import ServerSettings, count_start, read_computed, read_preflight, read_settings
@@ -62,7 +63,8 @@ def _run(grid: Grid, *, folder: Path) -> None:
     for extension in settings.extensions:
         load_extensions(extension)
     attempt, began = count_start(folder), time.monotonic()
-    transport, run = FlowerTransport(grid, enrolled=_enrolled(settings)), settings.run
+    run, note = settings.run, partial(write_handshake, folder=folder)
+    transport = FlowerTransport(grid, enrolled=_enrolled(settings), note=note)
     held_out = load_held_out(settings)
     renew = public_negatives(settings, held_out=held_out)
     model = build_model(run)
@@ -71,11 +73,11 @@ def _run(grid: Grid, *, folder: Path) -> None:
             expected=settings.num_sites, min_sites=run.federation.min_sites, timeout_s=run.federation.wait_for_sites_s
         )
     finally:
-        write_handshake(transport.introductions, folder=folder)
-    plan = make_plan(sites, run=run, model=model)
-    central = start_central(plan, settings=settings, model=model)
-    Console().print("\n".join(announcement(plan, run=run, central=central)), highlight=False, markup=False)
+        note(transport.introductions)
     progress = start_or_resume(model, settings=settings, folder=folder)
+    roster = open_roster(sites, run=run, model=model, folder=folder, next_round=progress.round_number + 1)
+    central = start_central(roster.plan, settings=settings, model=model)
+    Console().print("\n".join(announcement(roster.plan, run=run, central=central)), highlight=False, markup=False)
     with ProgressLine(run=run, done=progress.round_number) as line, EventWriter(folder) as events:
 
         def tell(record: RoundRecord) -> None:
@@ -86,7 +88,7 @@ def _run(grid: Grid, *, folder: Path) -> None:
             transport,
             progress=progress,
             model=model,
-            plan=plan,
+            roster=roster,
             settings=settings,
             validation=held_out.validation,
             folder=folder,
@@ -100,7 +102,7 @@ def _run(grid: Grid, *, folder: Path) -> None:
         progress,
         stopped,
         model=model,
-        plan=plan,
+        plan=roster.plan,
         central=central,
         settings=settings,
         held_out=held_out,

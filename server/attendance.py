@@ -29,7 +29,7 @@ class Presence(Protocol):
 def wait_for_enough(
     presence: Presence,
     *,
-    sites: Collection[str],
+    sites: Callable[[], Collection[str]],
     needed: int,
     round_number: int,
     timeout_s: float,
@@ -38,7 +38,7 @@ def wait_for_enough(
     """Come back once as many sites are on line as a round needs.
 
     Args:
-        sites: those that the round may ask.
+        sites: those that the round may ask; looked at again each time, since a site that comes late can end the wait.
         needed: how many of them have to be there; at once, where the round asks fewer.
         timeout_s: the longest wait.
         say: told when the wait begins, whenever somebody comes or goes, and when it is over.
@@ -46,21 +46,24 @@ def wait_for_enough(
     Raises:
         RunError: the time was over first; nothing was asked, and the run can be gone on with.
     """
-    needed, began = min(needed, len(sites)), time.monotonic()
-    seen: frozenset[str] | None = None
-    while len(there := presence.online() & frozenset(sites)) < needed:
+    began, seen = time.monotonic(), None
+    while True:
+        asked = frozenset(sites())
+        there, enough = presence.online() & asked, min(needed, len(asked))
+        if len(there) >= enough:
+            break
         if there != seen:
-            say(_paused(there, sites=sites, needed=needed, round_number=round_number))
+            say(_paused(there, sites=asked, needed=enough, round_number=round_number))
             seen = there
         if time.monotonic() - began >= timeout_s:
             raise RunError(
-                f"round {round_number}: {len(there)} of {len(sites)} sites were on line after a pause of "
-                f"{timeout_s:.0f} s (federation.pause_s); federation.min_sites asks for {needed}. "
+                f"round {round_number}: {len(there)} of {len(asked)} sites were on line after a pause of "
+                f"{timeout_s:.0f} s (federation.pause_s); federation.min_sites asks for {enough}. "
                 "What was trained is kept: start the run again once they are back"
             )
         time.sleep(min(LOOK_S, timeout_s))
     if seen is not None:
-        say(f"round {round_number}: {len(there)} of {len(sites)} sites are on line; the run goes on")
+        say(f"round {round_number}: {len(there)} of {len(asked)} sites are on line; the run goes on")
 
 
 def _paused(there: frozenset[str], *, sites: Collection[str], needed: int, round_number: int) -> str:

@@ -34,7 +34,7 @@ class Introduction(Settings):
 
 
 class Handshake(Settings):
-    """All introductions at the last start of a run."""
+    """All introductions since the last start of a run; of each node the last one."""
 
     at: str
     version: str
@@ -118,7 +118,7 @@ def write_handshake(introductions: list[Introduction], *, folder: Path) -> None:
 
 
 def read_handshake(folder: Path) -> Handshake | None:
-    """What a run's last start found; None where none was written.
+    """Who introduced themselves since a run's last start; None where none was written.
 
     Raises:
         ConfigError: the file is damaged.

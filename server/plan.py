@@ -1,13 +1,13 @@
 """Plan: who takes part in a run and who is asked in a round, which is paid for before anybody is.
 
 in        the sites that introduced themselves, the run's settings, the server's ledger where whole sites are protected
-out       Plan, and round by round the sites that are asked
+out       Plan, the one after it when a site comes late, and round by round the sites that are asked
 relies on schedule.py for the order or the draw; central.py for what a round costs
 """
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from server.central import CentralPlan, SiteBudget, make_central_plan, steps_due
 from server.checkpoint import read_participations, write_participations
 from server.judgement import LARGEST_NOMINAL_SIZE, is_plausible_size
 from server.records import SiteShare
-from server.schedule import draw_sites, plan_rounds, planned_participations
+from server.schedule import draw_sites, plan_rounds, planned_participations, with_newcomer
 from server.settings import ServerSettings
 from shared.config import RunConfig
 from shared.errors import RunError
@@ -29,20 +29,26 @@ log = logging.getLogger("motet.server")
 
 @dataclass(frozen=True)
 class Plan:
-    """Who is asked when, and what each site sends: fixed before the first round."""
+    """Who is asked when, and what each site sends: fixed before the first round, but for sites that come late."""
 
     sites: tuple[Hello, ...]
     rounds: tuple[tuple[str, ...], ...] | None
     """None: each round's sites are drawn in secret when it begins"""
     planned: Mapping[str, int]
-    """site -> most rounds that it can be asked for"""
+    """site -> most rounds that it can be asked for, as it is told: its noise is calibrated for them"""
     exchanges: Mapping[str, Exchange]
     """site -> what it is sent and sends; one object for all sites alike"""
+    joined: Mapping[str, int] = field(default_factory=dict)
+    """site -> first round that could ask it, in the order in which they came; of those that came late"""
 
     @property
     def site_names(self) -> tuple[str, ...]:
         """All sites that take part, sorted."""
         return tuple(site.site for site in self.sites)
+
+    def possible(self, number: int) -> tuple[str, ...]:
+        """The sites that a round may ask; in secret, any may be the one that is drawn."""
+        return self.site_names if self.rounds is None else self.rounds[number - 1]
 
     @cached_property
     def _hellos(self) -> Mapping[str, Hello]:
@@ -72,6 +78,7 @@ class Plan:
                     sent=sent,
                     given=given,
                     personal=personal,
+                    first_round=self.joined.get(site.site, 1),
                 )
             )
         return tuple(found)
@@ -102,13 +109,9 @@ def make_plan(sites: list[Hello], *, run: RunConfig, model: MultimodalModel) -> 
     Raises:
         RunError: they are fewer than the run asks for, or the size of one is not told and needed.
     """
-    exchanges = _exchanges(sites, run=run, model=model)
+    exchanges = exchanges_of(sites, run=run, model=model)
     able = sorted((site for site in sites if site.site in exchanges), key=lambda site: site.site)
-    if len(able) < run.federation.min_sites:
-        raise RunError(
-            f"{len(able)} of {len(sites)} sites have any of {list(run.modalities)} to train and a nominal size that "
-            f"can be; federation.min_sites asks for {run.federation.min_sites}{_needed_by_rule(run)}"
-        )
+    refuse_too_few(exchanges, sites=sites, run=run)
     hostile = run.federation.byzantine_sites or 0
     if hostile and min(len(able), run.federation.sites_per_round or len(able)) < 3 * hostile + 3:
         log.warning(
@@ -127,6 +130,55 @@ def make_plan(sites: list[Hello], *, run: RunConfig, model: MultimodalModel) -> 
         return plan
     rounds = plan_rounds([site.site for site in able], settings=run.federation, seed=run.seed)
     return Plan(tuple(able), rounds=tuple(rounds), planned=planned_participations(rounds), exchanges=exchanges)
+
+
+def refuse_too_few(able: Collection[str], *, sites: Sequence[Hello], run: RunConfig) -> None:
+    """Ends a start of a run that has too few sites to train anything.
+
+    Raises:
+        RunError: they are fewer than the run asks for.
+    """
+    if len(able) < run.federation.min_sites:
+        raise RunError(
+            f"{len(able)} of {len(sites)} sites have any of {list(run.modalities)} to train and a nominal size that "
+            f"can be; federation.min_sites asks for {run.federation.min_sites}{_needed_by_rule(run)}"
+        )
+
+
+def with_site(plan: Plan, site: Hello, *, exchange: Exchange, from_round: int, run: RunConfig) -> Plan:
+    """The plan with one site more, for the rounds that are left; no other site is planned for more than before.
+
+    Args:
+        plan: of a run that knows who is asked when.
+        site: one that is not in it.
+        exchange: what it is sent and sends.
+        from_round: the first that may ask it.
+        run: the run's settings.
+
+    Raises:
+        RunError: who is asked is drawn in secret, by a chance that was worked out for the sites that there were.
+    """
+    if plan.rounds is None:
+        raise RunError(f"{site.site}: a run that draws its sites in secret takes in none after its start")
+    name = site.site
+    rounds = with_newcomer(
+        plan.rounds,
+        site=name,
+        from_round=from_round,
+        num_sites=len(plan.sites),
+        settings=run.federation,
+        seed=run.seed,
+    )
+    return replace(
+        plan,
+        sites=tuple(sorted((*plan.sites, site), key=lambda each: each.site)),
+        rounds=tuple(rounds),
+        # PRIVACY: what others were told stays, though they may be asked less: their noise was calibrated for it.
+        # test_no_site_is_ever_asked_for_more_rounds_than_it_was_told
+        planned={**plan.planned, name: sum(name in chosen for chosen in rounds)},
+        exchanges={**plan.exchanges, name: exchange},
+        joined={**plan.joined, name: from_round},
+    )
 
 
 def start_central(plan: Plan, *, settings: ServerSettings, model: MultimodalModel) -> Central | None:
@@ -160,8 +212,7 @@ def participants(
     Raises:
         BudgetError: the round is not covered; nobody may be asked.
     """
-    # in secret, any site may be the one that was drawn
-    possible = plan.site_names if plan.rounds is None else plan.rounds[number - 1]
+    possible = plan.possible(number)
     if central is None:
         return possible, None
     before = read_participations(folder)
@@ -185,7 +236,7 @@ def _needed_by_rule(run: RunConfig) -> str:
     )
 
 
-def _exchanges(sites: Sequence[Hello], *, run: RunConfig, model: MultimodalModel) -> dict[str, Exchange]:
+def exchanges_of(sites: Sequence[Hello], *, run: RunConfig, model: MultimodalModel) -> dict[str, Exchange]:
     """What each site is sent and sends, of those that train something of the run and declare sizes that can be."""
     # one object for all sites that say the same: the model is gone through once for them, not ten thousand times
     made: dict[tuple[tuple[str, ...], tuple[str, ...] | None, tuple[str, ...]], Exchange] = {}

@@ -10,7 +10,7 @@ raises: a SuperNode that was rewritten could end the run of all sites with a few
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import httpx
 from flwr.app import Message
@@ -22,11 +22,15 @@ _POLL_S = 0.5
 
 
 def send_and_receive(
-    messages: Sequence[Message], *, grid: Grid, timeout_s: float
+    messages: Sequence[Message], *, grid: Grid, timeout_s: float, meanwhile: Callable[[], None] = lambda: None
 ) -> Iterator[tuple[str, Message | None]] | Sequence[tuple[str, Message | None]]:
-    """What comes within the time; a sequence where the Grid has gathered all of it."""
+    """What comes within the time; a sequence where the Grid has gathered all of it.
+
+    `meanwhile` is called between two looks over a network; it must not wait.
+    """
     if isinstance(grid, HttpGrid):
-        return _pulled([name for name in grid.push_messages(messages) if name], grid=grid, timeout_s=timeout_s)
+        waiting = [name for name in grid.push_messages(messages) if name]
+        return _pulled(waiting, grid=grid, timeout_s=timeout_s, meanwhile=meanwhile)
     replies = grid.send_and_receive(messages, timeout=timeout_s)
     if isinstance(replies, Sequence):
         return [(reply.metadata.reply_to_message_id, reply) for reply in replies]
@@ -38,25 +42,30 @@ def _named(reply: Message) -> tuple[str, Message | None]:
     return reply.metadata.reply_to_message_id, reply
 
 
-def _pulled(waiting: Sequence[str], *, grid: HttpGrid, timeout_s: float) -> Iterator[tuple[str, Message | None]]:
+def _pulled(
+    waiting: Sequence[str], *, grid: HttpGrid, timeout_s: float, meanwhile: Callable[[], None]
+) -> Iterator[tuple[str, Message | None]]:
     deadline = time.monotonic() + timeout_s
     while waiting:
         began, left = time.monotonic(), []
         for name in waiting:
-            replies = _pull(name, grid=grid)
+            replies = pull(name, grid=grid)
             if replies is not None and not replies:
                 left.append(name)
                 continue
             # by the id that was asked for: the reply's own word for what it answers is its site's
             yield name, replies.pop() if replies else None
-        waiting, now = left, time.monotonic()
+        waiting = left
+        if waiting:
+            meanwhile()
+        now = time.monotonic()
         if not waiting or now >= deadline:
             return
         # with many sites a look at all of them takes a while: no more than half of the time goes into looking
         time.sleep(min(deadline - now, max(_POLL_S, now - began)))
 
 
-def _pull(name: str, *, grid: HttpGrid) -> list[Message] | None:
+def pull(name: str, *, grid: Grid) -> list[Message] | None:
     """The reply to one message, if there is one; None where what came is no message."""
     try:
         replies = list(grid.pull_messages([name]))

@@ -283,6 +283,8 @@ class SiteShare(Settings):
     """numbers that it is sent and does not train"""
     personal: int
     """numbers that it trains and keeps"""
+    first_round: int = 1
+    """that could ask it; above 1 for a site that came late"""
 
 
 class Computed(Settings):

@@ -24,6 +24,7 @@ from server.intake import Intake, ModalityShares
 from server.judgement import Reply, StatisticsAnswer, judge_statistics
 from server.plan import Central, Plan, participants
 from server.records import RoundRecord, Scores
+from server.roster import Roster
 from server.settings import ServerSettings
 from server.start import read_start
 from shared.batch import Samples
@@ -53,6 +54,9 @@ class Transport(Presence, Protocol):
 
     def hello(self, *, expected: int, min_sites: int, timeout_s: float) -> list[Hello]:
         """Introductions of the sites that are there, once `expected` are or the time is over."""
+
+    def newcomers(self) -> list[Hello]:
+        """Introductions of the sites that were accepted since, be they late or there again; waits for none."""
 
     def statistics(
         self, requests: Mapping[str, StatisticsHeader], *, num_counts: int, timeout_s: float
@@ -97,7 +101,7 @@ def run_rounds(
     *,
     progress: Progress,
     model: MultimodalModel,
-    plan: Plan,
+    roster: Roster,
     settings: ServerSettings,
     validation: Samples,
     folder: Path,
@@ -111,6 +115,7 @@ def run_rounds(
 
     Args:
         progress: where the run stands (`start_or_resume`); goes on from there, and comes back.
+        roster: who takes part; a site that comes late is in it from its first round on.
         attempt: how often this run was started before; keeps a site from taking a repeated round for the first.
         tell: called after every round, once its checkpoint is on disk.
         say: told when the run pauses because too few sites are on line, and when it goes on.
@@ -122,19 +127,19 @@ def run_rounds(
         run.federation.server_optimizer, moments=progress.moments, second_moments=progress.second_moments
     )
     if run.statistics is not None and progress.statistics is None:
-        _have_statistics(transport, progress, plan=plan, settings=settings, folder=folder, attempt=attempt)
+        _have_statistics(transport, progress, plan=roster.plan, settings=settings, folder=folder, attempt=attempt)
     _have_first_score(progress, model=model, validation=validation, run=run)
     while progress.round_number < run.federation.rounds:
         if _patience_is_over(progress, run=run):
             return progress, "early"
-        _wait_for_sites(transport, plan=plan, run=run, number=progress.round_number + 1, say=say)
+        _wait_for_sites(transport, roster=roster, run=run, number=progress.round_number + 1, say=say)
         try:
             record = _one_round(
                 transport,
                 progress,
                 optimizer,
                 model=model,
-                plan=plan,
+                plan=roster.plan,
                 settings=settings,
                 validation=validation,
                 folder=folder,
@@ -154,16 +159,21 @@ def run_rounds(
 
 
 def _wait_for_sites(
-    transport: Transport, *, plan: Plan, run: RunConfig, number: int, say: Callable[[str], None]
+    transport: Transport, *, roster: Roster, run: RunConfig, number: int, say: Callable[[str], None]
 ) -> None:
-    """A round that nearly nobody could answer is not begun.
+    """Whoever came late is let in; a round that nearly nobody could answer is not begun.
 
     Raises:
-        RunError: as `wait_for_enough`.
+        RunError: as `wait_for_enough`, or as `Roster.take_in`.
     """
+
+    def sites() -> tuple[str, ...]:
+        roster.take_in(transport.newcomers(), next_round=number, say=say)
+        return roster.plan.possible(number)
+
     wait_for_enough(
         transport,
-        sites=plan.site_names if plan.rounds is None else plan.rounds[number - 1],
+        sites=sites,
         needed=run.federation.min_sites,
         round_number=number,
         timeout_s=run.federation.pause_s,

@@ -1,4 +1,4 @@
-"""Schedule: which sites are asked in which round: fixed and public before the first, or drawn in secret in each.
+"""Schedule: which sites are asked in which round: public and fixed beforehand, or drawn in secret in each.
 
 in        the sites that introduced themselves, the run's federation settings and seed
 out       for every round the sites asked, and for every site the most rounds it can be asked for
@@ -27,6 +27,51 @@ def plan_rounds(sites: Sequence[str], *, settings: FederationSettings, seed: int
         asked.update(chosen)
         rounds.append(tuple(sorted(chosen)))
     return rounds
+
+
+def with_newcomer(
+    rounds: Sequence[tuple[str, ...]],
+    *,
+    site: str,
+    from_round: int,
+    num_sites: int,
+    settings: FederationSettings,
+    seed: int,
+) -> list[tuple[str, ...]]:
+    """The rounds with one site more, from a round on: whoever is in already is asked as often as before, or less.
+
+    Where a round asks all sites, it asks this one too. Where it asks so many, it asks no more: the newcomer takes the
+    place of whoever has most rounds left, in its share of them and at least one. The same join gives the same rounds.
+
+    Args:
+        rounds: of the whole run; those before `from_round` stay as they are.
+        site: the newcomer.
+        from_round: its first, counted from 1.
+        num_sites: how many there were before.
+        settings: of the run.
+        seed: of the run.
+    """
+    before, left = list(rounds[: from_round - 1]), list(rounds[from_round - 1 :])
+    most = settings.sites_per_round
+    if most is None or num_sites < most:
+        # rounds that ask the same sites share one tuple
+        grown = {chosen: tuple(sorted((*chosen, site))) for chosen in dict.fromkeys(left)}
+        return [*before, *(grown[chosen] for chosen in left)]
+    generator = random.Random(f"{seed}/{from_round}/{site}")  # noqa: S311  a public draw
+    asked = Counter(name for chosen in left for name in chosen)
+    order = sorted(asked)
+    generator.shuffle(order)
+    free = list(range(len(left)))
+    for _ in range(min(len(left), max(1, len(left) * most // (num_sites + 1)))):
+        # PRIVACY: a place changes hands and none is added: whoever was told a number is never asked more often.
+        # test_no_site_is_ever_asked_for_more_rounds_than_it_was_told
+        there = {name for place in free for name in left[place]}
+        gives = max((name for name in order if name in there), key=lambda name: asked[name])
+        place = generator.choice([place for place in free if gives in left[place]])
+        left[place] = tuple(sorted((*(name for name in left[place] if name != gives), site)))
+        asked[gives] -= 1
+        free.remove(place)
+    return [*before, *left]
 
 
 def planned_participations(rounds: Sequence[tuple[str, ...]]) -> dict[str, int]:

@@ -18,6 +18,7 @@ from flwr.serverapp import Grid
 
 from server.handshake import Enrolled, Introduction, is_not_accepted, judge_introduction
 from server.judgement import Failure, Reply, StatisticsAnswer
+from server.latecomers import Latecomers
 from server.pulling import send_and_receive
 from shared.errors import RunError, WireError
 from shared.messages import (
@@ -55,16 +56,29 @@ _HELLO_TIMEOUT_S = 300.0
 class FlowerTransport:
     """Sites behind a Flower Grid, known by the names their owners gave them; node ids stay in here."""
 
-    def __init__(self, grid: Grid, *, enrolled: Enrolled | None = None) -> None:
+    def __init__(
+        self,
+        grid: Grid,
+        *,
+        enrolled: Enrolled | None = None,
+        note: Callable[[list[Introduction]], None] = lambda _: None,
+    ) -> None:
         """Takes sites as they come.
 
         Args:
+            grid: carries the messages.
             enrolled: the keys by which a deployment's sites are known; simulated sites have none.
+            note: told of all introductions, whenever one has come since the start that says something new.
         """
-        self._grid, self._enrolled = grid, enrolled
+        self._grid, self._enrolled, self._note = grid, enrolled, note
         self._nodes: dict[str, int] = {}
-        self.introductions: list[Introduction] = []
-        """of the nodes that answered, those that were not accepted among them"""
+        self._introductions: dict[int, Introduction] = {}
+        self._latecomers = Latecomers(grid, ask=_hello_request, read=_said)
+
+    @property
+    def introductions(self) -> list[Introduction]:
+        """The last one of each node that answered, those that were not accepted among them."""
+        return list(self._introductions.values())
 
     def hello(self, *, expected: int, min_sites: int, timeout_s: float) -> list[Hello]:
         """Wait for `expected` nodes, at most `timeout_s`; then ask all there are who they are.
@@ -91,11 +105,12 @@ class FlowerTransport:
                 continue
             # one that answers twice finds its nonce used
             judged = judge_introduction(said, nonce=asked.pop(node).nonce, enrolled=self._enrolled, taken=found)
-            self.introductions.append(judged)
+            self._introductions[node] = judged
             if judged.code is None and isinstance(said, Hello):
                 self._nodes[said.site], found[said.site] = node, said
             elif is_not_accepted(judged.code):
                 self._tell_not_accepted(node, code=judged.code)
+        self._latecomers.asked(nodes)
         if len(found) < min_sites:
             why = "".join(f"; {each.line}" for each in self.introductions if each.code is not None)
             raise RunError(
@@ -104,6 +119,43 @@ class FlowerTransport:
                 "into their logs"
             )
         return [found[site] for site in sorted(found)]
+
+    def newcomers(self) -> list[Hello]:
+        """Introductions that were accepted since `hello`, or since this was called last; waits for none.
+
+        A site that is in already is taken from another node only where its own is off line, and by its key as ever.
+        Nothing is asked of simulated sites, which are all there from the start.
+        """
+        if self._enrolled is None:
+            return []
+        there = frozenset(self._grid.get_node_ids())
+        self._latecomers.look(self._strangers(there))
+        found, before = dict[str, Hello](), dict(self._introductions)
+        for answer in self._latecomers.take():
+            # PRIVACY: whose node is on line is in, so that nobody can take its place, nor be asked twice in a round.
+            # test_a_site_is_taken_from_another_node_only_while_its_own_is_off_line
+            taken = {name for name, node in self._nodes.items() if node in there}
+            judged = judge_introduction(answer.said, nonce=answer.nonce, enrolled=self._enrolled, taken=taken)
+            self._introductions[answer.node] = judged
+            if judged.code is None and isinstance(answer.said, Hello):
+                # what its old node said is not true any more
+                self._introductions.pop(self._nodes.get(answer.said.site, 0), None)
+                self._nodes[answer.said.site], found[answer.said.site] = answer.node, answer.said
+            elif is_not_accepted(judged.code) and before.get(answer.node) != judged:
+                self._tell_not_accepted(answer.node, code=judged.code)
+        held = {*there, *self._nodes.values()}
+        self._introductions = {node: each for node, each in self._introductions.items() if node in held}
+        if self._introductions != before:
+            self._note(self.introductions)
+        return [found[site] for site in sorted(found)]
+
+    def _strangers(self, there: frozenset[int]) -> frozenset[int]:
+        return there - set(self._nodes.values())
+
+    def _look_meanwhile(self) -> None:
+        """In the middle of a round: who comes is asked, and judged once the round is over."""
+        if self._enrolled is not None and self._latecomers.is_due():
+            self._latecomers.look(self._strangers(frozenset(self._grid.get_node_ids())))
 
     def _tell_not_accepted(self, node: int, *, code: NotAccepted) -> None:
         """So that its owner can read why; nobody waits for an answer."""
@@ -122,6 +174,7 @@ class FlowerTransport:
         messages = {
             site: Message(encode_statistics_request(header), self._nodes[site], MessageType.QUERY)
             for site, header in sorted(requests.items())
+            if site in self._nodes
         }
 
         def decode(reply: Message) -> StatisticsReply | Refusal:
@@ -139,12 +192,15 @@ class FlowerTransport:
         """
         encoded: dict[int, Sent] = {}
         messages: dict[str, Message] = {}
+        # a site of the plan whose node has not been there since the run was resumed is silent
+        silent = dict.fromkeys(sorted(requests))
         for site, request in sorted(requests.items()):
+            if site not in self._nodes:
+                continue
             if id(request) not in encoded:
                 encoded[id(request)] = _sent(request)
             records, group = encoded[id(request)][0], str(request.header.round_number)
             messages[site] = Message(records, self._nodes[site], MessageType.TRAIN, group_id=group)
-        silent = dict.fromkeys(messages)
         for site, reply in self._replies(messages, timeout_s=timeout_s):
             del silent[site]
             _, decode, num_numbers = encoded[id(requests[site])]
@@ -164,7 +220,9 @@ class FlowerTransport:
         """
         if not messages:
             return
-        replies = send_and_receive(list(messages.values()), grid=self._grid, timeout_s=timeout_s)
+        replies = send_and_receive(
+            list(messages.values()), grid=self._grid, timeout_s=timeout_s, meanwhile=self._look_meanwhile
+        )
         # Flower gives a message its id when it is sent. By the id a reply finds its site also where the SuperLink
         # answers in place of one that is gone, and no other site knows it
         asked = {message.metadata.message_id: site for site, message in messages.items()}

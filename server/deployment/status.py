@@ -2,7 +2,7 @@
 
 in        the enrolled keys, Flower's register of nodes, the latest run's folder
 out       a Status, as a table or as JSON
-relies on the handshake of the latest run for versions: a site says its own when a run begins
+relies on the handshake of the latest run for versions, which a site says when it comes in; on its plan for since when
 """
 
 from datetime import UTC, datetime
@@ -18,6 +18,7 @@ from server.deployment.settings import Deployment
 from server.enrolment import Enrolment, enrolments
 from server.handshake import Introduction, read_handshake
 from server.records import SiteRound
+from server.roster import first_rounds
 from server.settings import read_settings
 from shared import flower_commands
 from shared.flower_commands import Node
@@ -36,7 +37,9 @@ class SiteStatus(Settings):
     since: str | None
     """online: when it came; offline: when it was last seen"""
     version: str | None
-    """of Motet, as it said when the latest run began"""
+    """of Motet, as it said when it came into the latest run"""
+    first_round: int | None
+    """of the latest run that could ask it; above 1 where it came late, None where it takes no part"""
     last_outcome: str | None
     """in the last round of the latest run"""
     last_code: str | None
@@ -69,6 +72,7 @@ def status_of(deployment: Deployment) -> Status:
     folder = latest_run(deployment)
     record = last_round(folder) if folder else None
     handshake = read_handshake(folder) if folder else None
+    joined = first_rounds(folder) if folder else {}
     rounds = {site.site: site for site in record.sites} if record else {}
     introduced = {each.site: each for each in handshake.introductions if each.site} if handshake else {}
     return Status(
@@ -79,7 +83,14 @@ def status_of(deployment: Deployment) -> Status:
         round=record.round if record else None,
         rounds=read_settings(folder).run.federation.rounds if folder else None,
         sites=tuple(
-            _site(each, now=now, known=known, introduced=introduced.get(each.name), took_part=rounds.get(each.name))
+            _site(
+                each,
+                now=now,
+                known=known,
+                introduced=introduced.get(each.name),
+                first_round=joined.get(each.name),
+                took_part=rounds.get(each.name),
+            )
             for each in enrolments(deployment.enrolled)
         ),
         not_accepted=tuple(each.line for each in handshake.introductions if each.code) if handshake else (),
@@ -88,7 +99,8 @@ def status_of(deployment: Deployment) -> Status:
 
 def render_status(status: Status) -> RenderableType:
     """For a terminal."""
-    table = Table("site", "state", "since", "version", f"last round of {status.run or 'no run yet'}", "key until")
+    last = f"last round of {status.run or 'no run yet'}"
+    table = Table("site", "state", "since", "version", "in from", last, "key until")
     for site in status.sites:
         style = {"online": "green", "never": "blue", "unknown": ""}.get(site.state, "yellow")
         outcome = " ".join(word for word in (site.last_outcome, site.last_code) if word) or "-"
@@ -97,6 +109,7 @@ def render_status(status: Status) -> RenderableType:
             Text(site.state, style=style),
             _short(site.since),
             _version(site.version),
+            str(site.first_round or "-"),
             outcome,
             _short(site.key_expires) if site.key_expires else "no end",
         )
@@ -112,6 +125,7 @@ def _site(
     now: datetime,
     known: dict[str, Node] | None,
     introduced: Introduction | None,
+    first_round: int | None,
     took_part: SiteRound | None,
 ) -> SiteStatus:
     node = known.get(enrolment.node_id or "") if known is not None else None
@@ -133,6 +147,7 @@ def _site(
         state=state,
         since=since,
         version=introduced.version if introduced else None,
+        first_round=first_round,
         last_outcome=took_part.outcome if took_part else None,
         last_code=took_part.code if took_part else None,
         key_expires=enrolment.expires,

@@ -28,6 +28,7 @@ from server.report.numbers import (
 from server.report.participation import MISSING, participation
 from server.report.privacy_words import read_privacy_words
 from server.report.promise import bound_of, notices
+from server.report.shares import late_sites
 from server.report.words import read_words
 
 _MOST_COLUMNS = 4
@@ -98,7 +99,7 @@ def _cost_facts(record: RunRecord) -> list[tuple[str, str]]:
     missing = {name: sum(totals.outcomes[name] > 0 for totals in found) for name in sorted(MISSING)}
     used = sum(totals.outcomes["used"] > 0 for totals in found)
     told = "".join(f", {num} at times {name}" for name, num in missing.items() if num)
-    contributed = f"{used} of {len(record.sites)} contributed{told}"
+    contributed = "; ".join([f"{used} of {len(record.sites)} contributed{told}", *late_sites(record)])
     if is_withheld(record):
         contributed = f"{len(record.sites)}; who took part when is withheld"
     return [

@@ -21,7 +21,13 @@ _COVERS = {
 
 def share_blocks(record: RunRecord) -> tuple[Block, ...]:
     """Where the run began, and who trained what."""
-    return (*_start(record.start), *_kept(record), *_by_site(record.shares))
+    return (*_start(record.start), *_kept(record), *_late(record), *_by_site(record.shares))
+
+
+def late_sites(record: RunRecord) -> list[str]:
+    """Each site that came after the first round, with the round from which on it could be asked."""
+    late = sorted((share.first_round, share.site) for share in record.shares if share.first_round > 1)
+    return [f"{site} from round {first} on" for first, site in late]
 
 
 def _start(start: Origin | None) -> tuple[Block, ...]:
@@ -49,6 +55,17 @@ def _kept(record: RunRecord) -> tuple[Block, ...]:
     else:
         said += " No noise is on them: a site's own must not be handed on."
     return (Heading("Kept at the sites"), Words(said))
+
+
+def _late(record: RunRecord) -> tuple[Block, ...]:
+    late = late_sites(record)
+    if not late:
+        return ()
+    said = (
+        f"Came on line after the run had begun: {listed(late)}. A round before that has no entry of theirs. No site "
+        "that was in already was asked more often for it than it had been told."
+    )
+    return (Heading("Came late"), Words(said))
 
 
 def _by_site(shares: tuple[SiteShare, ...]) -> tuple[Block, ...]:

@@ -9,8 +9,9 @@ import torch
 
 from server.checkpoint import Progress
 from server.judgement import Failure, Reply, StatisticsAnswer
-from server.plan import make_plan, start_central
+from server.plan import start_central
 from server.records import RoundRecord
+from server.roster import open_roster
 from server.rounds import run_rounds, start_or_resume
 from server.settings import ServerSettings
 from shared.batch import Samples
@@ -111,19 +112,29 @@ class CallTransport:
     """how the sites say that they protected their updates"""
     away: list[frozenset[str]] = field(default_factory=list)
     """who is not on line, look by look; everybody is after the last of them"""
+    late: dict[str, int] = field(default_factory=dict)
+    """site -> the look at which it comes on line, counted from 1"""
+    looks: int = 0
     unclipped_share: float | None = None
     is_within_clip: bool | None = None
 
     def online(self) -> frozenset[str]:
         """Everybody, but for those that are away at this look."""
-        return frozenset(self.sites) - (self.away.pop(0) if self.away else frozenset())
+        there = frozenset(site for site in self.sites if self.looks >= self.late.get(site, 0))
+        return there - (self.away.pop(0) if self.away else frozenset())
 
     def hello(self, *, expected: int, min_sites: int, timeout_s: float) -> list[Hello]:
-        """Everybody is there."""
-        return [
-            Hello(protocol_version=PROTOCOL_VERSION, site=s, modalities=m, nominal_size=30)
-            for s, m in self.sites.items()
-        ]
+        """Everybody is there, but for those that come late."""
+        return [self.introduction(site) for site in self.sites if site not in self.late]
+
+    def newcomers(self) -> list[Hello]:
+        """Whoever comes at this look."""
+        self.looks += 1
+        return [self.introduction(site) for site, look in self.late.items() if look == self.looks]
+
+    def introduction(self, site: str) -> Hello:
+        """What a site says of itself."""
+        return Hello(protocol_version=PROTOCOL_VERSION, site=site, modalities=self.sites[site], nominal_size=30)
 
     def statistics(
         self, requests: Mapping[str, StatisticsHeader], *, num_counts: int, timeout_s: float
@@ -187,23 +198,26 @@ def train(
 ) -> Progress:
     """A run from where it stands to its end, or until KeyboardInterrupt after a round."""
     model = build_model(run)
-    plan = make_plan(transport.hello(expected=3, min_sites=1, timeout_s=1), run=run, model=model)
+    folder.mkdir(exist_ok=True)
     settings = small_settings(run, folder=folder).model_copy(update={"reproducible_noise": reproducible})
 
     def tell(record: RoundRecord) -> None:
         if record.round == stop_after:
             raise KeyboardInterrupt
 
+    progress = start_or_resume(model, settings=settings, folder=folder)
+    sites = transport.hello(expected=3, min_sites=1, timeout_s=1)
+    roster = open_roster(sites, run=run, model=model, folder=folder, next_round=progress.round_number + 1)
     progress, _ = run_rounds(
         transport,
-        progress=start_or_resume(model, settings=settings, folder=folder),
+        progress=progress,
         model=model,
-        plan=plan,
+        roster=roster,
         settings=settings,
         validation=small_samples(run, seed=99),
         folder=folder,
         attempt=attempt,
         tell=tell,
-        central=start_central(plan, settings=settings, model=model),
+        central=start_central(roster.plan, settings=settings, model=model),
     )
     return progress

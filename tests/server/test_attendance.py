@@ -32,7 +32,9 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def waited(looks: Looks, *, needed: int = 2, timeout_s: float = 30.0) -> list[str]:
     said: list[str] = []
-    wait_for_enough(looks, sites=tuple(SITES), needed=needed, round_number=7, timeout_s=timeout_s, say=said.append)
+    wait_for_enough(
+        looks, sites=lambda: tuple(SITES), needed=needed, round_number=7, timeout_s=timeout_s, say=said.append
+    )
     return said
 
 
@@ -63,6 +65,16 @@ def test_a_paused_run_asks_nobody_and_ends_with_the_model_of_one_that_was_not_pa
     progress = conftest.train(run, tmp_path / "paused", transport=paused)
     assert [number for site, number, _ in paused.asked if site == "north"] == [1, 2, 3, 4]
     assert all(bool((progress.weights[name] == value).all()) for name, value in whole.weights.items())
+
+
+def test_a_site_that_comes_late_ends_a_pause_and_is_asked_in_the_round_that_waited(tmp_path: Path) -> None:
+    run = small_run(rounds=4, min_sites=2)
+    # round 1 has two; before round 2 south goes, and west comes at the third look of the pause
+    transport = CallTransport(run, SITES, away=[frozenset(), *[frozenset({"south"})] * 3], late={"west": 4})
+    conftest.train(run, tmp_path, transport=transport)
+    assert transport.looks == 6
+    assert [number for site, number, _ in transport.asked if site == "west"] == [2, 3, 4]
+    assert [number for site, number, _ in transport.asked if site == "north"] == [1, 2, 3, 4]
 
 
 def test_a_pause_that_lasts_too_long_ends_the_run_and_keeps_what_was_trained(tmp_path: Path) -> None:

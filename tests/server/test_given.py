@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from server.judgement import Reply
 from server.plan import make_plan, start_central
+from server.roster import open_roster
 from server.rounds import renewed, run_rounds, start_or_resume
 from shared.config import RunConfig
 from shared.errors import ModelError
@@ -88,7 +89,9 @@ def test_the_server_makes_given_tensors_anew_before_each_round(run: RunConfig, t
         transport,
         progress=start_or_resume(model, settings=settings, folder=tmp_path),
         model=model,
-        plan=make_plan(transport.hello(expected=2, min_sites=1, timeout_s=1), run=run, model=model),
+        roster=open_roster(
+            transport.hello(expected=2, min_sites=1, timeout_s=1), run=run, model=model, folder=tmp_path, next_round=1
+        ),
         settings=settings,
         validation=small_samples(run, seed=99),
         folder=tmp_path,

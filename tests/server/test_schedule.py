@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from server.schedule import draw_sites, plan_rounds, planned_participations
+from server.schedule import draw_sites, plan_rounds, planned_participations, with_newcomer
 from shared.config import FederationSettings
 from shared.privacy.noise import reproducible_source
 
@@ -33,6 +33,54 @@ def test_the_plan_depends_on_the_seed_and_on_nothing_else() -> None:
                            ((list("abcdef"), 1), (list("fedcba"), 1), (list("abcdef"), 2)))  # fmt: skip
     assert first == again
     assert first != other
+
+
+@given(
+    st.integers(1, 8),
+    st.one_of(st.none(), st.integers(1, 9)),
+    st.integers(1, 24),
+    st.lists(st.integers(1, 24), max_size=5),
+    st.integers(0, 5),
+)
+def test_no_site_is_ever_asked_for_more_rounds_than_it_was_told(
+    num_sites: int, per_round: int | None, num_rounds: int, joins: list[int], seed: int
+) -> None:
+    """However many come late, and when: what a site was told when it came in holds to the end."""
+    settings = FederationSettings(rounds=num_rounds, sites_per_round=per_round)
+    names = [f"s{number}" for number in range(num_sites)]
+    rounds = plan_rounds(names, settings=settings, seed=seed)
+    told = Counter(planned_participations(rounds))
+    for number, first in enumerate(sorted(min(join, num_rounds) for join in joins)):
+        before, name = rounds, f"late{number}"
+        rounds, again = (
+            with_newcomer(before, site=name, from_round=first, num_sites=len(names), settings=settings, seed=seed)
+            for _ in range(2)
+        )
+        assert rounds == again
+        assert rounds[: first - 1] == before[: first - 1]
+        names.append(name)
+        planned = planned_participations(rounds)
+        told[name] = planned.get(name, 0)
+        assert 1 <= told[name] <= num_rounds - first + 1
+        assert all(planned.get(site, 0) <= told[site] for site in names)
+        width = min(per_round or len(names), len(names))
+        assert all(len(chosen) == len(set(chosen)) == width for chosen in rounds[first - 1 :])
+        assert all(list(chosen) == sorted(chosen) and set(chosen) <= set(names) for chosen in rounds)
+
+
+def test_a_newcomer_is_asked_about_as_often_as_those_that_are_there() -> None:
+    settings = FederationSettings(rounds=40, sites_per_round=2)
+    rounds = plan_rounds(list("abcd"), settings=settings, seed=3)
+    after = with_newcomer(rounds, site="e", from_round=11, num_sites=4, settings=settings, seed=3)
+    left = planned_participations(after[10:])
+    assert left["e"] == 30 * 2 // 5
+    assert max(left.values()) - min(left.values()) <= 1
+    # by the seed, and by when it came
+    other = with_newcomer(rounds, site="e", from_round=11, num_sites=4, settings=settings, seed=4)
+    assert other != after
+    # it is not always the same rounds' first or last
+    asked = [number for number, chosen in enumerate(after, start=1) if "e" in chosen]
+    assert asked[0] < 21 < asked[-1]
 
 
 RATE, ROUNDS, SITES, FALSE_ALARM = 0.3, 4_000, tuple(f"s{number}" for number in range(12)), 1e-6

@@ -96,7 +96,7 @@ class Nobody:
 @pytest.mark.usefixtures("_no_wall_clock")
 def test_a_pause_ends_by_the_monotonic_clock() -> None:
     with pytest.raises(RunError, match="after a pause"):
-        wait_for_enough(Nobody(), sites=("a",), needed=1, round_number=1, timeout_s=0.05, say=lambda _: None)
+        wait_for_enough(Nobody(), sites=lambda: ("a",), needed=1, round_number=1, timeout_s=0.05, say=lambda _: None)
 
 
 @pytest.mark.usefixtures("_no_wall_clock")
