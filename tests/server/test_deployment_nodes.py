@@ -7,20 +7,24 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from rich.console import Console
 
 from server.deployment import runs, status
 from server.deployment.latest import note_run
 from server.deployment.nodes import bring_in_step, is_in_step
 from server.deployment.settings import Deployment, DeploymentSettings
-from server.deployment.status import status_of
+from server.deployment.status import render_status, status_of
 from server.enrolment import enrol, enrolments, read_enrolment, revoke, write_enrolment
 from server.handshake import Introduction, write_handshake
+from server.roster import open_roster
 from server.running import is_run, run_alone
 from server.settings import ServerSettings, read_settings, write_settings
 from shared import flower_commands
 from shared.errors import ConfigError, RunError
 from shared.flower_commands import FlowerRun, Node
 from shared.keys import fingerprint, new_key, public_line
+from shared.messages import PROTOCOL_VERSION, Hello
+from shared.model.multimodal import build_model
 from tests.tiny import tiny_config
 
 
@@ -192,6 +196,30 @@ def test_status_names_who_was_not_accepted_by_the_latest_run(deployment: Deploym
     note_run(run, deployment=deployment)
     found = status_of(deployment)
     assert (found.run, found.round, found.not_accepted) == ("first", None, ("who says to be west",))
+
+
+def test_status_says_from_which_round_on_a_site_is_in_the_latest_run(deployment: Deployment) -> None:
+    for name in ("north", "south", "west"):
+        enrol(key_file(deployment.folder, name), folder=deployment.enrolled, days=30)
+    run = deployment.runs / "first"
+    run.mkdir(parents=True)
+    config = tiny_config(private=False)
+    settings = ServerSettings(
+        run=config, run_id="r", held_out=run, cache=run, card=None, engine="deployment", num_sites=1, started="now",
+    )  # fmt: skip
+    write_settings(settings, folder=run)
+    note_run(run, deployment=deployment)
+    assert {site.first_round for site in status_of(deployment).sites} == {None}
+    north, south = (
+        Hello(protocol_version=PROTOCOL_VERSION, site=name, modalities=("left",)) for name in ("north", "south")
+    )
+    roster = open_roster([north], run=config, model=build_model(config), folder=run, next_round=1)
+    roster.take_in([south], next_round=3, say=lambda _: None)
+    found = status_of(deployment)
+    assert {site.name: site.first_round for site in found.sites} == {"north": 1, "south": 3, "west": None}
+    console = Console(record=True, width=200)
+    console.print(render_status(found))
+    assert "in from" in console.export_text()
 
 
 def test_a_run_whose_server_app_was_killed_is_gone_on_with_before_flower_has_noticed(
