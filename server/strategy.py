@@ -192,10 +192,11 @@ class FlowerTransport:
         """
         encoded: dict[int, Sent] = {}
         messages: dict[str, Message] = {}
-        # a site of the plan whose node has not been there since the run was resumed is silent
-        silent = dict.fromkeys(sorted(requests))
+        silent: dict[str, None] = {}
         for site, request in sorted(requests.items()):
+            silent[site] = None
             if site not in self._nodes:
+                # of the plan of a run that was resumed, and not there since
                 continue
             if id(request) not in encoded:
                 encoded[id(request)] = _sent(request)

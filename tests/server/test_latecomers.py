@@ -4,11 +4,12 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Context, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.superlink.grid import HttpGrid
 
 from client.app import SITE_KEY
-from server import latecomers
+from server import latecomers, pulling
 from server.enrolment import enrol, revoke
 from server.handshake import Enrolled, Introduction
 from server.judgement import Failure
@@ -67,6 +68,27 @@ def honest(name: str, *, key: PrivateKey) -> Callable[[HelloRequest], RecordDict
     return answer
 
 
+class FarGrid(HttpGrid):
+    """The same nodes over a network, where a reply to training is there at the third look."""
+
+    def __init__(self, inner: OpenGrid, *, clock: Clock) -> None:
+        self._inner, self._clock, self._looks = inner, clock, 0
+
+    def get_node_ids(self) -> Iterable[int]:
+        return self._inner.get_node_ids()
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        return self._inner.push_messages(messages)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        names = list(message_ids)
+        if self._inner._pending[names[0]].metadata.message_type == MessageType.TRAIN and self._looks < 3:
+            self._looks += 1
+            self._clock.now += 5
+            return []
+        return list(self._inner.pull_messages(names))
+
+
 class Deployed:
     """A transport over an open grid, with what its nodes answer and what was noted."""
 
@@ -87,6 +109,10 @@ class Deployed:
             asked = decode_query(message.content)
             assert isinstance(asked, HelloRequest)
             return Message(self.answers[str(context.node_config[SITE_KEY])](asked), reply_to=message)
+
+        @app.train()
+        def train(message: Message, context: Context) -> Message:
+            return Message(encode_reply(Refusal("refused")), reply_to=message)
 
         self.grid = OpenGrid(app, self.answers)
         self.transport = FlowerTransport(self.grid, enrolled=Enrolled(folder / "enrolled"), note=self.noted.append)
@@ -300,6 +326,23 @@ def test_a_site_of_the_plan_whose_node_is_not_there_is_silent(deployed: Deployed
     found = dict(deployed.transport.train(one_request("north", "south"), timeout_s=1.0))
     assert found["south"] == Failure("late", "no-reply")
     assert "south" not in deployed.grid.asked
+
+
+def test_who_comes_in_the_middle_of_a_round_is_asked_in_it_and_in_once_it_is_over(
+    deployed: Deployed, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pulling, "_POLL_S", 0.001)
+    deployed.transport._grid = far = FarGrid(deployed.grid, clock=clock)
+    deployed.transport._latecomers._grid = far
+    deployed.begin("north")
+    deployed.grid.there |= {"south"}
+    answers = []
+    for site, answer in deployed.transport.train(one_request("north"), timeout_s=60.0):
+        answers.append((site, answer))
+        # while a round is on, nobody comes in, and no site's node is another
+        assert deployed.transport._nodes.keys() == {"north"}
+    assert answers == [("north", Refusal("refused"))]
+    assert [site.site for site in deployed.transport.newcomers()] == ["south"]
 
 
 def test_too_few_at_the_start_are_an_error_still(deployed: Deployed) -> None:

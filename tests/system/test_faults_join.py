@@ -4,6 +4,7 @@
 model is that of an undisturbed run in whose rounds just the same sites take part.
 """
 
+import json
 import time
 from collections.abc import Iterator, Sequence
 
@@ -31,6 +32,20 @@ def wait_for_state(deployment: SmallDeployment, name: str, state: str) -> None:
     wait_until(lambda: deployment.states()[name] == state, within_s=240, else_say=lambda: f"{deployment.states()}")
 
 
+def questions(deployment: SmallDeployment, name: str) -> int:
+    """How often a site's agent was asked who it is, or for counts, by its own journal."""
+    path = deployment.site(name) / "agent" / "journal.jsonl"
+    lines = path.read_text("utf-8").splitlines() if path.exists() else []
+    return sum(json.loads(line).get("kind") == "query" for line in lines)
+
+
+def wait_until_asked(deployment: SmallDeployment, name: str, *, before: int) -> None:
+    """Comes back when a site has been asked who it is, and the server can have heard its answer."""
+    wait_until(lambda: questions(deployment, name) > before, within_s=300, else_say=deployment.everything_said)
+    # the node's process carries the answer, and the server looks for it every few seconds
+    time.sleep(20)
+
+
 def assert_joined(deployment: SmallDeployment, run: str, records: Sequence[RoundRecord]) -> None:
     """South is there from some round after the first on, in rounds, plan, report, ledger and model."""
     used = used_sites(records)
@@ -51,15 +66,15 @@ def assert_joined(deployment: SmallDeployment, run: str, records: Sequence[Round
 def test_a_site_that_comes_on_line_during_a_run_takes_part_from_the_next_round_on(deployment: SmallDeployment) -> None:
     deployment.sites["south"].end("node")
     deployment.sites["south"].end("agent")
+    before = questions(deployment, "south")
     wait_for_state(deployment, "south", "offline")
     gate = deployment.arm("north", "during", 1)
     deployment.start_run("late", private=False, rounds=ROUNDS, federation=FEDERATION)
     deployment.wait_for_gate(gate)
     deployment.start_agent("south")
     deployment.start_node("south")
-    wait_for_state(deployment, "south", "online")
-    # it is asked who it is while round 1 lasts
-    time.sleep(30)
+    # while round 1 lasts
+    wait_until_asked(deployment, "south", before=before)
     gate.unlink()
     records = deployment.wait_for_run("late", within_s=400)
 
@@ -72,13 +87,14 @@ def test_a_site_whose_agent_was_not_running_at_the_start_takes_part_once_it_runs
     """Its node is connected, and answers in its place for a minute that nobody is there."""
     wait_for_state(deployment, "south", "online")
     deployment.sites["south"].end("agent")
+    before = questions(deployment, "south")
     assert ids_with(deployment.sites["south"].mark, word=SUPERNODE)
     gate = deployment.arm("north", "during", 1)
     deployment.start_run("no-agent", private=False, rounds=ROUNDS, federation=FEDERATION)
     deployment.wait_for_gate(gate)
     deployment.start_agent("south")
-    # a minute after the last answer it is asked again, in the middle of round 1
-    time.sleep(90)
+    # a minute after the last answer, in the middle of round 1
+    wait_until_asked(deployment, "south", before=before)
     gate.unlink()
     records = deployment.wait_for_run("no-agent", within_s=400)
 
