@@ -213,7 +213,8 @@ def _count(header: StatisticsHeader, site: SiteConfig, *, answers: Answers) -> S
     permitted = permitted_here(header, site=site)
     if permitted.unit is None:
         raise PermissionRefused("counts are asked for, and the site protects nothing in this run")
-    ledger, case = ledger_at(site.ledger), answers.case(header, data_set=site.data_set, weights={})
+    ledger = answers.ledger(site.ledger, data_set=site.data_set, open_ledger=ledger_at)
+    case = answers.case(header, data_set=site.data_set, weights={})
     standing = case.standing(ledger)
     if isinstance(standing, StatisticsReply):
         return standing
@@ -242,7 +243,7 @@ def _count(header: StatisticsHeader, site: SiteConfig, *, answers: Answers) -> S
 def _train(header: RequestHeader, read_weights: ReadWeights, site: SiteConfig, *, answers: Answers) -> TrainReply:
     opened = open_round(header, site=site)
     weights = read_weights(opened.shapes.sent)
-    ledger, plan, history = ledger_at(site.ledger), None, None
+    ledger, plan, history = answers.ledger(site.ledger, data_set=site.data_set, open_ledger=ledger_at), None, None
     case = answers.case(header, data_set=site.data_set, weights=weights)
     standing = case.standing(ledger)
     if isinstance(standing, TrainReply):

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import get_args
 
 from client.outlook import Epsilon, Outlook, outlook_of
-from client.site import ShortBudget, read_site
+from client.resident.ledger_mark import read_mark, unforgetting
+from client.site import ShortBudget, SiteConfig, read_site
 from shared.config import RunConfig, Unit
 from shared.privacy.accountant import Accountant, MechanismUse, spent_epsilon
 from shared.privacy.ledger import Ledger, LedgerRow, State, uses_of_rows
@@ -84,9 +85,11 @@ def budget_of(site_file: Path, *, plan: RunConfig | None, accountant: Accountant
 
     Raises:
         ConfigError: the owner's settings are not allowed.
-        LedgerError: the ledger is damaged, newer than this program, or no ledger.
+        LedgerError: the ledger is damaged, newer than this program, or no ledger; or it was removed or set back since
+            the site agent was granted something in it.
     """
     site = read_site(site_file)
+    _refuse_forgetting(site)
     unit, is_begun = site.privacy.unit, site.ledger.exists()
     ledger = Ledger.existing(site.ledger) if is_begun else None
     rows = ledger.rows(site.data_set) if ledger else ()
@@ -140,6 +143,11 @@ def list_ledger(path: Path, *, delta: float, accountant: Accountant = "pld") -> 
             )
         )
     return LedgerListing(ledger=str(path), delta=delta, accountant=accountant, data_sets=tuple(found))
+
+
+def _refuse_forgetting(site: SiteConfig) -> None:
+    if (mark := read_mark(site.agent.answers, data_set=site.data_set)) is not None:
+        unforgetting(site.ledger, granted=[mark], folder=site.agent.answers, open_ledger=Ledger.existing)
 
 
 def _by_state(rows: Iterable[LedgerRow]) -> dict[State, int]:

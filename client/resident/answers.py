@@ -11,11 +11,12 @@ trained again under it; after the release never again, whatever became of the fi
 
     FOLDER/RUN/ROUND.note      which request, under which reservation, how often begun
     FOLDER/RUN/ROUND.answer    what left
+    FOLDER/ledger-*.mark       the last reservation of a data set, longer than any note: ledger_mark.py
 """
 
 import fcntl
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal
@@ -25,11 +26,10 @@ from torch import Tensor
 
 from client.charge import COUNTS_ROUND
 from client.resident.answer_files import Answer, as_file, from_file, parsed, read, request_digest, sync_folder, write
+from client.resident.ledger_mark import Granted, keep_mark, read_mark, unforgetting
 from shared.errors import ConfigError, ReplayedRequest
 from shared.messages import RequestHeader, StatisticsHeader
-from shared.privacy.accountant import MechanismUse
 from shared.privacy.ledger import Ledger, LedgerRow, Reservation
-from shared.settings import Settings
 
 MOST_TRIES = 3
 """trainings under one reservation, of which at most the last one was not cut off"""
@@ -69,24 +69,24 @@ class Answers:
         """One request's case."""
         return Case()
 
+    def ledger(self, path: Path, *, data_set: str, open_ledger: Callable[[Path], Ledger]) -> Ledger:  # noqa: ARG002
+        """The owner's ledger, which holds all that is remembered of a data set.
+
+        Raises:
+            LedgerError: it was removed or set back; also as `Ledger`.
+        """
+        return open_ledger(path)
+
 
 NO_ANSWERS = Answers()
 
 
-class _Note(Settings):
+class _Note(Granted):
     """Which request a reservation pays for."""
 
     form: Literal[1]
     request: str = Field(pattern="^[0-9a-f]{64}$")
     tries: int = Field(ge=1)
-    reservation: int
-    data_set: str
-    run_id: str
-    round_number: int
-    attempt: int
-    noise_multiplier: float
-    sample_rate: float
-    steps: int
     epsilon_spent: float | None = Field(description="None: infinite, of a round without noise")
 
     def paid(self) -> Reservation:
@@ -97,14 +97,9 @@ class _Note(Settings):
             run_id=self.run_id,
             round_number=self.round_number,
             attempt=self.attempt,
-            use=MechanismUse(self.noise_multiplier, self.sample_rate, self.steps),
+            use=self.use,
             epsilon_spent=math.inf if self.epsilon_spent is None else self.epsilon_spent,
         )
-
-    def is_of(self, row: LedgerRow) -> bool:
-        """Whether the row is the one that pays."""
-        mine = (self.reservation, self.data_set, self.run_id, self.round_number, self.attempt, self.paid().use)
-        return mine == (row.id, row.data_set, row.run_id, row.round_number, row.attempt, row.use)
 
 
 @dataclass(frozen=True)
@@ -144,17 +139,10 @@ class KeptCase(Case):
         is_again = before is not None and before.reservation == reservation.id and before.request == self.request
         tries = 1 + (before.tries if before is not None and is_again else 0)
         note = _Note(
+            **self.answers.mark(reservation).model_dump(),
             form=1,
             request=self.request,
             tries=tries,
-            reservation=reservation.id,
-            data_set=reservation.data_set,
-            run_id=reservation.run_id,
-            round_number=reservation.round_number,
-            attempt=reservation.attempt,
-            noise_multiplier=reservation.use.noise_multiplier,
-            sample_rate=reservation.use.sample_rate,
-            steps=reservation.use.steps,
             epsilon_spent=None if math.isinf(reservation.epsilon_spent) else reservation.epsilon_spent,
         )
         self.answers.make_room(self.run_id)
@@ -216,6 +204,7 @@ class KeptAnswers(Answers):
         """
         self.folder, self._most_runs, self._most_rounds = folder, most_runs, most_rounds
         self.num_sent_again = 0
+        self._granted: dict[str, tuple[Granted, ...]] = {}
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             # PRIVACY: answers of unit "site" are clipped and not noised. test_what_is_kept_is_the_owners_alone_to_read
@@ -247,6 +236,29 @@ class KeptAnswers(Answers):
             round_number=header.round_number if isinstance(header, RequestHeader) else COUNTS_ROUND,
             attempt=header.attempt,
         )
+
+    def ledger(self, path: Path, *, data_set: str, open_ledger: Callable[[Path], Ledger]) -> Ledger:
+        """As `Answers.ledger`."""
+        if data_set not in self._granted:
+            mark = read_mark(self.folder, data_set=data_set)
+            self._granted[data_set] = (*([] if mark is None else [mark]), *self._notes(data_set))
+        return unforgetting(path, granted=self._granted[data_set], folder=self.folder, open_ledger=open_ledger)
+
+    def mark(self, reservation: Reservation) -> Granted:
+        """Remembers that a reservation was granted, for as long as the folder is there.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        mark = keep_mark(self.folder, reservation)
+        self._granted[reservation.data_set] = (mark,)
+        return mark
+
+    def _notes(self, data_set: str) -> list[Granted]:
+        """Those of a data set: what is known of a ledger where no mark was kept yet."""
+        held = [read(path) for path in self.folder.glob("*/*.note")]
+        notes = [parsed(_Note, each.decode("utf-8", errors="replace")) for each in held if each is not None]
+        return [note for note in notes if note is not None and note.data_set == data_set]
 
     def make_room(self, run_id: str) -> None:
         """A folder for the run; those that were not written to for longest go."""

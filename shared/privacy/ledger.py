@@ -4,7 +4,8 @@ in        reservations, one for each round of each run that wants a data set; th
 out       permission to go on, or a refusal; all uses so far, merged, for the accountant
 relies on ledger_file.py for transactions that last, ledger_transaction.py for what is granted in one
 
-A ledger restored from an old backup, or deleted, has forgotten what came after: the one thing it cannot notice.
+A ledger restored from an old backup, or deleted, has forgotten what came after: the one thing it cannot notice. The
+site agent does, which keeps a mark of its own (client/resident/ledger_mark.py).
 """
 
 import contextlib
@@ -196,6 +197,18 @@ class Ledger:
         with self._file.transaction(write=False) as connection:
             found = connection.execute(f"{_ROWS} WHERE data_set = ?{only} ORDER BY id", values)
             return tuple(_row(*row) for row in found)
+
+    def row(self, number: int) -> LedgerRow | None:
+        """One reservation, void or not; None where none has this number."""
+        with self._file.transaction(write=False) as connection:
+            found = connection.execute(f"{_ROWS} WHERE id = ?", (number,)).fetchone()
+        return None if found is None else _row(*found)
+
+    def last_number(self) -> int:
+        """The number of the last reservation; 0 where there is none."""
+        with self._file.transaction(write=False) as connection:
+            (last,) = connection.execute("SELECT coalesce(max(id), 0) FROM reservations").fetchone()
+        return int(last)
 
     def data_sets(self) -> tuple[str, ...]:
         """Names of all data sets that the ledger holds, sorted."""

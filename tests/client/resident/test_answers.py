@@ -213,17 +213,6 @@ def test_what_was_released_is_never_trained_again_for_the_same_payment(
     assert equal(second, train(path, answers, attempt=2))
 
 
-def test_an_answer_is_given_again_only_under_a_row_of_the_ledger(tmp_path: Path, answers: KeptAnswers) -> None:
-    """A ledger that was put back knows nothing of it; what is kept pays for nothing."""
-    path = site_file(tmp_path)
-    first = train(path, answers)
-    for name in ("ledger.sqlite", "ledger.sqlite-journal"):
-        (tmp_path / name).unlink(missing_ok=True)
-    agent.ledger_at.cache_clear()
-    assert not equal(first, train(path, answers))
-    assert states(tmp_path) == ["released"]
-
-
 def test_a_row_that_was_given_back_pays_for_nothing(
     tmp_path: Path, answers: KeptAnswers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
