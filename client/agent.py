@@ -24,6 +24,7 @@ from client.charge import (
     reply_header,
     statement,
 )
+from client.memory import refuse_too_much_memory
 from client.open_round import OpenRound, nominal_size, open_round, permitted_here, source_of, sources_of
 from client.paid_once import forgotten_if_it_fails, history_without, still_paid
 from client.passed import note_of
@@ -213,6 +214,7 @@ def _count(header: StatisticsHeader, site: SiteConfig, *, answers: Answers) -> S
     permitted = permitted_here(header, site=site)
     if permitted.unit is None:
         raise PermissionRefused("counts are asked for, and the site protects nothing in this run")
+    refuse_too_much_memory(permitted, site=site)
     ledger = answers.ledger(site.ledger, data_set=site.data_set, open_ledger=ledger_at)
     case = answers.case(header, data_set=site.data_set, weights={})
     standing = case.standing(ledger)
@@ -242,6 +244,7 @@ def _count(header: StatisticsHeader, site: SiteConfig, *, answers: Answers) -> S
 
 def _train(header: RequestHeader, read_weights: ReadWeights, site: SiteConfig, *, answers: Answers) -> TrainReply:
     opened = open_round(header, site=site)
+    refuse_too_much_memory(opened.permitted, site=site)
     weights = read_weights(opened.shapes.sent)
     ledger, plan, history = answers.ledger(site.ledger, data_set=site.data_set, open_ledger=ledger_at), None, None
     case = answers.case(header, data_set=site.data_set, weights=weights)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from client.agent import ledger_at, plan_of, refuse, try_out
 from client.charge import charge_for_round
+from client.memory import refuse_too_much_memory
 from client.open_round import OpenRound, open_round
 from client.permission import Cards
 from client.plan import PrivacyPlan
@@ -105,6 +106,7 @@ def opened_sites(asked: Sequence[Asked], answers: dict[int, Answer]) -> list[Coh
             known = alike.get(same)
             opened = known.at(site) if known is not None else open_round(each.header, site=site, cards=cards)
             alike.setdefault(same, opened)
+            refuse_too_much_memory(opened.permitted, site=site)
             if (pair := (id(each.weights), id(opened.shapes))) not in checked:
                 check_weights(each.weights, shapes=opened.shapes.sent)
                 checked.add(pair)

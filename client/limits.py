@@ -21,7 +21,7 @@ _INNER = "image"
 
 
 class OwnerLimits(Settings):
-    """What one run may ask; what is not set is not limited."""
+    """What one run may ask; what is not set is not limited, but for memory."""
 
     encoders: _Names = Field(default=None, description="those that runs may name")
     fusions: _Names = Field(default=None, description="those that runs may name")
@@ -32,6 +32,9 @@ class OwnerLimits(Settings):
     local_steps: int | None = Field(default=None, ge=1, description="most in one round")
     rows_a_round: int | None = Field(
         default=None, ge=1, description="most expected in all steps of a round, each counted as often as it is used"
+    )
+    memory_gib: float = Field(
+        default=4.0, gt=0, description="most that nominal_size prepared rows take; judged by public numbers alone"
     )
     run_ids: _Names = Field(default=None, description="patterns of permitted ids of runs, such as study-7-*")
     run_names: _Names = Field(default=None, description="patterns of permitted names of runs")
