@@ -29,7 +29,7 @@ from client.open_round import OpenRound, nominal_size, open_round, permitted_her
 from client.paid_once import forgotten_if_it_fails, history_without, still_paid
 from client.passed import note_of
 from client.permission import Permitted
-from client.personal import keep_own, own_weights, tell_what_own_is_worth
+from client.personal import Left, keep_own, left_rounds, own_weights, tell_what_own_is_worth
 from client.plan import PrivacyPlan
 from client.private_training import TrainedRound, train_round
 from client.resident.answers import NO_ANSWERS, Answers, Case
@@ -150,12 +150,11 @@ def try_out(opened: OpenRound, *, history: History) -> None:
 
 
 def train_alone(
-    opened: OpenRound, weights: Mapping[str, Tensor], samples: Samples, *, plan: PrivacyPlan | None
+    opened: OpenRound, weights: Mapping[str, Tensor], samples: Samples, *, plan: PrivacyPlan | None, left: Left = None
 ) -> TrainedRound:
-    """One round of local training of one site, with random numbers of its own, and weights that it keeps to itself."""
+    """One round of training of one site, with random numbers of its own, and its own weights; `left`: `own_weights`."""
     run, (noise, sampling) = opened.permitted.run, sources_of(opened, plan=plan)
-    own = own_weights(opened) if opened.shapes.personal else {}
-    begun = {**weights, **own}
+    begun = {**weights, **(own_weights(opened, left=left) if opened.shapes.personal else {})}
     trained = train_round(
         model_with(opened.key, begun),
         samples,
@@ -170,9 +169,10 @@ def train_alone(
         sampling=sampling,
     )
     if opened.shapes.personal:
-        keep_own(opened, {name: begun[name] + trained.update[name] for name in opened.shapes.personal})
+        own = {name: begun[name] + trained.update[name] for name in opened.shapes.personal}
+        keep_own(opened, own, left=left)
         if opened.header.round_number == run.federation.rounds:
-            tell_what_own_is_worth(opened, weights, samples)
+            tell_what_own_is_worth(opened, weights, samples, own=own)
     return trained
 
 
@@ -263,7 +263,7 @@ def _train(header: RequestHeader, read_weights: ReadWeights, site: SiteConfig, *
     case.note(reservation)
     with forgotten_if_it_fails(case):
         samples = _load(opened.permitted, site=site, ledger=ledger, reservation=reservation, case=case)
-        trained = train_alone(opened, weights, samples, plan=plan)
+        trained = train_alone(opened, weights, samples, plan=plan, left=left_rounds(opened, ledger))
         (leaving,) = bounded_updates(opened, [trained])
         reply = close_round(opened, leaving, plan=plan, history=history, reservation=reservation)
     # PRIVACY: whole and on the disk before it is released, and released before it is sent.

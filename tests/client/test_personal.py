@@ -2,7 +2,7 @@
 
 import logging
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -11,12 +11,14 @@ from torch import Tensor
 
 from client import agent
 from client.cohort import Asked, answer_cohort
-from client.personal import personal_file
+from client.personal import personal_folder
+from client.resident.answers import NO_ANSWERS, Answers, KeptAnswers, KeptCase
 from client.run_model import exchanged_shapes, key_of
 from client.sample_store import SampleStore
 from client.site import read_site
 from shared.config import RunConfig, TrainingSettings
 from shared.messages import PROTOCOL_VERSION, Refusal, RequestHeader, TrainReply
+from shared.privacy.ledger import Ledger
 from shared.tensor_file import as_bytes, read_tensors
 from tests.client.asking import SITE_PRIVACY, rows_of, site_file, used
 from tests.client.test_private_training import variance_is_plausible
@@ -49,11 +51,17 @@ def weights_of(run: RunConfig, *, seed: int = 1) -> dict[str, Tensor]:
 
 
 def answer(
-    path: Path, run: RunConfig, weights: Mapping[str, Tensor], *, number: int = 1, run_id: str = "r"
+    path: Path,
+    run: RunConfig,
+    weights: Mapping[str, Tensor],
+    *,
+    number: int = 1,
+    run_id: str = "r",
+    attempt: int = 0,
+    answers: Answers = NO_ANSWERS,
 ) -> TrainReply:
-    return used(
-        agent.answer_train(header_of(run, number=number, run_id=run_id), lambda _: dict(weights), site_file=path)
-    )
+    header = header_of(run, number=number, run_id=run_id).model_copy(update={"attempt": attempt})
+    return used(agent.answer_train(header, lambda _: dict(weights), site_file=path, answers=answers))
 
 
 def open_site(folder: Path) -> Path:
@@ -61,7 +69,8 @@ def open_site(folder: Path) -> Path:
 
 
 def own_of(path: Path, *, run_id: str = "r") -> dict[str, Tensor]:
-    return read_tensors(personal_file(read_site(path), run_id=run_id))[0]
+    """What its last round made."""
+    return read_tensors(max(personal_folder(read_site(path), run_id=run_id).iterdir()))[0]
 
 
 @pytest.mark.parametrize("privacy", ["none", PRIVACY, SITE_PRIVACY])
@@ -118,17 +127,18 @@ def test_what_is_personal_is_noised_with_all_else(tmp_path: Path) -> None:
 def test_what_is_personal_is_the_owners_alone_to_read(tmp_path: Path) -> None:
     path = open_site(tmp_path)
     answer(path, run_of("head.*"), weights_of(run_of("head.*")))
-    kept = personal_file(read_site(path), run_id="r")
+    folder = personal_folder(read_site(path), run_id="r")
+    (kept,) = folder.iterdir()
     assert stat.S_IMODE(kept.stat().st_mode) == 0o600
-    assert [stat.S_IMODE(folder.stat().st_mode) for folder in (kept.parent, kept.parent.parent)] == [0o700, 0o700]
-    assert list(kept.parent.iterdir()) == [kept]
+    above = (folder, folder.parent, folder.parent.parent)
+    assert [stat.S_IMODE(each.stat().st_mode) for each in above] == [0o700] * 3
 
 
 def test_what_is_personal_is_kept_for_rounds_that_are_paid_for_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, path, seen = run_of("head.*"), open_site(tmp_path), list[str]()
-    monkeypatch.setattr(agent, "keep_own", lambda *_: seen.extend(row.state for row in rows_of(tmp_path)))
+    monkeypatch.setattr(agent, "keep_own", lambda *_, **__: seen.extend(row.state for row in rows_of(tmp_path)))
     answer(path, run, weights_of(run))
     assert seen == ["reserved"]
     refused = site_file(tmp_path, allow_non_private=False)
@@ -144,11 +154,11 @@ def test_each_run_has_weights_of_its_own_and_lost_ones_begin_again(
     run, path, name = run_of("head.*"), open_site(tmp_path), "fusion.project.left.weight"
     weights = weights_of(run)
     first = answer(path, run, weights)
-    kept = personal_file(read_site(path), run_id="r")
+    kept = personal_folder(read_site(path), run_id="r")
     assert torch.equal(first.update[name], answer(path, run, weights, run_id="other").update[name])
-    kept.unlink()
+    (kept / "000001.safetensors").unlink()
     assert torch.equal(first.update[name], answer(path, run, weights, number=2).update[name])
-    kept.write_bytes(b"torn")
+    (kept / "000002.safetensors").write_bytes(b"torn")
     assert torch.equal(first.update[name], answer(path, run, weights, number=3).update[name])
     assert "begins again with the run's first weights" in caplog.text
 
@@ -166,7 +176,7 @@ def test_weights_of_its_own_that_do_not_fit_or_are_no_numbers_are_not_trained_wi
     # torch would spread one number over the whole bias without a word
     for number, held in ((2, broken), (3, {**own, HEAD[1]: own[HEAD[1]][:1]})):
         caplog.clear()
-        personal_file(read_site(path), run_id="r").write_bytes(as_bytes(held))
+        max(personal_folder(read_site(path), run_id="r").iterdir()).write_bytes(as_bytes(held))
         assert torch.equal(first.update[name], answer(path, run, weights, number=number).update[name])
         assert "holds other weights than the run's" in caplog.text
 
@@ -204,3 +214,81 @@ def test_what_its_own_is_worth_a_site_sees_on_its_own_screen_only(
     own, first = (float(word.rstrip(",")) for word in told[0].split() if word.rstrip(",").replace(".", "").isdigit())
     assert own < first
     assert {tuple(reply.header.model_fields_set) for reply in replies} == {tuple(replies[0].header.model_fields_set)}
+
+
+def equal(first: TrainReply, second: TrainReply) -> bool:
+    return all(torch.equal(first.update[name], value) for name, value in second.update.items())
+
+
+def ended(*_: object) -> None:
+    """As if the process ended there: nothing is caught that is no Exception."""
+    raise KeyboardInterrupt
+
+
+@pytest.fixture
+def undisturbed(tmp_path: Path) -> list[TrainReply]:
+    """What a site answers in three rounds, asked for the same weights in each."""
+    run, path = run_of("head.*"), open_site(tmp_path / "undisturbed")
+    replies = [answer(path, run, weights_of(run), number=number) for number in (1, 2, 3)]
+    agent._loaded_samples.cache_clear()
+    # its own weights show in what it sends
+    assert not equal(replies[0], replies[1])
+    assert not equal(replies[1], replies[2])
+    return replies
+
+
+@pytest.fixture
+def answers(tmp_path: Path) -> Iterator[KeptAnswers]:
+    kept = KeptAnswers(tmp_path / "answers", most_runs=2, most_rounds=2)
+    yield kept
+    kept.close()
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+@pytest.mark.parametrize(("where", "what"), [(KeptCase, "keep"), (Ledger, "release")])
+def test_a_round_that_is_trained_again_begins_with_the_same_weights(
+    where: type,
+    what: str,
+    number: int,
+    tmp_path: Path,
+    undisturbed: list[TrainReply],
+    answers: KeptAnswers,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its process ends after its own weights are on the disk, and before its answer is, or is released."""
+    run, path = run_of("head.*"), open_site(tmp_path)
+    for each in (1, 2, 3):
+        if each == number:
+            with monkeypatch.context() as patched:
+                patched.setattr(where, what, ended)
+                with pytest.raises(KeyboardInterrupt):
+                    answer(path, run, weights_of(run), number=each, answers=answers)
+        reply = answer(path, run, weights_of(run), number=each, answers=answers)
+        assert equal(reply, undisturbed[each - 1])
+    assert [row.state for row in rows_of(tmp_path)] == ["released"] * 3
+    # and no more is kept than is needed
+    assert len(list(personal_folder(read_site(path), run_id="r").iterdir())) == 2
+
+
+def test_a_round_that_never_left_has_made_nothing(
+    tmp_path: Path, undisturbed: list[TrainReply], answers: KeptAnswers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server went on without it: the model has nothing of that round, and the site's own weights neither."""
+    run, path = run_of("head.*"), open_site(tmp_path)
+    answer(path, run, weights_of(run), answers=answers)
+    with monkeypatch.context() as patched:
+        patched.setattr(KeptCase, "keep", ended)
+        with pytest.raises(KeyboardInterrupt):
+            answer(path, run, weights_of(run), number=2, answers=answers)
+    assert equal(answer(path, run, weights_of(run), number=3, answers=answers), undisturbed[1])
+
+
+def test_a_round_that_is_knowingly_asked_again_begins_where_it_began(
+    tmp_path: Path, undisturbed: list[TrainReply]
+) -> None:
+    """A simulation that is resumed asks for its last round anew, and counts it once."""
+    run, path = run_of("head.*"), open_site(tmp_path)
+    for number in (1, 2):
+        for attempt in (0, 1):
+            reply = answer(path, run, weights_of(run), number=number, attempt=attempt)
+            assert equal(reply, undisturbed[number - 1])

@@ -17,7 +17,8 @@ from shared.privacy.accountant import spent_epsilon
 from shared.privacy.ledger import Ledger, uses_of_rows
 from shared.privacy.noise import RandomSource
 from tests.client.asking import rows_of, site_file
-from tests.client.resident.agents import Broken, agent_process, asked, counts_records, same, train_records
+from tests.client.resident.agents import RUN, Broken, agent_process, asked, counts_records, same, train_records
+from tests.tiny import tiny_config, tiny_run
 
 
 def die(*_: object, **__: object) -> None:
@@ -141,6 +142,28 @@ def test_killed_counts_are_charged_once(tmp_path: Path) -> None:
         assert first.code is None
         assert same(first, asked(path, counts_records(attempt=2), kind="query"))
     assert [(row.mechanism, row.state) for row in rows_of(tmp_path)] == [("counts", "released")]
+
+
+def test_an_agent_killed_between_its_own_weights_and_its_answer_trains_the_round_as_it_would_have(
+    tmp_path: Path,
+) -> None:
+    table = tiny_run(private=False)["model"]
+    assert isinstance(table, dict)
+    run = tiny_config(private=False, model={**table, "personal": ("head.*",)}, training=RUN.training.model_dump())
+    replies = {}
+    for name in ("killed", "left alone"):
+        (tmp_path / name).mkdir()
+        path = site_file(tmp_path / name, allow_non_private=True, reproducible_noise=True)
+        with agent_process(path):
+            assert asked(path, train_records(run)).code is None
+        if name == "killed":
+            with agent_process(path, broken=before_it_is_stored), pytest.raises((WireError, OSError)):
+                asked(path, train_records(run, number=2))
+            assert (tmp_path / name / "ledger.sqlite-personal" / "north" / "r" / "000002.safetensors").exists()
+        with agent_process(path):
+            replies[name] = [asked(path, train_records(run, number=number)) for number in (2, 3)]
+    assert replies["killed"][0].code is None
+    assert all(same(first, second) for first, second in zip(*replies.values(), strict=True))
 
 
 def test_an_agent_that_is_told_to_end_finishes_the_round(tmp_path: Path) -> None:
