@@ -11,7 +11,9 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +27,8 @@ _CONNECTION_EXIT = 305
 _NOT_TAKEN = "[code: 2004]"
 """FLEET_NODE_ACTIVATION_FAILED; Flower says the same of an unknown key and of a node that is connected"""
 _HANDSHAKE = "SSL/TLS handshake error detected."
-_CALL_TIMEOUT_S = 120.0
+_CALL_TIMEOUT_S, _KEY_TIMEOUT_S = 120.0, 0.5
+_REGISTER = Path(__file__).with_name("flower_register.py")
 _KEPT = (
     *("PATH", "LANG", "LC_ALL", "TZ", "TMPDIR", "VIRTUAL_ENV", "MOTET_HOME", "HF_HOME"),
     *("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH"),
@@ -173,6 +176,33 @@ def register(key: Path, *, name: str, home: Path) -> str:
     """
     told = _flwr(["supernode", "register", str(key), LINK, "--name", name], home=home)
     return str(told["node-id"])
+
+
+def register_all(keys: Mapping[str, Path], *, home: Path) -> Iterator[tuple[str, str | RunError]]:
+    """As `register`, of many by one process: the id of each one's node, or why it has none, as soon as it is known.
+
+    Names of which nothing comes were not reached: Flower has not answered in time, or not at all.
+    """
+    with tempfile.TemporaryFile() as asked:
+        asked.writelines(json.dumps({"name": name, "key": str(path)}).encode() + b"\n" for name, path in keys.items())
+        asked.seek(0)
+        # past the folder of that file: what lies beside it would come before installed packages of the same names
+        command = [sys.executable, "-P", str(_REGISTER), LINK]
+        process = subprocess.Popen(  # noqa: S603  our own words, no shell
+            command, env=environment(home), stdin=asked, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+        timer = threading.Timer(_CALL_TIMEOUT_S + _KEY_TIMEOUT_S * len(keys), process.kill)
+        timer.start()
+        try:
+            for line in process.stdout or ():
+                told = _json(line)
+                if told is not None and told.get("name") in keys:
+                    why = RunError(f"Flower says: {told.get('error')}")
+                    yield str(told["name"]), str(told["node-id"]) if "node-id" in told else why
+        finally:
+            timer.cancel()
+            process.kill()
+            process.communicate()
 
 
 def unregister(node_id: str, *, home: Path) -> None:

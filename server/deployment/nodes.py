@@ -6,15 +6,14 @@ relies on shared/flower_commands.py for the register, on server/enrolment.py for
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
-from pathlib import Path
 
 from server.deployment.settings import Deployment
 from server.enrolment import Enrolment, enrolments, revoked_nodes, write_enrolment
 from server.settings import write_atomically
 from shared import flower_commands
-from shared.errors import MotetError
+from shared.errors import MotetError, RunError
 from shared.flower_commands import Node
 
 log = logging.getLogger("motet.server")
@@ -39,6 +38,7 @@ def bring_in_step(deployment: Deployment, *, known: Mapping[str, Node] | None = 
             log.info("%s: revoked; its node is turned away from now on", gone.name)
             forgotten = gone.model_copy(update={"node_id": None})
             write_atomically(path, forgotten.model_dump_json(indent=2).encode())
+    coming = dict[str, Enrolment]()
     for each in enrolments(deployment.enrolled):
         if known is not None and each.node_id is not None and each.node_id not in known:
             log.warning("%s: the SuperLink does not know its node any more; registered anew", each.name)
@@ -50,22 +50,40 @@ def bring_in_step(deployment: Deployment, *, known: Mapping[str, Node] | None = 
                 log.warning("%s: its key has expired; its node is turned away from now on", each.name)
                 write_enrolment(each.model_copy(update={"node_id": None}), folder=deployment.enrolled)
         else:
-            _take_in(each, deployment=deployment)
+            coming[each.name] = each
+    _take_in(coming, deployment=deployment)
 
 
 def _is_right(enrolment: Enrolment, *, now: datetime) -> bool:
     return (enrolment.node_id is None) == enrolment.has_expired(now)
 
 
-def _take_in(enrolment: Enrolment, *, deployment: Deployment) -> None:
-    key: Path = deployment.enrolled / f"{enrolment.name}.pub"
-    try:
-        node_id = flower_commands.register(key, name=enrolment.name, home=deployment.flower_home)
-    except MotetError as error:
-        log.error("%s cannot be registered: %s", enrolment.name, error)
+def _take_in(coming: Mapping[str, Enrolment], *, deployment: Deployment) -> None:
+    """One process for all that come: Flower's own command takes seconds for each."""
+    silent = dict(coming)
+    for name, made in _registered(coming, deployment=deployment):
+        enrolment = silent.pop(name)
+        if isinstance(made, MotetError):
+            log.error("%s cannot be registered: %s", name, made)
+            continue
+        # at once: Flower takes no key twice, and only this says that it has it
+        write_enrolment(enrolment.model_copy(update={"node_id": made}), folder=deployment.enrolled)
+        log.info("%s: registered, node %s", name, made)
+    for name in silent:
+        log.error("%s cannot be registered: Flower does not answer", name)
+
+
+def _registered(names: Iterable[str], *, deployment: Deployment) -> Iterator[tuple[str, str | RunError]]:
+    """The id of each one's node, or why there is none."""
+    keys, home = {name: deployment.enrolled / f"{name}.pub" for name in names}, deployment.flower_home
+    if len(keys) > 1:
+        yield from flower_commands.register_all(keys, home=home)
         return
-    write_enrolment(enrolment.model_copy(update={"node_id": node_id}), folder=deployment.enrolled)
-    log.info("%s: registered, node %s", enrolment.name, node_id)
+    for name, path in keys.items():
+        try:
+            yield name, flower_commands.register(path, name=name, home=home)
+        except RunError as error:
+            yield name, error
 
 
 def _let_go(enrolment: Enrolment, *, deployment: Deployment, known: Mapping[str, Node] | None) -> bool:

@@ -1,6 +1,7 @@
 """Who is let in: keys enrolled once each, revoked for good, and Flower's register of nodes kept in step with them."""
 
 import json
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -41,7 +42,8 @@ class Register:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.nodes: dict[str, Node] = {}
         self.fails = False
-        for name in ("register", "unregister", "nodes"):
+        self.refused, self.ends_at = set[str](), ""
+        for name in ("register", "register_all", "unregister", "nodes"):
             patch.setattr(flower_commands, name, getattr(self, f"_{name}"))
 
     def _register(self, key: Path, *, name: str, home: Path) -> str:
@@ -50,6 +52,12 @@ class Register:
         number = str(len(self.nodes) + 100)
         self.nodes[number] = Node(number, "registered", None, None)
         return number
+
+    def _register_all(self, keys: dict[str, Path], *, home: Path) -> Iterator[tuple[str, str | RunError]]:
+        for name, path in keys.items():
+            if name == self.ends_at:
+                return
+            yield name, RunError("no") if name in self.refused else self._register(path, name=name, home=home)
 
     def _unregister(self, node_id: str, *, home: Path) -> None:
         self.nodes[node_id] = Node(node_id, "unregistered", None, None)
@@ -151,6 +159,24 @@ def test_a_flower_that_does_not_answer_is_asked_again_later(
     register.fails = False
     bring_in_step(deployment)
     assert is_in_step(deployment)
+
+
+def test_one_key_that_flower_refuses_holds_up_no_other_and_none_is_forgotten(
+    deployment: Deployment, register: Register, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("a", "b", "c", "d"):
+        enrol(key_file(deployment.folder, name), folder=deployment.enrolled, days=None)
+    register.refused, register.ends_at = {"b"}, "d"
+    bring_in_step(deployment)
+    assert {each.name: each.node_id for each in enrolments(deployment.enrolled)} == {
+        "a": "100", "b": None, "c": "101", "d": None,
+    }  # fmt: skip
+    assert "b cannot be registered: no" in caplog.text
+    assert "d cannot be registered: Flower does not answer" in caplog.text
+    register.refused, register.ends_at = set(), ""
+    bring_in_step(deployment)
+    assert is_in_step(deployment)
+    assert set(register.nodes) == {"100", "101", "102", "103"}
 
 
 def test_status_says_who_is_there_and_who_was_turned_away(
