@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import settings as tried
 from hypothesis import strategies as st
 
+from server import coordinate_wise
 from server.aggregation import Weights, aggregate, start_average
 from server.history import read_rounds
 from server.judgement import Reply
@@ -69,6 +70,26 @@ def scores_by_hand(rows: Rows, *, hostile: int) -> list[float]:
         )
         found.append(sum(distances[: len(rows) - hostile - 2]))
     return found
+
+
+@pytest.mark.parametrize("at_once", [1, 10, 35, 10**6])
+@pytest.mark.parametrize("rule", ["median", "trimmed-mean"])
+def test_numbers_that_are_sorted_in_parts_come_out_as_all_at_once(
+    rule: str, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nine sites, a parameter of 3 x 4 numbers and one without a shape; the second source is numpy."""
+    draws = np.random.default_rng(5)
+    tables, numbers = draws.normal(size=(9, 3, 4)).astype(np.float32), draws.normal(size=9).astype(np.float32)
+    updates = {
+        f"s{n}": {"w": torch.from_numpy(tables[n].T.copy()).T, "v": torch.tensor(float(numbers[n]))} for n in range(9)
+    }
+    monkeypatch.setattr(coordinate_wise, "_AT_ONCE", at_once)
+    found = aggregate(updates, weights=dict.fromkeys(updates, 1.0), settings=settings(aggregation=rule, trim_share=0.2))
+    for name, values in (("w", tables), ("v", numbers)):
+        ordered = np.sort(values, axis=0)
+        expected = ordered[4] if rule == "median" else ordered[1:8].mean(axis=0)
+        assert found[name].shape == expected.shape
+        np.testing.assert_allclose(found[name].numpy(), expected, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("num_numbers", [1, 7, 70_000])
