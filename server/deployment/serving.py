@@ -23,7 +23,8 @@ from shared.errors import MotetError
 from shared.supervise import Program, Supervisor, stopped_by_signals
 
 log = logging.getLogger("motet.server")
-_LOOK_S = 1.0
+_LOOK_S, _OF_TIME = 1.0, 20.0
+"""between two looks at the keys, and how many times longer than a look: a thousand keys take a while to read"""
 _WARN = timedelta(days=30)
 
 
@@ -102,10 +103,13 @@ def _kept_in_step(deployment: Deployment) -> Iterator[None]:
     stopping = threading.Event()
 
     def keep() -> None:
-        is_first = True
-        while not stopping.wait(_LOOK_S):
+        is_first, pause_s = True, _LOOK_S
+        while not stopping.wait(pause_s):
             try:
-                if answers(deployment) and (is_first or not is_in_step(deployment)):
+                began = time.monotonic()
+                is_right = is_in_step(deployment)
+                pause_s = max(_LOOK_S, _OF_TIME * (time.monotonic() - began))
+                if answers(deployment) and (is_first or not is_right):
                     known = flower_commands.nodes(home=deployment.flower_home)
                     bring_in_step(deployment, known=known)
                     is_first = False
