@@ -148,13 +148,20 @@ def resident_bytes(pid: int) -> int:
 
 
 @contextlib.contextmanager
-def soak_deployment(folder: Path, *, num_sites: int, seed: int) -> Iterator[SoakDeployment]:
-    """Set up, started, and ended at last, whatever happens."""
+def soak_deployment(
+    folder: Path, *, num_sites: int, seed: int, port: int | None = None, through: int | None = None
+) -> Iterator[SoakDeployment]:
+    """Set up, started, and ended at last, whatever happens.
+
+    Args:
+        port: the server's; a free one if not given.
+        through: the port by which sites reach it, if not its own: a relay's.
+    """
     names = [f"site-{number}" for number in range(num_sites)]
-    data = _data_set(folder / "data", names=names, seed=seed)
+    data = data_set(folder / "data", names=names, seed=seed)
     made = SoakDeployment(SoakMachine(folder / "server"), {}, data)
     made.server.folder.mkdir()
-    port = _free_port()
+    port = port or free_port()
     made.server.do(
         "server", "init", str(made.folder), "--host", "localhost", "--port", str(port), "--listen", "127.0.0.1"
     )
@@ -164,9 +171,9 @@ def soak_deployment(folder: Path, *, num_sites: int, seed: int) -> Iterator[Soak
             made.sites[name].folder.mkdir()
             ca = made.folder / "certificates" / "ca.crt"
             made.sites[name].do(
-                "site", "init", str(made.site(name)), "--name", name, "--server", f"localhost:{port}", "--data",
-                str(data / "sites" / name), "--size", str(ROWS), "--delta", "1e-3",
-                "--epsilon", "1000", "--ca", str(ca),
+                "site", "init", str(made.site(name)), "--name", name,
+                "--server", f"localhost:{through or port}", "--data", str(data / "sites" / name),
+                "--size", str(ROWS), "--delta", "1e-3", "--epsilon", "1000", "--ca", str(ca),
             )  # fmt: skip
             shutil.copy(made.site(name) / f"{name}.pub", made.server.folder)
         made.server.start("server", "server", "start", str(made.folder))
@@ -201,7 +208,8 @@ def scenario(path: Path, *, data: Path, rounds: int, epsilon: float) -> Path:
     return path
 
 
-def _data_set(folder: Path, *, names: Sequence[str], seed: int) -> Path:
+def data_set(folder: Path, *, names: Sequence[str], seed: int) -> Path:
+    """Rows of one modality for each name, and a held-out part."""
     card = DataCard(
         title="Soak",
         generated=True,
@@ -230,7 +238,8 @@ def kind_of(command: str) -> str:
     return next((kind for words, kind in _PROGRAMS.items() if words in command), "supervisor")
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """One that nobody listens on, on loopback."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])
