@@ -19,8 +19,10 @@ from simulations.commands.options import (
     Memory,
     Parts,
     Precision,
+    RayAddress,
     Set,
     Source,
+    checked_cluster,
     checked_engine,
     memory_bytes,
     source_change,
@@ -47,6 +49,7 @@ def simulate(
     memory: Memory = None,
     device: Device = None,
     precision: Precision = None,
+    ray_address: RayAddress = None,
     seed: Annotated[int | None, typer.Option(help="Of weights and participation.")] = None,
     source: Source = None,
     changes: Set = None,
@@ -58,6 +61,7 @@ def simulate(
         raise typer.BadParameter("give a SCENARIO to start, or --resume RUN to go on; one of them")
     cohort_only = {"--memory": memory, "--device": device, "--precision": precision}
     kind, most_memory = checked_engine(engine, cohort_only=cohort_only), memory_bytes(memory)
+    checked_cluster(ray_address, engine=engine, goes_on=resume is not None)
     from simulations.engine.held_memory import without_search
 
     with without_search():
@@ -66,6 +70,10 @@ def simulate(
 
     arithmetic = Arithmetic(device=device or "cpu", precision=precision or "float32")
     folder = resume
+    if ray_address is not None:
+        from simulations.engine.ray_cluster import check_cluster
+
+        check_cluster(ray_address)  # before a run folder is made that would stand in the way of the next try
     if folder is None:
         changes = [*(changes or []), *source_change(source)]
         folder = prepared(str(scenario), out=out, engine=kind, seed=seed, changes=changes, parts=parts or [])
@@ -80,6 +88,7 @@ def simulate(
             engine=None if resume else kind,
             memory_bytes=most_memory,
             arithmetic=arithmetic,
+            ray_address=ray_address,
         )
     except KeyboardInterrupt:
         typer.echo(f"stopped; go on with: motet simulate --resume {folder}")

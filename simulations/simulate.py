@@ -106,6 +106,7 @@ def run_simulation(
     engine: EngineName | None = None,
     memory_bytes: int = 2**30,
     arithmetic: Arithmetic = PLAIN,
+    ray_address: str | None = None,
 ) -> None:
     """Run what a run folder describes, from its last checkpoint if it has one, to its report.
 
@@ -114,13 +115,17 @@ def run_simulation(
         engine: another than the one it was begun with.
         memory_bytes: engine "cohort": about how much the training of one cohort may take.
         arithmetic: engine "cohort": where and how precisely cohorts are computed.
+        ray_address: engine "flower": of a Ray cluster whose machines share the work.
 
     Raises:
+        RunError: a cluster is named for another engine, cannot be joined, or a machine of it is not fit for the run.
         ModelError: the run's training code does not pass its preflight; no data was read.
         MotetError: whatever stopped the server app; what a site does cannot.
     """
     settings = read_settings(folder)
     chosen = engine or settings.engine
+    if ray_address is not None and chosen != "flower":
+        raise RunError(f"{folder}: a run of the engine {chosen}; leave --ray-address away, it is of the engine flower")
     os.environ["MOTET_RUN_FOLDER"] = str(folder.resolve())
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     with without_search():
@@ -139,7 +144,7 @@ def run_simulation(
         case "flower":
             from simulations.engine.flower import run_in_flower
 
-            run_in_flower(server_app, client_app, sites=sites, folder=folder)
+            run_in_flower(server_app, client_app, sites=sites, folder=folder, ray_address=ray_address)
         case "cohort":
             from simulations.engine.cohort import run_in_cohorts
 

@@ -45,6 +45,15 @@ Precision = Annotated[
         "cohort only."
     ),
 ]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--ray-address",
+        metavar="HOST:PORT",
+        help="Of a Ray cluster whose machines share the work, this one among them (docs/many-machines.md). Of engine "
+        "flower only.",
+    ),
+]
 _UNITS = {"M": 2**20, "G": 2**30}
 
 
@@ -66,6 +75,26 @@ def checked_engine(name: str | None, *, cohort_only: Mapping[str, str | None]) -
     if given and engine != "cohort":
         raise typer.BadParameter(f"of the engine cohort; leave it away with --engine {engine}", param_hint=given[0])
     return engine
+
+
+def checked_cluster(address: str | None, *, engine: str | None, goes_on: bool) -> None:
+    """A cluster is named as Ray takes it, for the engine that has a use for it.
+
+    Args:
+        address: what --ray-address gave.
+        engine: what --engine gave.
+        goes_on: whether a run is resumed, whose engine its folder names.
+
+    Raises:
+        BadParameter: it is not.
+    """
+    if address is None:
+        return
+    if engine != "flower" and not (goes_on and engine is None):
+        raise typer.BadParameter("of the engine flower; give --engine flower with it", param_hint="--ray-address")
+    found = re.fullmatch(r"(?:[A-Za-z0-9._-]+|\[[0-9a-fA-F:]+\]):([0-9]{1,5})", address)
+    if found is None or not 1 <= int(found[1]) <= 65_535:
+        raise typer.BadParameter(f"{address!r}; allowed: HOST:PORT, such as 10.0.0.7:6379", param_hint="--ray-address")
 
 
 def memory_bytes(size: str | None) -> int:

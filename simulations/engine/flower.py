@@ -1,8 +1,8 @@
 """Flower engine: Flower's own simulation, several processes through Ray; the same two apps, unchanged.
 
-in        the server app, the client app, the site files
-out       the server app has run; an exception of its own comes through; no process of Ray's is left
-relies on Ray's workers inheriting this process's environment, where the list of site files is named
+in        the server app, the client app, the site files; the address of a Ray cluster, if not on this machine alone
+out       the server app has run; an exception of its own comes through; no process of the run's is left
+relies on workers being told the list of site files: they inherit it here, and on other machines Ray sets it for them
 """
 
 import contextlib
@@ -18,13 +18,28 @@ from client.app import SIMULATED_SITES_VARIABLE
 
 SITES_FILE = "sites.txt"
 _CHECKOUT = Path(__file__).resolve().parents[2]
+_TOLD_IF_SET = ("OMP_NUM_THREADS", "MOTET_HOME")
+"""of this process's own variables, those that workers on other machines are told; here they inherit all"""
 
 
-def run_in_flower(server_app: ServerApp, client_app: ClientApp, *, sites: Sequence[Path], folder: Path) -> None:
-    """Run a federation to its end in Flower's simulation on this machine, one site a core at a time.
+def run_in_flower(
+    server_app: ServerApp,
+    client_app: ClientApp,
+    *,
+    sites: Sequence[Path],
+    folder: Path,
+    ray_address: str | None = None,
+) -> None:
+    """Run a federation to its end in Flower's simulation, one site a core at a time.
+
+    Args:
+        sites: the site files.
+        folder: of the run.
+        ray_address: of a cluster whose machines' cores are used; this machine's alone, if not given.
 
     Raises:
         MotetError: whatever stopped the server app, as it was raised there; what a site does cannot.
+        RunError: the cluster cannot be joined, or a machine of it cannot work for this run; nothing was trained.
         RuntimeError: Ray could not be started, or Flower's simulation failed by itself.
     """
     listed = folder / SITES_FILE
@@ -32,6 +47,8 @@ def run_in_flower(server_app: ServerApp, client_app: ClientApp, *, sites: Sequen
     added = {
         SIMULATED_SITES_VARIABLE: str(listed.resolve()),
         "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "HF_HUB_OFFLINE": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
         # the value that Ray announces for its next release; without it every run opens with a FutureWarning
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -41,16 +58,25 @@ def run_in_flower(server_app: ServerApp, client_app: ClientApp, *, sites: Sequen
         import ray
         from flwr.simulation import run_simulation
 
+        from simulations.engine.actor_pool import mended_flower
+        from simulations.engine.ray_cluster import CORES_PER_SITE, joined
+
+        where: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+        if ray_address is not None:
+            told = added | {name: os.environ[name] for name in _TOLD_IF_SET if name in os.environ}
+            where = joined(ray_address, variables=told, sites=sites, folder=folder)
         try:
-            run_simulation(
-                server_app,
-                client_app,
-                num_supernodes=len(sites),
-                backend_config={
-                    "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
-                    "init_args": {"include_dashboard": False},
-                },
-            )
+            with where, mended_flower():
+                run_simulation(
+                    server_app,
+                    client_app,
+                    num_supernodes=len(sites),
+                    backend_config={
+                        "client_resources": {"num_cpus": CORES_PER_SITE, "num_gpus": 0.0},
+                        # "local": else Ray would join whatever cluster runs on this machine, or RAY_ADDRESS names
+                        "init_args": {"include_dashboard": False, "address": "local"},
+                    },
+                )
         finally:
             ray.shutdown()
 

@@ -39,11 +39,11 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def wait_for_port(port: int, *, within_s: float) -> None:
+def wait_for_port(port: int, *, within_s: float, host: str = "127.0.0.1") -> None:
     deadline = time.monotonic() + within_s
     while True:
         try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            socket.create_connection((host, port), timeout=1).close()
             return
         except OSError:
             assert time.monotonic() < deadline, f"nothing listens on {port}"
