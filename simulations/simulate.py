@@ -124,8 +124,7 @@ def run_simulation(
     """
     settings = read_settings(folder)
     chosen = engine or settings.engine
-    if ray_address is not None and chosen != "flower":
-        raise RunError(f"{folder}: a run of the engine {chosen}; leave --ray-address away, it is of the engine flower")
+    _check_place(ray_address, engine=chosen, folder=folder)
     os.environ["MOTET_RUN_FOLDER"] = str(folder.resolve())
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     with without_search():
@@ -139,7 +138,6 @@ def run_simulation(
 
         client_app = HostileApp(client_app, attack=attack)
     note_computed(_computed(chosen, memory_bytes=memory_bytes, arithmetic=arithmetic), folder=folder)
-
     match chosen:
         case "flower":
             from simulations.engine.flower import run_in_flower
@@ -148,13 +146,12 @@ def run_simulation(
         case "cohort":
             from simulations.engine.cohort import run_in_cohorts
 
-            rows = motet_home() / "cohort"
             run_in_cohorts(
                 server_app,
                 client_app,
                 sites=sites,
                 memory_bytes=memory_bytes,
-                folder=rows,
+                folder=motet_home() / "cohort",
                 arithmetic=arithmetic,
                 by_app=hostile,
             )
@@ -162,6 +159,11 @@ def run_simulation(
             from simulations.engine.local import run_locally
 
             run_locally(server_app, client_app, sites=sites)
+
+
+def _check_place(ray_address: str | None, *, engine: str, folder: Path) -> None:
+    if ray_address is not None and engine != "flower":
+        raise RunError(f"{folder}: a run of the engine {engine}; leave --ray-address away, it is of the engine flower")
 
 
 def _computed(engine: str, *, memory_bytes: int, arithmetic: Arithmetic) -> Computed:

@@ -214,3 +214,13 @@ def test_faults_of_all_sites_are_told_at_once(tmp_path: Path) -> None:
 
     assert str(told.value).count("Check again with: motet check") == 2
     assert not (tmp_path / "run").exists()
+
+
+def test_a_ray_cluster_is_named_for_runs_of_the_flower_engine_only(tmp_path: Path) -> None:
+    settings, data_set = read_scenario(scenario_file(tmp_path, private=False), home=tmp_path / "home")
+    prepare_run(settings, data_set=data_set, folder=tmp_path / "run", engine="local")
+    with pytest.raises(RunError, match="a run of the engine local; leave --ray-address away"):
+        run_simulation(tmp_path / "run", ray_address="127.0.0.1:6379")
+    given = ["simulate", str(tmp_path / "scenario.toml"), "--ray-address", "127.0.0.1:6379"]
+    assert "of the engine flower" in CliRunner().invoke(app, given).output
+    assert not (tmp_path / "runs").exists()
