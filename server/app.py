@@ -9,6 +9,8 @@ import os
 import platform
 import resource
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -32,11 +34,13 @@ from server.progress import ProgressLine
 from server.records import Computed, RoundRecord, RunRecord, SiteStatistics
 from server.roster import open_roster
 from server.rounds import chosen, load_weights, run_rounds, start_or_resume
+from server.run_log import run_log
 from server.running import run_alone
 from server.settings import ServerSettings, count_start, read_computed, read_preflight, read_settings
 from server.strategy import FlowerTransport
 from server.tensorboard import EventWriter
 from shared.errors import RunError
+from shared.messages import Hello
 from shared.model.multimodal import MultimodalModel, build_model
 from shared.model.parameters import trainable_names
 from shared.model.registry import load_extensions
@@ -54,26 +58,24 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run the federation that the run folder describes, from its last checkpoint if it has one."""
     folder = _run_folder(context)
-    with run_alone(folder), noted_failure(folder):
-        _run(grid, folder=folder)
+    # a simulation says everything on the terminal of whoever started it
+    is_flowers = bool(context.run_config.get(RUN_FOLDER_KEY))
+    log: AbstractContextManager[Callable[[str], None]] = run_log(folder) if is_flowers else nullcontext(lambda _: None)
+    with run_alone(folder), log as note, noted_failure(folder):
+        _run(grid, folder=folder, note=note)
 
 
-def _run(grid: Grid, *, folder: Path) -> None:
+def _run(grid: Grid, *, folder: Path, note: Callable[[str], None]) -> None:
     settings = read_settings(folder)
     for extension in settings.extensions:
         load_extensions(extension)
     attempt, began = count_start(folder), time.monotonic()
-    run, note = settings.run, partial(write_handshake, folder=folder)
-    transport = FlowerTransport(grid, enrolled=_enrolled(settings), note=note)
+    run = settings.run
+    transport = FlowerTransport(grid, enrolled=_enrolled(settings), note=partial(write_handshake, folder=folder))
     held_out = load_held_out(settings)
     renew = public_negatives(settings, held_out=held_out)
     model = build_model(run)
-    try:
-        sites = transport.hello(
-            expected=settings.num_sites, min_sites=run.federation.min_sites, timeout_s=run.federation.wait_for_sites_s
-        )
-    finally:
-        note(transport.introductions)
+    sites = _introduced(transport, settings=settings, folder=folder)
     progress = start_or_resume(model, settings=settings, folder=folder)
     roster = open_roster(sites, run=run, model=model, folder=folder, next_round=progress.round_number + 1)
     central = start_central(roster.plan, settings=settings, model=model)
@@ -83,6 +85,10 @@ def _run(grid: Grid, *, folder: Path) -> None:
         def tell(record: RoundRecord) -> None:
             line.tell(record)
             events.write(record)
+
+        def say(text: str) -> None:
+            line.say(text)
+            note(text)
 
         progress, stopped = run_rounds(
             transport,
@@ -94,7 +100,7 @@ def _run(grid: Grid, *, folder: Path) -> None:
             folder=folder,
             attempt=attempt,
             tell=tell,
-            say=line.say,
+            say=say,
             central=central,
             renew=renew,
         )
@@ -117,6 +123,17 @@ def _run(grid: Grid, *, folder: Path) -> None:
 
     write_report(record, folder)
     Console().print(closing_table(record, folder=folder))
+
+
+def _introduced(transport: FlowerTransport, *, settings: ServerSettings, folder: Path) -> list[Hello]:
+    """The sites that are there; whoever was not accepted stands in the file too, also where the run ends here."""
+    federation = settings.run.federation
+    try:
+        return transport.hello(
+            expected=settings.num_sites, min_sites=federation.min_sites, timeout_s=federation.wait_for_sites_s
+        )
+    finally:
+        write_handshake(transport.introductions, folder=folder)
 
 
 def _record(
