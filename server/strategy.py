@@ -138,11 +138,10 @@ class FlowerTransport:
             judged = judge_introduction(answer.said, nonce=answer.nonce, enrolled=self._enrolled, taken=taken)
             self._introductions[answer.node] = judged
             if judged.code is None and isinstance(answer.said, Hello):
-                # what its old node said is not true any more
-                self._introductions.pop(self._nodes.get(answer.said.site, 0), None)
                 self._nodes[answer.said.site], found[answer.said.site] = answer.node, answer.said
             elif is_not_accepted(judged.code) and before.get(answer.node) != judged:
                 self._tell_not_accepted(answer.node, code=judged.code)
+        # what the old node of a site has said is not true any more, nor of interest what strangers said who have gone
         held = {*there, *self._nodes.values()}
         self._introductions = {node: each for node, each in self._introductions.items() if node in held}
         if self._introductions != before:

@@ -197,6 +197,22 @@ def test_whose_agent_was_not_running_is_asked_again_a_minute_later(deployed: Dep
     assert deployed.codes == [None, None]
 
 
+def test_the_minute_begins_with_the_answer(deployed: Deployed, clock: Clock) -> None:
+    """An agent that is away is asked for a minute by its own node: no question is to come while that lasts."""
+    deployed.answers["south"] = lambda asked: encode_reply(Refusal("agent-away"))
+    deployed.begin("north")
+    deployed.grid.there |= {"south"}
+    deployed.transport.newcomers()
+    clock.now += 70
+    for _ in range(6):
+        deployed.transport.newcomers()
+        clock.now += 9
+    assert deployed.grid.asked.count("south") == 1
+    clock.now += 9
+    deployed.transport.newcomers()
+    assert deployed.grid.asked.count("south") == 2
+
+
 @pytest.mark.parametrize("fault", ["another-key", "revoked", "another-version"])
 def test_whoever_is_not_accepted_is_told_once_and_asked_at_most_once_a_minute(
     deployed: Deployed, clock: Clock, fault: str
