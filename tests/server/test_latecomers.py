@@ -311,17 +311,20 @@ def test_strangers_hold_nobody_up_and_keep_nobody_out(
     deployed: Deployed, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(latecomers, "_MOST_ASKED", 2)
-    silent = {"south", "fourth", "fifth"}
-    for name in silent:
+    for name in ("south", "west", "fourth"):
         deployed.answers[name] = lambda asked: encode_reply(Refusal("agent-away"))
+    # behind all of them by the number of its node
+    deployed.answers["fifth"] = honest("west", key=deployed.keys["west"])
     deployed.begin("north")
-    deployed.grid.there |= silent | {"west"}
+    deployed.grid.there |= {"south", "west", "fourth", "fifth"}
     came, before = list[str](), len(deployed.grid.asked)
-    for _ in range(4):
+    for _ in range(3):
         came += [site.site for site in deployed.transport.newcomers()]
         assert len(deployed.transport._latecomers._questions) <= 2
+        # each that has answered could be asked again
+        clock.now += latecomers.AGAIN_S
     assert came == ["west"]
-    assert sorted(deployed.grid.asked[before:]) == ["fifth", "fourth", "south", "west"]
+    assert sorted(deployed.grid.asked[before : before + 4]) == ["fifth", "fourth", "south", "west"]
 
 
 def test_simulated_sites_are_asked_once(tmp_path: Path, clock: Clock) -> None:
