@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 SITES = ("north", "south")
 ALL, NORTH = frozenset(SITES), frozenset(["north"])
 ROUNDS = 4
-FEDERATION: dict[str, object] = {"min_sites": 1, "wait_for_sites_s": 10.0}
+FEDERATION: dict[str, object] = {"min_sites": 1, "wait_for_sites_s": 10.0, "round_timeout_s": 500.0}
 
 
 @pytest.fixture(scope="module")
