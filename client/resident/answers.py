@@ -14,9 +14,10 @@ trained again under it; after the release never again, whatever became of the fi
     FOLDER/ledger-*.mark       the last reservation of a data set, longer than any note: ledger_mark.py
 """
 
+import contextlib
 import fcntl
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal
@@ -27,7 +28,7 @@ from torch import Tensor
 from client.charge import COUNTS_ROUND
 from client.resident.answer_files import Answer, as_file, from_file, parsed, read, request_digest, sync_folder, write
 from client.resident.ledger_mark import Granted, keep_mark, read_mark, unforgetting
-from shared.errors import ConfigError, ReplayedRequest
+from shared.errors import ConfigError, LedgerError, ReplayedRequest
 from shared.messages import RequestHeader, StatisticsHeader
 from shared.privacy.ledger import Ledger, LedgerRow, Reservation
 
@@ -134,21 +135,26 @@ class KeptCase(Case):
         return None
 
     def note(self, reservation: Reservation) -> None:
-        """As `Case.note`: one try more where it is the same reservation again."""
+        """As `Case.note`: one try more where it is the same reservation again.
+
+        Raises:
+            LedgerError: it cannot be written; then nothing may be read.
+        """
         before = self._read_note()
         is_again = before is not None and before.reservation == reservation.id and before.request == self.request
         tries = 1 + (before.tries if before is not None and is_again else 0)
-        note = _Note(
-            **self.answers.mark(reservation).model_dump(),
-            form=1,
-            request=self.request,
-            tries=tries,
-            epsilon_spent=None if math.isinf(reservation.epsilon_spent) else reservation.epsilon_spent,
-        )
-        self.answers.make_room(self.run_id)
-        write(self._path("note"), note.model_dump_json().encode())
-        self._path("answer").unlink(missing_ok=True)  # of another request, under another reservation
-        self.answers.drop_rounds(self.run_id)
+        with _told(self.answers.folder):
+            note = _Note(
+                **self.answers.mark(reservation).model_dump(),
+                form=1,
+                request=self.request,
+                tries=tries,
+                epsilon_spent=None if math.isinf(reservation.epsilon_spent) else reservation.epsilon_spent,
+            )
+            self.answers.make_room(self.run_id)
+            write(self._path("note"), note.model_dump_json().encode())
+            self._path("answer").unlink(missing_ok=True)  # of another request, under another reservation
+            self.answers.drop_rounds(self.run_id)
 
     def forget(self) -> None:
         """As `Case.forget`, and on the disk."""
@@ -160,9 +166,10 @@ class KeptCase(Case):
         """As `Case.keep`.
 
         Raises:
-            OSError: it cannot be written; then nothing may be sent.
+            LedgerError: it cannot be written; then nothing may be sent.
         """
-        write(self._path("answer"), *as_file(answer, request=self.request))
+        with _told(self.answers.folder):
+            write(self._path("answer"), *as_file(answer, request=self.request))
 
     def _refuse_replayed(self, rows: list[LedgerRow], *, note: _Note | None) -> None:
         last_round = max((row.round_number for row in rows), default=0)
@@ -191,6 +198,18 @@ class KeptCase(Case):
     def _read_answer(self) -> Answer | None:
         held = read(self._path("answer"))
         return None if held is None else from_file(held, request=self.request)
+
+
+@contextlib.contextmanager
+def _told(folder: Path) -> Iterator[None]:
+    """What cannot be written is told to the owner in words, as a ledger's own failure is."""
+    try:
+        yield
+    except OSError as error:
+        raise LedgerError(
+            f"{folder}: cannot be written: {error.strerror}. Nothing was sent; what was reserved stays spent. Make "
+            "room there, and the site takes part again"
+        ) from None
 
 
 class KeptAnswers(Answers):

@@ -29,9 +29,9 @@ ROW = 2 * 4 * 4
 REFUSED = Refusal("refused")
 
 
-def limited(folder: Path, gib: float, *, rows: int = 40, nominal: int = 40, **privacy: object) -> Path:
+def limited(folder: Path, gib: float, *, rows: int = 40, nominal: int = 40) -> Path:
     folder.mkdir(exist_ok=True)
-    path = site_file(folder, rows=rows, **privacy)
+    path = site_file(folder, rows=rows)
     text = path.read_text(encoding="utf-8").replace("nominal_size = 40", f"nominal_size = {nominal}")
     path.write_text(text.replace("[privacy]", f"[limits]\nmemory_gib = {gib!r}\n[privacy]"), encoding="utf-8")
     return path

@@ -304,17 +304,18 @@ def test_what_was_given_back_leaves_no_note(tmp_path: Path, answers: KeptAnswers
 
 
 def test_an_answer_that_cannot_be_kept_is_not_sent(
-    tmp_path: Path, answers: KeptAnswers, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, answers: KeptAnswers, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A full disk: the owner makes room, and the same request is answered under the payment it has."""
     path = site_file(tmp_path)
 
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("client.resident.answers.KeptCase.keep", full)
-        assert train(path, answers) == Refusal("internal")
+        patched.setattr("client.resident.answers.as_file", full)
+        assert train(path, answers) == Refusal("ledger-invalid")
+    assert f"{tmp_path / 'answers'}: cannot be written: No space left on device" in caplog.text
     assert states(tmp_path) == ["reserved"]
     used(train(path, answers))
     assert states(tmp_path) == ["released"]
