@@ -18,7 +18,7 @@ from shared.keys import PrivateKey, new_key, public_line
 from shared.messages import PROTOCOL_VERSION, HelloRequest, RequestHeader, TrainReply, TrainRequest
 from shared.version import VERSION
 from shared.wire import decode_hello, decode_reply, encode_hello_request, encode_request
-from simulations.bench import many_updates
+from simulations.bench import many_updates, superlink_requests
 from simulations.bench.crowd import Seen, reply_to
 from simulations.bench.machine import machine
 from simulations.bench.many_sites import asked_a_second, total
@@ -196,3 +196,13 @@ def test_an_aggregation_is_measured_and_told_beside_what_its_updates_hold(capsys
     assert grown >= 0
     told = many_updates.line("mean", sites=1000, parameters=MIB, seconds=1.0, grown=5 * MIB)
     assert told.endswith("| 1.0 | 5 | 4,000 |")
+
+
+@pytest.mark.filterwarnings("ignore:No path_separator")
+def test_a_waiting_sites_requests_are_answered_by_flowers_own_app_and_add_up_to_a_core() -> None:
+    took = superlink_requests.measure(sites=2, times=3)
+    assert {path: len(seconds) for path, seconds in took.items()} == dict.fromkeys(superlink_requests.ASKED, 3)
+    # a site that looks every 3 s at 3 ms and tells every 24 s at 24 ms takes 2 ms of each second
+    assert superlink_requests.sites_of_a_core({"pull-messages": 0.003, "send-node-heartbeat": 0.024}) == pytest.approx(
+        500
+    )
