@@ -135,62 +135,71 @@ def measure(folder: Path, *, num_sites: int, rounds: int, idle_s: float) -> Scal
         set_up_s = time.monotonic() - began
         watch = _Watch(made, relay)
         watch.start()
-        run, began = made.folder / "runs" / "scale", time.monotonic()
-        asked = scenario(made.server.folder / "scale.toml", data=made.data, rounds=rounds, epsilon=20.0)
-        made.server.start("run", "run", str(asked), "--on", str(made.folder), "--out", str(run))
-        _wait_for_round(1, run=run, made=made)
-        first_s, cpu, sent = time.monotonic() - began, cpu_of(processes_of(made)), _now(relay)
-        _wait_for_round(rounds, run=run, made=made)
-        cpu_round = growth(cpu, cpu_of(processes_of(made)), per=rounds - 1)
-        round_sent = _since(sent, relay, per=rounds - 1)
-        _wait_for_report(run, made=made)
+        ran, cpu_round = _run(made, relay, rounds=rounds)
         watch.stopping.set()
         watch.join()
-        time.sleep(_SETTLE_S)
-        before, sent, idle = processes_of(made), _now(relay), Peaks()
-        cpu = cpu_of(before)
-        idle.look(before)
-        time.sleep(idle_s)
-        cpu_idle, idle_sent = growth(cpu, cpu_of(before), per=idle_s / 60), _since(sent, relay, per=idle_s / 60)
-        records = read_rounds(run / METRICS_FILE)
-        return Scaled(
-            sites=num_sites,
-            rounds=rounds,
-            machine=machine(),
-            versions=versions(),
-            commit=commit(ROOT),
-            set_up_s=set_up_s,
-            first_round_s=first_s,
-            round_s=tuple(record.seconds for record in records[1:]),
-            training_s=training_seconds(
-                [
-                    line
-                    for name in made.sites
-                    for line in read_site(made.site(name) / "site.toml").agent.journal.read_text("utf-8").splitlines()
-                ]
-            ),
-            updates_used=sum(site.outcome == "used" for record in records for site in record.sites),
-            updates_asked=sum(len(record.sites) for record in records),
-            kinds=tuple(
-                KindUse(
-                    kind=kind,
-                    most=most,
-                    pss_bytes=held.pss,
-                    rss_bytes=held.rss,
-                    cpu_s_round=round(cpu_round.get(kind, 0.0), 3),
-                    cpu_s_idle_minute=round(cpu_idle.get(kind, 0.0), 3),
-                )
-                for kind, (most, held) in watch.peaks.of_one().items()
-            ),
-            most_processes=watch.peaks.most_processes,
-            most_pss_bytes=watch.peaks.most_pss,
-            idle_pss_bytes=idle.most_pss,
-            idle_processes=idle.most_processes,
-            most_connections=watch.most_connections,
-            idle_connections=relay.num_open,
-            round_sent=round_sent,
-            idle_sent=idle_sent,
+        idle, cpu_idle = _idle(made, relay, idle_s=idle_s)
+        kinds = tuple(
+            KindUse(
+                kind=kind,
+                most=most,
+                pss_bytes=held.pss,
+                rss_bytes=held.rss,
+                cpu_s_round=round(cpu_round.get(kind, 0.0), 3),
+                cpu_s_idle_minute=round(cpu_idle.get(kind, 0.0), 3),
+            )
+            for kind, (most, held) in watch.peaks.of_one().items()
         )
+        about = {"sites": num_sites, "rounds": rounds, "machine": machine(), "versions": versions()}
+        peaks = {
+            "most_processes": watch.peaks.most_processes,
+            "most_pss_bytes": watch.peaks.most_pss,
+            "most_connections": watch.most_connections,
+        }
+        return Scaled.model_validate(
+            {**about, "commit": commit(ROOT), "set_up_s": set_up_s, "kinds": kinds, **ran, **idle, **peaks}
+        )
+
+
+def _run(made: SoakDeployment, relay: Relay, *, rounds: int) -> tuple[dict[str, object], dict[str, float]]:
+    """A run to its report: what is told of it, and CPU seconds a round by kind of process."""
+    run, began = made.folder / "runs" / "scale", time.monotonic()
+    asked = scenario(made.server.folder / "scale.toml", data=made.data, rounds=rounds, epsilon=20.0)
+    made.server.start("run", "run", str(asked), "--on", str(made.folder), "--out", str(run))
+    _wait_for_round(1, run=run, made=made)
+    first_s, cpu, sent = time.monotonic() - began, cpu_of(processes_of(made)), _now(relay)
+    _wait_for_round(rounds, run=run, made=made)
+    cpu_round = growth(cpu, cpu_of(processes_of(made)), per=rounds - 1)
+    round_sent = _since(sent, relay, per=rounds - 1)
+    _wait_for_report(run, made=made)
+    records = read_rounds(run / METRICS_FILE)
+    journals = [read_site(made.site(name) / "site.toml").agent.journal for name in made.sites]
+    told: dict[str, object] = {
+        "first_round_s": first_s,
+        "round_s": tuple(record.seconds for record in records[1:]),
+        "training_s": training_seconds([line for each in journals for line in each.read_text("utf-8").splitlines()]),
+        "updates_used": sum(site.outcome == "used" for record in records for site in record.sites),
+        "updates_asked": sum(len(record.sites) for record in records),
+        "round_sent": round_sent,
+    }
+    return told, cpu_round
+
+
+def _idle(made: SoakDeployment, relay: Relay, *, idle_s: float) -> tuple[dict[str, object], dict[str, float]]:
+    """A while without a run: what is told of it, and CPU seconds a minute by kind of process."""
+    time.sleep(_SETTLE_S)
+    before, sent, idle = processes_of(made), _now(relay), Peaks()
+    cpu = cpu_of(before)
+    idle.look(before)
+    time.sleep(idle_s)
+    used = growth(cpu, cpu_of(before), per=idle_s / 60)
+    told: dict[str, object] = {
+        "idle_pss_bytes": idle.most_pss,
+        "idle_processes": idle.most_processes,
+        "idle_connections": relay.num_open,
+        "idle_sent": _since(sent, relay, per=idle_s / 60),
+    }
+    return told, used
 
 
 def training_seconds(journal: Sequence[str]) -> float:
