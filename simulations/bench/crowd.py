@@ -109,14 +109,15 @@ class Seen:
 class MadeUpSite:
     """One of them."""
 
-    def __init__(self, name: str, *, key: PrivateKey, server: str, trust: ssl.SSLContext, work_s: float, seen: Seen):
+    def __init__(self, name: str, *, key: PrivateKey, server: str, http: httpx.AsyncClient, work_s: float, seen: Seen):
         """Connects to nothing yet.
 
         Args:
+            http: of this site alone.
             work_s: between a message and its answer.
         """
         self._name, self._key, self._server, self._work_s, self._seen = name, key, server, work_s, seen
-        self._http = httpx.AsyncClient(verify=trust, timeout=_TIMEOUT_S)
+        self._http = http
         self._public = key.public_key().public_bytes(
             serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
         )
@@ -161,7 +162,10 @@ class MadeUpSite:
             self._runs.add(run_id)
         for each in iterate_object_tree(tree):
             request = PullObjectRequest(node=self._node, run_id=run_id, object_id=each.object_id)
-            contents[each.object_id] = (await self._ask("pull-object", request, PullObjectResponse)).object_content
+            # a message is there before all of its objects are
+            while not (found := await self._ask("pull-object", request, PullObjectResponse)).object_available:
+                await asyncio.sleep(_AGAIN_S)
+            contents[each.object_id] = found.object_content
         received = ConfirmMessageReceivedRequest(
             node=self._node, run_id=run_id, message_object_id=asked.metadata.message_id
         )
@@ -277,7 +281,14 @@ async def crowd(keys: Path, *, server: str, ca: Path, work_s: float, out: Path) 
     trust, seen, ended = ssl.create_default_context(cafile=str(ca)), Seen(), asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
     sites = [
-        MadeUpSite(path.stem, key=read_private(path), server=server, trust=trust, work_s=work_s, seen=seen)
+        MadeUpSite(
+            path.stem,
+            key=read_private(path),
+            server=server,
+            http=httpx.AsyncClient(verify=trust),
+            work_s=work_s,
+            seen=seen,
+        )
         for path in sorted(keys.glob("*.key"))
     ]
     lives = [asyncio.create_task(site.live()) for site in sites]

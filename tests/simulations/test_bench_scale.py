@@ -1,15 +1,20 @@
 """What the benches of many sites count: memory that is shared once, CPU of what has ended, bytes both ways, what fits."""
 
+import asyncio
+import contextlib
 import json
 import os
 import socket
 import threading
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives import serialization
 from flwr.app import Message, MessageType, Metadata, RecordDict
 from flwr.app.message import make_message
+from flwr.superlink.main import create_app
 
 from server.enrolment import enrol
 from server.handshake import Enrolled, judge_introduction
@@ -18,8 +23,8 @@ from shared.keys import PrivateKey, new_key, public_line
 from shared.messages import PROTOCOL_VERSION, HelloRequest, RequestHeader, TrainReply, TrainRequest
 from shared.version import VERSION
 from shared.wire import decode_hello, decode_reply, encode_hello_request, encode_request
-from simulations.bench import many_updates, superlink_requests
-from simulations.bench.crowd import Seen, reply_to
+from simulations.bench import crowd, many_updates, superlink_requests
+from simulations.bench.crowd import MadeUpSite, Seen, reply_to
 from simulations.bench.machine import machine
 from simulations.bench.many_sites import asked_a_second, total
 from simulations.bench.process_table import Held, Peaks, cpu_in, growth, held_in, memory_of, name_of
@@ -206,3 +211,27 @@ def test_a_waiting_sites_requests_are_answered_by_flowers_own_app_and_add_up_to_
     assert superlink_requests.sites_of_a_core({"pull-messages": 0.003, "send-node-heartbeat": 0.024}) == pytest.approx(
         500
     )
+
+
+@pytest.mark.filterwarnings("ignore:No path_separator")
+def test_a_made_up_site_speaks_as_flowers_own_app_expects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is let in by its signature, looks for messages and stays on line; nothing that it asks fails."""
+    monkeypatch.setenv("FLWR_DATABASE", str(tmp_path / "superlink.db"))
+    monkeypatch.setattr(crowd, "POLL_S", 0.05)
+    monkeypatch.setattr(crowd, "HEARTBEAT_S", 0.1)
+    app, key, seen = create_app(), new_key(), Seen()
+    state = app.state.linkstate_factory.state()
+    public = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    node = state.create_node("owner", "owner", public, 30.0)
+
+    async def live() -> None:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app)) as http:
+            site = MadeUpSite("a", key=key, server="superlink", http=http, work_s=0.0, seen=seen)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(site.live(), timeout=1.5)
+
+    asyncio.run(live())
+    assert not seen.failed
+    assert seen.online == 1
+    assert {"activate-node", "pull-messages", "send-node-heartbeat"} == seen.requests.keys()
+    assert state.get_node_info(node_ids=[node])[0].status == "online"
