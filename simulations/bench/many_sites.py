@@ -10,6 +10,7 @@ relies on crowd.py for the sites: all that the server runs (SuperLink, server ap
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
 import threading
@@ -340,6 +341,8 @@ def main(words: Sequence[str] | None = None) -> None:
     if not told.table:
         if told.folder is None:
             parser.error("give a FOLDER to make, or --table")
+        # who ends this ends what it started, too
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         told.folder.mkdir(parents=True)
         width = max(1, told.parameters // _PER_PARAMETER)
         found = measure(

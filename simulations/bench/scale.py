@@ -9,6 +9,7 @@ relies on soak_site.py for the processes, process_table.py for what they hold, r
 
 import argparse
 import json
+import signal
 import sys
 import threading
 import time
@@ -305,6 +306,8 @@ def main(words: Sequence[str] | None = None) -> None:
     if told.folder is None or told.rounds < 2 or told.sites < 1:
         parser.error("give a FOLDER to make, at least 1 site and at least 2 rounds")
     refuse_what_does_not_fit(told.sites, available=available_bytes())
+    # who ends this ends what it started, too
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     told.folder.mkdir(parents=True)
     found = measure(told.folder, num_sites=told.sites, rounds=told.rounds, idle_s=told.idle_s)
     told.out.write_text(json.dumps(found.model_dump(mode="json"), indent=2) + "\n", encoding="utf-8")
