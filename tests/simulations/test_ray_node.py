@@ -103,6 +103,17 @@ def test_a_listener_that_is_no_ray_cluster_is_given_up_in_bounded_time(monkeypat
             ray_cluster.check_cluster(address)
 
 
+def test_what_ray_says_against_joining_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as another release of Ray or Python at the cluster, which Ray compares by itself."""
+    monkeypatch.setattr(ray_cluster, "_JOIN", "raise SystemExit('RuntimeError: Version mismatch:\\n    Ray: 2.1')")
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        address = f"127.0.0.1:{listening.getsockname()[1]}"
+        with pytest.raises(RunError, match=r"Ray refuses to join\n  RuntimeError: Version mismatch:\n      Ray: 2\.1"):
+            ray_cluster.check_cluster(address)
+
+
 @pytest.mark.parametrize("address", ["10.0.0.7:6379", "head.example.org:1", "[::1]:6379"])
 def test_a_cluster_is_named_for_the_flower_engine(address: str) -> None:
     checked_cluster(address, engine="flower", goes_on=False)

@@ -35,7 +35,20 @@ class RayNode:
 
     def raylet(self) -> int:
         """The process that starts this node's workers."""
-        (found,) = [int(process.name) for process in self._of_session() if b"raylet/raylet" in _words(process)[:1][0]]
+        (found,) = [int(process.name) for process in self._of_session() if _words(process)[0].endswith(b"/raylet")]
+        return found
+
+    def with_torch(self) -> list[int]:
+        """Workers of this node that have answered for a site: only an answer loads torch.
+
+        A worker's title overwrites what /proc shows of its environment, so that the run's variables tell nothing.
+        """
+        found, raylet = list[int](), self.raylet()
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                parent = int((process / "stat").read_text().rsplit(")", 1)[1].split()[1])
+                if parent == raylet and b"libtorch" in (process / "maps").read_bytes():
+                    found.append(int(process.name))
         return found
 
     def _of_session(self) -> Iterator[Path]:
@@ -106,9 +119,10 @@ class RayCluster:
         )  # fmt: skip
         return {host: float(cores) for host, cores in (line.split() for line in done.stdout.splitlines())}
 
-    def wait_for(self, hosts: Sequence[str], *, within_s: float = 90) -> None:
+    def wait_for(self, hosts: Sequence[str], *, free: float = 0.0, within_s: float = 90) -> None:
+        """Until just these nodes are up, each with so many free cores at least."""
         deadline = time.monotonic() + within_s
-        while sorted(found := self.look()) != sorted(hosts):
+        while sorted(found := self.look()) != sorted(hosts) or min(found.values()) < free:
             logs = "\n".join(node.log.read_text(errors="replace")[-500:] for node in self.nodes)
             assert time.monotonic() < deadline, f"{found} instead of {hosts}\n{logs}"
             time.sleep(1)

@@ -1,23 +1,18 @@
 """A run on a Ray cluster of two nodes, from the command line: the same model, both at work, and clear refusals."""
 
-import contextlib
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from client.app import SIMULATED_SITES_VARIABLE
 from server.history import METRICS_FILE
 from server.records import RoundRecord
-from simulations.engine.flower import SITES_FILE
-from tests.system.machine import left_processes_with
 from tests.system.ray_nodes import HOSTS, RayCluster, ray_cluster
 from tests.system.small_federation import build_small_data_set, write_scenario
 from tests.system.test_flower_engine import ROOT, epsilons, largest_difference
@@ -55,27 +50,21 @@ def ended(run: subprocess.Popen[str]) -> tuple[int, str]:
 
 
 class Watch(threading.Thread):
-    """Which processes answer for sites: told of this run's sites, with torch in them, which only an answer loads."""
+    """Addresses of the nodes on which sites were answered for, while it looks."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, cluster: RayCluster) -> None:
         super().__init__(daemon=True)
-        self._told = f"{SIMULATED_SITES_VARIABLE}={(folder / SITES_FILE).resolve()}".encode()
-        self.parents, self._over = Counter[int](), threading.Event()
+        self._nodes, self._over, self.found = tuple(cluster.nodes), threading.Event(), set[str]()
         self.start()
 
     def run(self) -> None:
         while not self._over.wait(0.2):
-            for process in Path("/proc").glob("[0-9]*"):
-                with contextlib.suppress(OSError):
-                    told = self._told in (process / "environ").read_bytes().split(b"\0")
-                    if told and b"libtorch" in (process / "maps").read_bytes():
-                        stat = (process / "stat").read_text()
-                        self.parents[int(stat.rsplit(")", 1)[1].split()[1])] += 1
+            self.found |= {node.host for node in self._nodes if node.with_torch()}
 
-    def end(self) -> Counter[int]:
+    def end(self) -> set[str]:
         self._over.set()
         self.join()
-        return self.parents
+        return self.found
 
 
 def records(folder: Path) -> list[RoundRecord]:
@@ -85,10 +74,13 @@ def records(folder: Path) -> list[RoundRecord]:
 
 
 def assert_nothing_is_left(cluster: RayCluster, folder: Path) -> None:
-    """No process of the run; the cluster as it was, all its cores free."""
-    assert left_processes_with(SIMULATED_SITES_VARIABLE, str((folder / SITES_FILE).resolve())) == []
+    """No worker of the run, no file of the check; the cluster as it was, all its cores free."""
+    deadline = time.monotonic() + 30
+    while (left := [node.with_torch() for node in cluster.nodes]) and any(left):
+        assert time.monotonic() < deadline, left
+        time.sleep(0.5)
     assert list(folder.glob("cluster-*")) == []
-    assert cluster.look() == dict.fromkeys(HOSTS[:2], 1.0)
+    cluster.wait_for(HOSTS[:2], free=1.0, within_s=30)
 
 
 def test_both_nodes_work_and_the_model_is_that_of_the_local_engine(cluster: RayCluster, tmp_path: Path) -> None:
@@ -97,14 +89,14 @@ def test_both_nodes_work_and_the_model_is_that_of_the_local_engine(cluster: RayC
     local = start(scenario, "--engine", "local", folder=tmp_path / "local", environment=dict(os.environ))
     assert ended(local)[0] == 0
 
-    watch = Watch(tmp_path / "run")
+    watch = Watch(cluster)
     code, stderr = ended(on(cluster, scenario, folder=tmp_path / "run"))
-    parents = watch.end()
+    at_work = watch.end()
 
     assert code == 0, stderr
     assert largest_difference(tmp_path / "local", tmp_path / "run") < 1e-6
     assert epsilons(tmp_path / "local") == epsilons(tmp_path / "run")
-    assert set(parents) == {node.raylet() for node in cluster.nodes[:2]}
+    assert at_work == set(HOSTS[:2])
     assert_nothing_is_left(cluster, tmp_path / "run")
 
 
@@ -200,7 +192,7 @@ def test_a_node_killed_in_mid_run_costs_its_site_a_round_and_the_run_goes_on(
     assert len(failed) == 1, failed
     assert all(len(record.sites) == 3 for record in found)
     assert (folder / "report.html").is_file()
-    assert left_processes_with(SIMULATED_SITES_VARIABLE, str((folder / SITES_FILE).resolve())) == []
+    assert list(cluster.look()) == [HOSTS[0]]
 
 
 _HOLD = """
