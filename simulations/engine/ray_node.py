@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import importlib.metadata
 import platform
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -76,10 +77,8 @@ def _faults_of_lock(path: Path) -> list[str]:
 
 
 def _faults_of_writing(folder: Path) -> list[str]:
-    own = folder / f"{platform.node()}-writes"
     try:
-        own.touch()
-        own.unlink()
+        tempfile.NamedTemporaryFile(prefix="cluster-", dir=folder).close()
     except OSError as error:
         return [f"{folder}: {error.strerror}, when a file was to be made in it"]
     return []
