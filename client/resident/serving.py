@@ -29,7 +29,7 @@ from client.resident.metrics import Metrics
 from client.resident.passing import parts_within, records_within
 from client.resident.protocol import AGENT_PROTOCOL, Kind, Parts, read_request, reply_frame
 from client.site import SiteConfig, read_site
-from shared.errors import ConfigError, MotetError, WireError
+from shared.errors import ConfigError, LedgerError, MotetError, WireError
 from shared.messages import PROTOCOL_VERSION
 from shared.metrics_port import MetricsPort
 from shared.privacy.ledger import Ledger
@@ -105,7 +105,7 @@ class Agent:
         with contextlib.suppress(MotetError, OSError):
             site = read_site(self._site_file)
             found["settings"] = True
-            Ledger(site.ledger)
+            self._answers.ledger(site.ledger, data_set=site.data_set, open_ledger=Ledger)
             found["ledger"] = True
             folders = (site.ledger.parent, site.agent.answers, site.agent.journal.parent)
             found["disk"] = all(shutil.disk_usage(folder).free >= _LEAST_FREE_BYTES for folder in folders)
@@ -157,6 +157,11 @@ def run_agent(site_file: Path) -> None:
         answers = KeptAnswers(site.agent.answers, most_runs=site.agent.kept_runs, most_rounds=site.agent.kept_rounds)
         opened.callback(answers.close)
         journal = opened.enter_context(_journal(site))
+        try:
+            answers.ledger(site.ledger, data_set=site.data_set, open_ledger=Ledger)
+        except LedgerError as error:
+            # the owner reads it now, and not with the first round: nothing is granted until it is mended
+            log.error("%s", error)
         metrics = Metrics(version=VERSION)
         agent = Agent(site_file, answers=answers, journal=journal, metrics=metrics)
         listener = Listener(site.agent.socket, others=users, limits=limits_of(site), answer=agent.answer)

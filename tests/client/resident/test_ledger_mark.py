@@ -11,6 +11,7 @@ from client import agent
 from client.ledger import budget_of
 from client.resident.answers import KeptAnswers
 from client.resident.ledger_mark import read_mark
+from client.resident.serving import Agent
 from shared.errors import LedgerError
 from shared.messages import Refusal, TrainReply
 from shared.privacy.ledger import Ledger
@@ -232,11 +233,23 @@ def test_an_agent_whose_ledger_was_removed_tells_its_owner_and_answers_nothing(t
     with agent_process(path):
         assert asked(path, train_records()).code is None
     remove(tmp_path)
+    journal = tmp_path / "agent" / "journal.jsonl"
     with agent_process(path):
+        # before anybody has asked
+        assert "held reservations up to 1" in journal.read_text(encoding="utf-8")
         assert asked(path, train_records(number=2)).code == "ledger-invalid"
         Ledger(tmp_path / "ledger.sqlite")
         assert asked(path, train_records(number=2)).code == "ledger-invalid"
-    journal = (tmp_path / "agent" / "journal.jsonl").read_text(encoding="utf-8")
-    assert "held reservations up to 1" in journal
-    assert "'Restore a ledger' in docs/deployment.md" in journal
+    assert "'Restore a ledger' in docs/deployment.md" in journal.read_text(encoding="utf-8")
     assert rows_of(tmp_path) == ()
+
+
+def test_an_agent_whose_ledger_was_removed_is_not_well(tmp_path: Path) -> None:
+    path = site_file(tmp_path)
+    with started(tmp_path) as answers:
+        used(train(path, answers))
+        assert Agent(path, answers=answers).checks()["ledger"]
+    remove(tmp_path)
+    with started(tmp_path) as answers:
+        assert not Agent(path, answers=answers).checks()["ledger"]
+    assert not (tmp_path / "ledger.sqlite").exists()
