@@ -14,7 +14,7 @@ import pytest
 from server.history import METRICS_FILE, read_rounds
 from tests.system.machine import free_port
 from tests.system.proxy import Proxy, proxied
-from tests.system.small_deployment import SmallDeployment, small_deployment, used_sites, wait_until
+from tests.system.small_deployment import SmallDeployment, ids_with, kill, small_deployment, used_sites, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 SITES = ("north", "south")
@@ -137,8 +137,10 @@ def test_a_run_ends_without_a_site_that_left_for_good(deployment: SmallDeploymen
     gate = deployment.arm("south", "before", 2)
     deployment.start_run("left", private=False, rounds=3, federation={"round_timeout_s": 30.0, "min_sites": 1})
     deployment.wait_for_gate(gate)
-    deployment.sites["south"].end("node", how=signal.SIGKILL)
+    south = deployment.sites["south"]
+    south.end("node", how=signal.SIGKILL)
     deployment.kill_agent("south")
+    kill(ids_with(south.mark))  # the SuperNode, which outlives a supervisor that is killed
     records = deployment.wait_for_run("left", within_s=400)
 
     assert used_sites(records) == [ALL, NORTH, NORTH]
