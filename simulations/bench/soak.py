@@ -9,6 +9,7 @@ relies on soak_site.py for the processes, on the ledgers and metrics.jsonl for w
 
 import argparse
 import json
+import math
 import random
 import subprocess
 import sys
@@ -58,6 +59,8 @@ class Soaked(Settings):
 
     sites: int
     rounds: int
+    rounds_done: int
+    """fewer where the time was over first; then a ledger may hold the open round as well"""
     seconds: float
     kills: dict[str, int]
     resumed: int
@@ -97,8 +100,8 @@ class _Killer(threading.Thread):
                 self._deployment.start_agent(site)
 
 
-def soak(folder: Path, *, num_sites: int, rounds: int, mean_s: float, seed: int) -> Soaked:
-    """Run it to its end."""
+def soak(folder: Path, *, num_sites: int, rounds: int, mean_s: float, seed: int, most_s: float = math.inf) -> Soaked:
+    """Run it to its end, or for as long as it may: what is found then is about the rounds that were done."""
     folder.mkdir(parents=True)
     with soak_deployment(folder, num_sites=num_sites, seed=seed) as made:
         asked = scenario(made.server.folder / "soak.toml", data=made.data, rounds=rounds, epsilon=100.0)
@@ -108,7 +111,7 @@ def soak(folder: Path, *, num_sites: int, rounds: int, mean_s: float, seed: int)
         while not (run / METRICS_FILE).is_file() and follower.poll() is None:
             time.sleep(1.0)
         killer.start()
-        while not (run / REPORT_FILE).is_file():
+        while not (has_ended := (run / REPORT_FILE).is_file()) and time.monotonic() - began < most_s:
             samples.append((time.monotonic() - began, _memory(made)))
             if follower.poll() is not None:
                 # as an operator would: by hand, or by a timer
@@ -119,10 +122,11 @@ def soak(folder: Path, *, num_sites: int, rounds: int, mean_s: float, seed: int)
         killer.join()
         seconds = time.monotonic() - began
         records = read_rounds(run / METRICS_FILE)
-        told = {plan.site: plan.epsilon for plan in read_record(run).privacy}
+        told = {plan.site: plan.epsilon for plan in read_record(run).privacy} if has_ended else {}
         return Soaked(
             sites=num_sites,
             rounds=rounds,
+            rounds_done=len({record.round for record in records}),
             seconds=seconds,
             kills=dict(killer.kills),
             resumed=resumed,
@@ -173,7 +177,7 @@ def over_time(samples: Samples, *, parts: int = 10) -> dict[str, tuple[float, ..
 def render(found: Soaked) -> str:
     """For a terminal and for docs/faults.md."""
     lines = [
-        f"{found.rounds} rounds, {found.sites} sites, {found.seconds:.0f} s, "
+        f"{found.rounds_done} of {found.rounds} rounds, {found.sites} sites, {found.seconds:.0f} s, "
         f"{sum(found.kills.values())} kills ({_counted(found.kills)}), resumed {found.resumed} times",
         f"rounds recorded twice: {found.rounds_recorded_twice}; rounds lost: {found.rounds_lost}; "
         f"updates lost: {found.updates_lost} of {found.updates_asked}",
@@ -228,8 +232,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--mean-s", type=float, default=30.0, help="between two kills, on average")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--most-s", type=float, default=math.inf, help="after which it ends with what it has")
     told = parser.parse_args()
-    found = soak(told.folder, num_sites=told.sites, rounds=told.rounds, mean_s=told.mean_s, seed=told.seed)
+    found = soak(
+        told.folder,
+        num_sites=told.sites,
+        rounds=told.rounds,
+        mean_s=told.mean_s,
+        seed=told.seed,
+        most_s=told.most_s,
+    )
     (told.folder / "soak.json").write_text(json.dumps(found.model_dump(mode="json"), indent=2), encoding="utf-8")
     print(render(found))
     if any(each.understated for each in found.spend) or found.rounds_recorded_twice:
