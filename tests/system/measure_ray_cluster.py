@@ -15,7 +15,7 @@ from tests.system.ray_nodes import ray_cluster
 from tests.system.small_federation import build_small_data_set, write_scenario
 from tests.system.test_ray_cluster import ended, records, start
 
-ROUNDS, REPEATS = 10, 3
+ROUNDS, REPEATS = 10, 2
 
 
 def main() -> None:
