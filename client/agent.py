@@ -24,7 +24,7 @@ from client.charge import (
     reply_header,
     statement,
 )
-from client.memory import refuse_too_much_memory
+from client.memory import LastOfEach, refuse_too_much_memory
 from client.open_round import OpenRound, nominal_size, open_round, permitted_here, source_of, sources_of
 from client.paid_once import forgotten_if_it_fails, history_without, still_paid
 from client.passed import note_of
@@ -386,10 +386,12 @@ def _tell_owner_of_no_pairs(wanted: WantedSamples, samples: Samples) -> None:
 _manifest_name = Unchanged(lambda folder: find_manifest(folder).name)
 
 
-@lru_cache(maxsize=1024)
-def _loaded_samples(wanted: WantedSamples) -> Samples:
-    """Kept from round to round, and read again when the manifest has changed."""
+def _read_anew(wanted: WantedSamples) -> Samples:
     return read_samples(wanted)
+
+
+# kept from round to round, and read again when the manifest has changed
+_loaded_samples = LastOfEach(_read_anew, place=lambda wanted: wanted.data)
 
 
 def refuse(site_file: Path, error: Exception) -> Refusal:

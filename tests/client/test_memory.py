@@ -1,15 +1,19 @@
 """What a run's preprocessing would make of all rows is judged before anything is paid for, by public numbers alone."""
 
+import gc
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
 
 from client import agent
+from client.agent import WantedSamples, read_samples
 from client.cohort import Asked, answer_cohort
 from client.memory import GIB, bytes_of_row
 from client.run_model import exchanged_shapes, key_of
 from client.sample_store import SampleStore
+from shared.batch import Samples
 from shared.config import RunConfig
 from shared.dataset import preprocessors_of
 from shared.loader import blank_value
@@ -127,3 +131,23 @@ def test_a_row_takes_what_is_said(kind: str, encoder: str) -> None:
     value = way.finish(way.read(blank_value(run.data.modalities["x"]))[None])
     said = bytes_of_row(key_of(run), ("x",))["x"]
     assert said in (value.nbytes, 2 * value.nbytes if kind == "text" and value.is_floating_point() else None)
+
+
+def test_the_rows_of_one_run_at_a_time_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each run within the limit, and any number of them: what was prepared for the others has gone before the next."""
+    path, kept = limited(tmp_path, 40 * ROW / GIB, epsilon=100.0), list[weakref.ref[Samples]]()
+    monkeypatch.setattr("client.preflight.assert_sound", lambda _: None)
+
+    def read(wanted: WantedSamples) -> Samples:
+        assert not any(each() for each in kept)
+        samples = read_samples(wanted)
+        kept.append(weakref.ref(samples))
+        return samples
+
+    monkeypatch.setattr(agent, "read_samples", read)
+    for rate, run_id in ((0.5, "a"), (0.25, "b"), (0.125, "c"), (0.125, "d")):
+        run = tiny_config(private=True, training={**RUN.training.model_dump(), "learning_rate": rate})
+        used(ask(path, run, run_id=run_id))
+        gc.collect()
+    assert len(kept) == 3
+    assert [each() is not None for each in kept] == [False, False, True]
