@@ -11,7 +11,7 @@ trained again under it; after the release never again, whatever became of the fi
 
     FOLDER/RUN/ROUND.note      which request, under which reservation, how often begun
     FOLDER/RUN/ROUND.answer    what left
-    FOLDER/ledger-*.mark       the last reservation of a data set, longer than any note: ledger_mark.py
+    FOLDER/.ledger-*.mark      the last reservation of a data set, longer than any note: ledger_mark.py
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from torch import Tensor
 
 from client.charge import COUNTS_ROUND
 from client.resident.answer_files import Answer, as_file, from_file, parsed, read, request_digest, sync_folder, write
-from client.resident.ledger_mark import Granted, keep_mark, read_mark, unforgetting
+from client.resident.ledger_mark import Granted, granted_of, keep_mark, newest, read_mark, unforgetting
 from shared.errors import ConfigError, LedgerError, ReplayedRequest
 from shared.messages import RequestHeader, StatisticsHeader
 from shared.privacy.ledger import Ledger, LedgerRow, Reservation
@@ -269,9 +269,13 @@ class KeptAnswers(Answers):
         Raises:
             OSError: it cannot be written.
         """
-        mark = keep_mark(self.folder, reservation)
-        self._granted[reservation.data_set] = (mark,)
-        return mark
+        granted = granted_of(reservation)
+        # PRIVACY: one that is trained under again is not the last, and says nothing of those after it.
+        # test_a_round_that_is_trained_again_does_not_set_the_mark_back
+        last = newest([*self._granted.get(reservation.data_set, ()), granted])
+        keep_mark(self.folder, last)
+        self._granted[reservation.data_set] = (last,)
+        return granted
 
     def _notes(self, data_set: str) -> list[Granted]:
         """Those of a data set: what is known of a ledger where no mark was kept yet."""

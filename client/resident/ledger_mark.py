@@ -60,13 +60,9 @@ def read_mark(folder: Path, *, data_set: str) -> Granted | None:
     return mark
 
 
-def keep_mark(folder: Path, reservation: Reservation) -> Granted:
-    """Writes down what was granted, on the disk when this returns.
-
-    Raises:
-        OSError: it cannot be written; then nothing may be read under the reservation.
-    """
-    mark = Granted(
+def granted_of(reservation: Reservation) -> Granted:
+    """What a file remembers of a reservation."""
+    return Granted(
         reservation=reservation.id,
         data_set=reservation.data_set,
         run_id=reservation.run_id,
@@ -76,8 +72,20 @@ def keep_mark(folder: Path, reservation: Reservation) -> Granted:
         sample_rate=reservation.use.sample_rate,
         steps=reservation.use.steps,
     )
-    write(_path(folder, data_set=reservation.data_set), mark.model_dump_json().encode())
-    return mark
+
+
+def keep_mark(folder: Path, granted: Granted) -> None:
+    """Writes down what was granted last, on the disk when this returns.
+
+    Raises:
+        OSError: it cannot be written; then nothing may be read under the reservation.
+    """
+    write(_path(folder, data_set=granted.data_set), granted.model_dump_json().encode())
+
+
+def newest(granted: Sequence[Granted]) -> Granted:
+    """The one that was granted last."""
+    return max(granted, key=_number)
 
 
 def unforgetting(
@@ -94,7 +102,7 @@ def unforgetting(
     # PRIVACY: one begun anew would grant the whole budget a second time.
     # test_a_ledger_that_was_removed_is_not_begun_anew
     if granted and not path.exists():
-        raise _forgotten(path, max(granted, key=_number), last=0, folder=folder)
+        raise _forgotten(path, newest(granted), last=0, folder=folder)
     ledger = open_ledger(path)
     for each in sorted(granted, key=_number, reverse=True):
         row = ledger.row(each.reservation)
@@ -123,4 +131,5 @@ def _forgotten(path: Path, lost: Granted, *, last: int, folder: Path | None) -> 
 
 
 def _path(folder: Path, *, data_set: str) -> Path:
-    return folder / f"ledger-{hashlib.sha256(data_set.encode()).hexdigest()[:16]}.mark"
+    # no run's id begins with a dot, and a run's folder lies beside it. test_no_run_can_take_the_marks_place
+    return folder / f".ledger-{hashlib.sha256(data_set.encode()).hexdigest()[:16]}.mark"

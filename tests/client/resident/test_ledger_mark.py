@@ -1,11 +1,13 @@
 """A ledger that was removed or set back while nobody looked grants nothing, until its owner says that it shall."""
 
+import hashlib
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from client import agent
 from client.ledger import budget_of
@@ -253,3 +255,35 @@ def test_an_agent_whose_ledger_was_removed_is_not_well(tmp_path: Path) -> None:
     with started(tmp_path) as answers:
         assert not Agent(path, answers=answers).checks()["ledger"]
     assert not (tmp_path / "ledger.sqlite").exists()
+
+
+def test_a_round_that_is_trained_again_does_not_set_the_mark_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its reservation is older than that of another run, which a copy made in between has forgotten."""
+    path = site_file(tmp_path, epsilon=100.0)
+    with started(tmp_path) as answers:
+        with monkeypatch.context() as patched:
+            cut_off(patched)
+            with pytest.raises(KeyboardInterrupt):
+                train(path, answers, run_id="first")
+        copy(tmp_path)
+        used(train(path, answers, run_id="second"))
+        used(train(path, answers, run_id="first"))
+        mark = read_mark(answers.folder, data_set=DATA_SET)
+        assert mark is not None
+        assert (mark.reservation, mark.run_id) == (2, "second")
+        set_back(tmp_path)
+        assert train(path, answers, run_id="third") == REFUSED
+
+
+def test_no_run_can_take_the_marks_place(tmp_path: Path) -> None:
+    """A folder of that name, or of the one under which it is written, would be a charge without an answer for ever."""
+    path, name = site_file(tmp_path, epsilon=100.0), f"ledger-{hashlib.sha256(DATA_SET.encode()).hexdigest()[:16]}.mark"
+    with started(tmp_path) as answers:
+        for run_id in (name, f"{name}.new"):
+            train(path, answers, run_id=run_id)
+        used(train(path, answers, run_id="another"))
+        (mark,) = answers.folder.glob(".*")
+    with pytest.raises(ValidationError):
+        train(path, answers, run_id=mark.name)
