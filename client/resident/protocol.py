@@ -21,6 +21,8 @@ from shared.record_names import MAX_HEADER_CHARACTERS, REFUSAL_CODE
 from shared.settings import AnySettings, Settings, parse_settings_json
 
 AGENT_PROTOCOL: Literal[1] = 1
+MOST_NAMES_BYTES = 2 << 20
+"""of the list of names before the arrays: what is read of it takes more than thirty times as much memory"""
 Kind = Literal["query", "train", "health"]
 
 
@@ -102,6 +104,8 @@ def _body(arrays: Mapping[str, np.ndarray] | None) -> Pieces:
 def _arrays(frame: Frame) -> dict[str, np.ndarray] | None:
     if not frame.body:
         return None
+    if (names := int.from_bytes(frame.body[:8], "little")) > MOST_NAMES_BYTES:
+        raise WireError(f"arrays whose names and shapes take {names} bytes; allowed: {MOST_NAMES_BYTES}")
     try:
         return safetensors.numpy.load(frame.body)
     except (SafetensorError, ValueError, TypeError, KeyError) as error:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from client.resident.conversion import parts_of, records_of
 from client.resident.frames import MAGIC, MOST_HEAD_BYTES, Frame, receive_frame, send_frame
-from client.resident.protocol import Parts, read_reply, read_request, reply_frame, request_frame
+from client.resident.protocol import MOST_NAMES_BYTES, Parts, read_reply, read_request, reply_frame, request_frame
 from shared.errors import WireError
 
 
@@ -156,3 +156,19 @@ def test_a_reply_is_a_header_or_a_code() -> None:
 def test_a_message_that_is_none_of_motets_is_not_carried(records: RecordDict) -> None:
     with pytest.raises(WireError):
         parts_of(records)
+
+
+def test_a_list_of_names_that_is_too_long_is_not_read() -> None:
+    """A million arrays of nothing are 60 MB on the socket, and were 2 GB once they were read."""
+    entry = '"%x":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}'
+    held = "{" + ",".join(entry % number for number in range(MOST_NAMES_BYTES // 50)) + "}"
+    body = len(held).to_bytes(8, "little") + held.encode()
+    head = b'{"agent_protocol":1,"kind":"train","header":"{}"}'
+    with pytest.raises(WireError, match="arrays whose names and shapes take"):
+        read_request(Frame(head, body))
+    with pytest.raises(WireError, match="not readable"):
+        read_request(Frame(head, b"\x01"))
+    few = "{" + entry % 1 + "}"
+    _, parts = read_request(Frame(head, len(few).to_bytes(8, "little") + few.encode()))
+    assert parts.arrays is not None
+    assert list(parts.arrays) == ["1"]
