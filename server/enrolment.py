@@ -61,7 +61,7 @@ def enrol(public_key: Path, *, folder: Path, days: int | None, name: str | None 
         if mark == other.fingerprint:
             raise ConfigError(f"{public_key}: this key is enrolled already, as {other.name}; each site needs its own")
     # Flower never takes a key again that it has let go of, and whoever revoked one had a reason
-    if mark in {fingerprint(read_public(path)[0]) for path in sorted(_revoked(folder).glob("*.pub"))}:
+    if mark in _revoked_marks(folder):
         raise ConfigError(f"{public_key}: this key was revoked; have the site make a new one: motet site key")
     now = datetime.now(UTC)
     expires = None if days is None else (now + timedelta(days=days)).isoformat(timespec="seconds")
@@ -81,7 +81,7 @@ def revoke(name: str, *, folder: Path) -> Enrolment:
     found = read_enrolment(folder, name=name)
     away = _revoked(folder)
     away.mkdir(exist_ok=True)
-    stamp = f"{datetime.now(UTC):%Y%m%dT%H%M%S}"
+    stamp = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%f}"  # two in one second are two
     # the words first: without them a key stands for nobody, whatever happens in between
     (folder / f"{name}.json").rename(away / f"{name}.{stamp}.json")
     (folder / f"{name}.pub").rename(away / f"{name}.{stamp}.pub")
@@ -124,6 +124,13 @@ def revoked_nodes(folder: Path) -> tuple[tuple[Path, Enrolment], ...]:
     found = ((path, path.read_text(encoding="utf-8")) for path in sorted(_revoked(folder).glob("*.json")))
     listed = ((path, parse_settings_json(Enrolment, text, place=str(path))) for path, text in found)
     return tuple((path, each) for path, each in listed if each.node_id is not None)
+
+
+def _revoked_marks(folder: Path) -> frozenset[str]:
+    """Fingerprints of all keys that were revoked, also of one whose revocation was cut off between its two files."""
+    words = (path.read_text(encoding="utf-8") for path in sorted(_revoked(folder).glob("*.json")))
+    said = {parse_settings_json(Enrolment, text, place=str(_revoked(folder))).fingerprint for text in words}
+    return frozenset(said | {fingerprint(read_public(path)[0]) for path in sorted(_revoked(folder).glob("*.pub"))})
 
 
 def _revoked(folder: Path) -> Path:

@@ -110,6 +110,40 @@ def test_a_revoked_key_never_comes_back_and_its_name_may(deployment: Deployment)
         revoke("south", folder=deployment.enrolled)
 
 
+def test_a_key_whose_revocation_was_cut_off_never_comes_back(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its words are away, and the key itself is still there."""
+    old = key_file(deployment.folder, "north")
+    enrol(old, folder=deployment.enrolled, days=None)
+    rename = Path.rename
+
+    def cut_off(path: Path, target: Path) -> Path:
+        if path.suffix == ".pub":
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            revoke("north", folder=deployment.enrolled)
+    with pytest.raises(ConfigError, match="this key was revoked"):
+        enrol(old, folder=deployment.enrolled, days=None)
+
+
+def test_two_keys_of_one_name_that_are_revoked_in_one_second_both_stay_revoked(deployment: Deployment) -> None:
+    folders = [deployment.folder / name for name in ("first", "second")]
+    for folder in folders:
+        folder.mkdir()
+    keys = [key_file(folder, "north") for folder in folders]
+    for key in keys:
+        enrol(key, folder=deployment.enrolled, days=None)
+        revoke("north", folder=deployment.enrolled)
+    for key in keys:
+        with pytest.raises(ConfigError, match="this key was revoked"):
+            enrol(key, folder=deployment.enrolled, days=None)
+
+
 def test_a_key_that_was_swapped_in_the_folder_is_noticed(deployment: Deployment) -> None:
     enrol(key_file(deployment.folder, "north"), folder=deployment.enrolled, days=None)
     other = new_key().public_key()
