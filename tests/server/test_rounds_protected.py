@@ -15,6 +15,7 @@ from server.history import used_replies
 from server.intake import weight_of
 from server.judgement import Reply
 from server.plan import make_plan, start_central
+from server.roster import open_roster
 from server.tensorboard import EventWriter, round_scalars
 from shared.config import RunConfig
 from shared.errors import BudgetError, RunError
@@ -328,10 +329,18 @@ def _requests_of(run: RunConfig, transport: CallTransport, progress: Progress) -
     return _requests(plan.site_names, progress, plan=plan, settings=small_settings(run, folder=Path()), attempt=0)
 
 
-def test_a_secret_draw_beside_records_needs_introductions_that_tell_the_nominal_size() -> None:
+def test_a_site_that_tells_no_size_ends_no_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Neither at the start nor, where it comes back with other words, at the end, when the report needs its size."""
     run = protected_run(changes={"privacy": RECORD, "site_privacy": SITE}, site_sample_rate=0.5)
     hello = Hello(protocol_version=PROTOCOL_VERSION, site="old", modalities=("left",))
-    with pytest.raises(RunError, match="old: its introduction holds no nominal_size"):
-        make_plan([hello], run=run, model=build_model(run))
-    told = hello.model_copy(update={"nominal_size": 30})
-    assert make_plan([told], run=run, model=build_model(run)).nominal_size("old") == 30
+    told, model = hello.model_copy(update={"site": "told", "nominal_size": 30}), build_model(run)
+    assert make_plan([hello, told], run=run, model=model).site_names == ("told",)
+    assert "old is left out: no site has the nominal size that it declares, or it declares none" in caplog.text
+    with pytest.raises(RunError, match="0 of 1 sites"):
+        make_plan([hello], run=run, model=model)
+    roster = open_roster([told], run=run, model=model, folder=tmp_path, next_round=1)
+    roster.take_in([told.model_copy(update={"nominal_size": None})], next_round=2, say=lambda _: None)
+    assert roster.plan.nominal_size("told") == 30
+    # where nobody needs it, it need not be told
+    without = protected_run(changes={"privacy": SITE}, site_sample_rate=0.5)
+    assert make_plan([hello], run=without, model=model).site_names == ("old",)
