@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from client.answering import answer_query, answer_training
 from client.resident import serving
 from client.resident.carrier import carry
 from client.resident.conversion import parts_of
-from client.resident.exposure import can_read, refuse_exposed
+from client.resident.exposure import can_read, changed_by, refuse_exposed
 from client.resident.frames import Frame
 from client.resident.protocol import Parts, read_reply, request_frame
 from client.resident.serving import Agent, limits_of, run_agent
@@ -166,6 +167,52 @@ def test_the_agent_does_not_start_on_data_that_the_node_can_read() -> None:
         folder.chmod(0o700)
         refuse_exposed(site, site_file=path, users=frozenset({NOBODY}))
         assert not can_read(folder / "data", uid=NOBODY, groups=(NOBODY,))
+
+
+@needs_other_users
+def test_the_agent_does_not_start_on_settings_that_the_node_can_replace() -> None:
+    """What lies in a folder that others write to can be taken away, though none of them may read it."""
+    with open_folder() as folder:
+        path, part = site_file(folder), folder / "part.py"
+        part.touch()
+        text = path.read_text("utf-8")
+        path.write_text(text.replace("[privacy]", 'parts = ["part.py"]\n[privacy]', 1), encoding="utf-8")
+        for name in ("data", "dataset.toml", "site.toml", "part.py"):
+            (folder / name).chmod(0o700 if (folder / name).is_dir() else 0o600)
+        site = read_site(path)
+
+        def refused(place: Path, *, mode: int) -> str:
+            before = stat.S_IMODE(place.stat().st_mode)
+            place.chmod(mode)
+            try:
+                with pytest.raises(ConfigError) as raised:
+                    refuse_exposed(site, site_file=path, users=frozenset({NOBODY}))
+                return str(raised.value)
+            finally:
+                place.chmod(before)
+
+        refuse_exposed(site, site_file=path, users=frozenset({NOBODY}))
+        assert f"site.toml: user 65534 can change or replace {path}, by what {folder} allows" in refused(
+            folder, mode=0o733
+        )
+        assert f"parts: user 65534 can change or replace {part}, by what {part} allows" in refused(part, mode=0o602)
+        card = folder / "dataset.toml"
+        assert f"card: user 65534 can change or replace {card}" in refused(card, mode=0o602)
+        # there what is not begun yet can be begun by another, and what is there cannot be taken away
+        said = refused(folder, mode=0o1733)
+        assert "ledger: user 65534 can change" in said
+        assert "site.toml: " not in said
+        # where nobody can pass, nothing behind it is open
+        outer = folder.parent / f"{folder.name}-outer"
+        outer.mkdir(mode=0o700)
+        try:
+            (outer / "inner").mkdir()
+            (outer / "inner").chmod(0o777)
+            assert changed_by(outer / "inner" / "site.toml", uid=NOBODY, groups=(NOBODY,)) is None
+            outer.chmod(0o711)
+            assert changed_by(outer / "inner" / "site.toml", uid=NOBODY, groups=(NOBODY,)) == outer / "inner"
+        finally:
+            shutil.rmtree(outer)
 
 
 @needs_other_users
