@@ -5,10 +5,11 @@ out       a registry of metrics
 relies on prometheus_client; shared/metrics_port.py shows them on loopback
 
 Any user of the machine can ask, the one that runs the delivered app too. So nothing is shown that this one does not
-know or see: no number that comes from records, and of the budget only the total that replies tell anyway.
+know or see: no number that comes from records, nor the memory of the process, whose prepared rows can be counted by it;
+and of the budget only the total that replies tell anyway.
 """
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 
 _SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3000)
 
@@ -18,7 +19,6 @@ class Metrics:
 
     def __init__(self, *, version: str) -> None:
         self.registry = CollectorRegistry()
-        ProcessCollector(registry=self.registry)
         Info("motet_agent", "The site agent", registry=self.registry).info({"version": version})
         self._requests = Counter(
             "motet_agent_requests", "Requests answered", ["kind", "outcome"], registry=self.registry

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from flwr.app import ConfigRecord, RecordDict
+from prometheus_client import generate_latest
 
 from client import agent
 from client.answering import answer_query, answer_training
@@ -20,6 +21,7 @@ from client.resident.carrier import carry
 from client.resident.conversion import parts_of
 from client.resident.exposure import can_read, changed_by, refuse_exposed
 from client.resident.frames import Frame
+from client.resident.metrics import Metrics
 from client.resident.protocol import Parts, read_reply, request_frame
 from client.resident.serving import Agent, limits_of, run_agent
 from client.site import read_site
@@ -234,3 +236,10 @@ def test_importing_the_delivered_app_loads_no_torch() -> None:
     program = "import sys, client.app; print(sorted({'torch', 'transformers', 'opacus', 'scipy'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", program], cwd=CHECKOUT, check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_no_metric_tells_how_much_memory_the_agent_has() -> None:
+    """Prepared rows are of a size that the server chooses, so that their number could be read from it."""
+    shown = generate_latest(Metrics(version="1").registry).decode()
+    assert "motet_agent_requests" in shown
+    assert "process_" not in shown
