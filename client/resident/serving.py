@@ -24,6 +24,7 @@ from client.resident.answers import NO_ANSWERS, Answers, KeptAnswers
 from client.resident.exposure import refuse_exposed
 from client.resident.frames import Frame
 from client.resident.journal import Journal, Value
+from client.resident.ledger_mark import read_mark, unforgetting
 from client.resident.listener import Limits, Listener, user_ids
 from client.resident.metrics import Metrics
 from client.resident.passing import parts_within, records_within
@@ -105,7 +106,7 @@ class Agent:
         with contextlib.suppress(MotetError, OSError):
             site = read_site(self._site_file)
             found["settings"] = True
-            self._answers.ledger(site.ledger, data_set=site.data_set, open_ledger=Ledger)
+            _look_at_ledger(site)
             found["ledger"] = True
             folders = (site.ledger.parent, site.agent.answers, site.agent.journal.parent)
             found["disk"] = all(shutil.disk_usage(folder).free >= _LEAST_FREE_BYTES for folder in folders)
@@ -136,6 +137,18 @@ class Agent:
                 )
 
 
+def _look_at_ledger(site: SiteConfig) -> None:
+    """Whether a round could be charged; what is not there is not begun, for whoever only asks.
+
+    Raises:
+        LedgerError: it is damaged, was set back, or is gone after something was granted.
+    """
+    mark = read_mark(site.agent.answers, data_set=site.data_set)
+    if mark is not None or site.ledger.exists():
+        granted = [] if mark is None else [mark]
+        unforgetting(site.ledger, granted=granted, folder=site.agent.answers, open_ledger=Ledger.existing)
+
+
 def run_agent(site_file: Path) -> None:
     """Answer until SIGTERM or SIGINT; a round that is being trained then is finished first.
 
@@ -158,7 +171,7 @@ def run_agent(site_file: Path) -> None:
         opened.callback(answers.close)
         journal = opened.enter_context(_journal(site))
         try:
-            answers.ledger(site.ledger, data_set=site.data_set, open_ledger=Ledger)
+            _look_at_ledger(site)
         except LedgerError as error:
             # the owner reads it now, and not with the first round: nothing is granted until it is mended
             log.error("%s", error)

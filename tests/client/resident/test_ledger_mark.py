@@ -13,7 +13,6 @@ from client import agent
 from client.ledger import budget_of
 from client.resident.answers import KeptAnswers
 from client.resident.ledger_mark import read_mark
-from client.resident.serving import Agent
 from shared.errors import LedgerError
 from shared.messages import Refusal, TrainReply
 from shared.privacy.ledger import Ledger
@@ -244,17 +243,6 @@ def test_an_agent_whose_ledger_was_removed_tells_its_owner_and_answers_nothing(t
         assert asked(path, train_records(number=2)).code == "ledger-invalid"
     assert "'Restore a ledger' in docs/deployment.md" in journal.read_text(encoding="utf-8")
     assert rows_of(tmp_path) == ()
-
-
-def test_an_agent_whose_ledger_was_removed_is_not_well(tmp_path: Path) -> None:
-    path = site_file(tmp_path)
-    with started(tmp_path) as answers:
-        used(train(path, answers))
-        assert Agent(path, answers=answers).checks()["ledger"]
-    remove(tmp_path)
-    with started(tmp_path) as answers:
-        assert not Agent(path, answers=answers).checks()["ledger"]
-    assert not (tmp_path / "ledger.sqlite").exists()
 
 
 def test_a_round_that_is_trained_again_does_not_set_the_mark_back(

@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from prometheus_client import generate_latest
 from client import agent
 from client.answering import answer_query, answer_training
 from client.resident import serving
+from client.resident.answers import KeptAnswers
 from client.resident.carrier import carry
 from client.resident.conversion import parts_of
 from client.resident.exposure import can_read, changed_by, refuse_exposed
@@ -236,6 +238,21 @@ def test_importing_the_delivered_app_loads_no_torch() -> None:
     program = "import sys, client.app; print(sorted({'torch', 'transformers', 'opacus', 'scipy'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", program], cwd=CHECKOUT, check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_who_asks_whether_the_agent_is_well_begins_no_ledger(tmp_path: Path) -> None:
+    path = site_file(tmp_path)
+    folder = tmp_path / "agent" / "answers"
+    folder.mkdir(parents=True)
+    with closing(KeptAnswers(folder, most_runs=2, most_rounds=2)) as answers:
+        site = Agent(path, answers=answers)
+        assert site.checks() == {"settings": True, "ledger": True, "disk": True}
+        assert not (tmp_path / "ledger.sqlite").exists()
+        assert parts_of(answer_training(train_records(), site_file=path, answers=answers)).code is None
+        assert site.checks()["ledger"]
+        (tmp_path / "ledger.sqlite").unlink()
+        assert not site.checks()["ledger"]
+        assert not (tmp_path / "ledger.sqlite").exists()
 
 
 def test_no_metric_tells_how_much_memory_the_agent_has() -> None:
