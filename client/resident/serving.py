@@ -22,6 +22,7 @@ from pydantic import Field
 from client.answering import answer_query, answer_training
 from client.resident.answers import NO_ANSWERS, Answers, KeptAnswers
 from client.resident.exposure import refuse_exposed
+from client.resident.forgetting import forget_many
 from client.resident.frames import Frame
 from client.resident.journal import Journal, Value
 from client.resident.ledger_mark import read_mark, unforgetting
@@ -125,6 +126,7 @@ class Agent:
             return reply
         finally:
             self._busy_since = None
+            forget_many()
             seconds = time.monotonic() - began
             self._metrics.answered(kind=kind, outcome=outcome, seconds=seconds, epsilon=epsilon)
             if isinstance(self._answers, KeptAnswers):

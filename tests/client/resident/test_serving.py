@@ -1,5 +1,6 @@
 """Serving: the agent answers over its socket as it would in the process, says a code when it fails, and lives on."""
 
+import copy
 import json
 import os
 import shutil
@@ -22,6 +23,7 @@ from client.resident.answers import KeptAnswers
 from client.resident.carrier import carry
 from client.resident.conversion import parts_of
 from client.resident.exposure import can_read, changed_by, refuse_exposed
+from client.resident.forgetting import MEMORIES, MOST_RUNS
 from client.resident.frames import Frame
 from client.resident.metrics import Metrics
 from client.resident.protocol import Parts, read_reply, request_frame
@@ -238,6 +240,21 @@ def test_importing_the_delivered_app_loads_no_torch() -> None:
     program = "import sys, client.app; print(sorted({'torch', 'transformers', 'opacus', 'scipy'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", program], cwd=CHECKOUT, check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_what_is_remembered_of_refused_runs_does_not_grow(tmp_path: Path) -> None:
+    site = Agent(site_file(tmp_path))
+    header = json.loads(parts_of(train_records()).header or "")
+    for number in range(3 * MOST_RUNS):
+        # one is refused for its labels, the other once its settings have a key; long headers are read anew each time
+        changed = copy.deepcopy(header)
+        if number % 2:
+            changed["run"]["data"]["labels"] = [f"{number}-{place}" for place in range(1000)]
+        else:
+            changed["run"]["model"]["encoders"]["left"]["options"] = {f"x{number}_{place}": 1 for place in range(1000)}
+        reply = read_reply(site.answer(request_frame("train", Parts(header=json.dumps(changed)))))
+        assert reply.code == ("refused" if number % 2 else "model-invalid")
+        assert all(each.cache_info().currsize <= MOST_RUNS + 1 for each in MEMORIES)
 
 
 def test_who_asks_whether_the_agent_is_well_begins_no_ledger(tmp_path: Path) -> None:
