@@ -33,9 +33,9 @@ ROW = 2 * 4 * 4
 REFUSED = Refusal("refused")
 
 
-def limited(folder: Path, gib: float, *, rows: int = 40, nominal: int = 40) -> Path:
+def limited(folder: Path, gib: float, *, rows: int = 40, nominal: int = 40, epsilon: float = 8.0) -> Path:
     folder.mkdir(exist_ok=True)
-    path = site_file(folder, rows=rows)
+    path = site_file(folder, rows=rows, epsilon=epsilon)
     text = path.read_text(encoding="utf-8").replace("nominal_size = 40", f"nominal_size = {nominal}")
     path.write_text(text.replace("[privacy]", f"[limits]\nmemory_gib = {gib!r}\n[privacy]"), encoding="utf-8")
     return path
