@@ -120,7 +120,9 @@ def new_site_key(folder: Path, *, name: str) -> tuple[Path, str]:
         (folder / place / "key").unlink(missing_ok=True)
         write_secret(folder / place / "key", private_text(key))
     if os.geteuid() == 0:
-        os.chown(folder / "node" / "key", owner.st_uid, owner.st_gid)
+        # PRIVACY: who owns that folder may have put a link there meanwhile, to a file that is the agent's or root's.
+        # test_a_link_in_the_nodes_folder_hands_nothing_over
+        os.chown(folder / "node" / "key", owner.st_uid, owner.st_gid, follow_symlinks=False)
     public = folder / f"{name}.pub"
     public.write_text(public_line(key.public_key(), name=name), encoding="utf-8")
     public.chmod(0o644)

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 
+from client.node import setup
 from client.node.serving import program, run_node
 from client.node.settings import read_node
 from client.node.setup import NewSite, count_rows, make_site, new_site_key, rounded
 from client.site import read_site
 from shared.errors import ConfigError
-from shared.keys import fingerprint, read_private, read_public
+from shared.keys import fingerprint, read_private, read_public, write_secret
 from tests.tiny import CARD, write_folder
 
 IS_ROOT = os.geteuid() == 0
@@ -156,3 +157,24 @@ def test_the_supernode_is_told_of_the_agents_socket_and_of_nothing_private(tmp_p
     assert f'agent="{tmp_path}/site/socket/agent"' in words
     for private in (str(data), "site.toml", "ledger"):
         assert private not in words
+
+
+@pytest.mark.skipif(not IS_ROOT, reason="only root can hand a file over")
+def test_a_link_in_the_nodes_folder_hands_nothing_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root makes a new key while delivered code, whose folder it is, puts a link in its place."""
+    victim, folder = tmp_path / "ledger.sqlite", tmp_path / "site"
+    victim.touch()
+    for name in ("agent", "node"):
+        (folder / name).mkdir(parents=True)
+    os.chown(folder / "node", 65534, 65534)
+
+    def replaced(path: Path, text: bytes) -> None:
+        write_secret(path, text)
+        if path.parent.name == "node":
+            path.unlink()
+            path.symlink_to(victim)
+
+    monkeypatch.setattr(setup, "write_secret", replaced)
+    new_site_key(folder, name="clinic-a")
+    assert victim.stat().st_uid == os.geteuid()
+    assert (folder / "node" / "key").lstat().st_uid == 65534
