@@ -21,13 +21,13 @@ _MOST_S = 600.0
 _round = [0]
 """the round whose answer has not been sent, 0 where there is none"""
 _steps = [0]
-_is_rehearsed = [False]
-"""the agent tries its training code out, in whole rounds on made-up rows"""
+_rehearsals = [0]
+"""in which the agent tries its training code out, with whole rounds on made-up rows, each of which asks for one again"""
 
 
 def _halt(point: str) -> None:
     gate = _FOLDER / f"{point}.{_round[0]}"
-    if _is_rehearsed[0] or not gate.exists():
+    if _rehearsals[0] or not gate.exists():
         return
     reached = gate.rename(gate.with_name(f"{gate.name}.reached"))
     deadline = time.monotonic() + _MOST_S
@@ -67,11 +67,11 @@ def _before_sending(real: Callable[..., object]) -> Callable[..., object]:
 
 def _around_preflight(real: Callable[..., object]) -> Callable[..., object]:
     def assert_sound(*given: object) -> object:
-        _is_rehearsed[0] = True
+        _rehearsals[0] += 1
         try:
             return real(*given)
         finally:
-            _is_rehearsed[0] = False
+            _rehearsals[0] -= 1
 
     return assert_sound
 
