@@ -24,9 +24,10 @@ from client.charge import (
     reply_header,
     statement,
 )
-from client.memory import LastOfEach, refuse_too_much_memory
+from client.memory import GIB, LastOfEach, refuse_too_much_memory
 from client.open_round import OpenRound, nominal_size, open_round, permitted_here, source_of, sources_of
 from client.paid_once import forgotten_if_it_fails, history_without, still_paid
+from client.pairs import tell_of_no_pairs
 from client.passed import note_of
 from client.permission import Permitted
 from client.personal import Left, keep_own, left_rounds, own_weights, tell_what_own_is_worth
@@ -321,6 +322,7 @@ class WantedSamples:
     key: RunKey
     data: Path
     cache: Path
+    most_cache_bytes: int
     modalities: tuple[str, ...]
     tasks: tuple[str, ...] | None
     needs_subjects: bool
@@ -339,6 +341,7 @@ def wanted_samples(permitted: Permitted, *, site: SiteConfig) -> WantedSamples:
         key_of(permitted.run),
         site.data,
         site.cache,
+        int(site.limits.cache_gib * GIB),
         permitted.modalities,
         permitted.tasks,
         permitted.unit == "subject",
@@ -358,29 +361,14 @@ def read_samples(wanted: WantedSamples) -> Samples:
         cache=wanted.cache,
         modalities=wanted.modalities,
         needs_subjects=wanted.needs_subjects,
+        most_cache_bytes=wanted.most_cache_bytes,
     )
-    _tell_owner_of_no_pairs(wanted, samples)
+    tell_of_no_pairs(wanted.data, samples, run=wanted.key.run)
     if wanted.tasks is None:
         return samples
     # an answer that may stand there all the same would be learned from in what all tasks share
     kept = answers_to(wanted.tasks, samples.targets, schema=wanted.key.run.data)
     return replace(samples, targets=kept)
-
-
-def _tell_owner_of_no_pairs(wanted: WantedSamples, samples: Samples) -> None:
-    """On the owner's screen alone: the server is told what the owner declares, and nothing of rows."""
-    run = wanted.key.run
-    if run.data.pair is None:
-        return
-    places = [run.modalities.index(name) for name in run.data.pair]
-    if not bool(samples.present[:, places].all(dim=1).any()):
-        log.warning(
-            "%s: no row has both %s: this site's updates are noise alone, and cost budget; take it out of the run, or "
-            "put what belongs together into one row. See it with: motet check %s",
-            wanted.data,
-            " and ".join(run.data.pair),
-            wanted.data,
-        )
 
 
 _manifest_name = Unchanged(lambda folder: find_manifest(folder).name)

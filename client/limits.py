@@ -36,6 +36,9 @@ class OwnerLimits(Settings):
     memory_gib: float = Field(
         default=4.0, gt=0, description="most that nominal_size prepared rows take; judged by public numbers alone"
     )
+    cache_gib: float = Field(
+        default=16.0, gt=0, description="most that prepared rows take on the disk; those of earlier runs leave first"
+    )
     run_ids: _Names = Field(default=None, description="patterns of permitted ids of runs, such as study-7-*")
     run_names: _Names = Field(default=None, description="patterns of permitted names of runs")
 

@@ -131,10 +131,15 @@ class FolderCache:
         self._path(modality, key=key).unlink(missing_ok=True)
         self._withdrawn = True
 
-    def close(self, *, named: Collection[Path]) -> None:
+    def close(self, *, named: Collection[Path], most_bytes: int | None = None) -> None:
         """Writes down the digests of the files that the manifest names, and forgets all others.
 
         Once a file or text is withdrawn or changed, values that other runs left here are removed too: they may hold it.
+
+        Args:
+            named: the files of the manifest.
+            most_bytes: what values of other preprocessings leave when they and this run's are more: those that were
+                used longest ago first. None: all stay.
         """
         kept = {self._name(path) for path in named}
         gone = self._files.keys() - kept
@@ -147,6 +152,19 @@ class FolderCache:
             for path in self._place.glob("*.safetensors"):
                 if path.name not in self._kept:
                     path.unlink(missing_ok=True)
+        if most_bytes is not None:
+            self._shrink(most_bytes)
+
+    def _shrink(self, most_bytes: int) -> None:
+        found = {path: path.stat() for path in self._place.glob("*.safetensors")}
+        total = sum(each.st_size for each in found.values())
+        others = [path for path in found if path.name not in self._kept]
+        for path in sorted(others, key=lambda path: found[path].st_mtime_ns):
+            if total > most_bytes:
+                path.unlink(missing_ok=True)
+                total -= found[path].st_size
+        for path in found.keys() - others:
+            os.utime(path)
 
     def _name(self, path: Path) -> str:
         return str(path).removeprefix(self._folder)

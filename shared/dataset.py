@@ -34,6 +34,7 @@ def load_samples(
     modalities: tuple[str, ...] | None = None,
     preprocessors: Mapping[str, Preprocessor] | None = None,
     needs_subjects: bool = False,
+    most_cache_bytes: int | None = None,
 ) -> Samples:
     """All rows of a folder that have a modality of the run; files are opened only where the cache lacks them.
 
@@ -45,6 +46,7 @@ def load_samples(
         preprocessors: modality -> preprocessor, where the caller has those of the run at hand (`preprocessors_of`) or
             wants others.
         needs_subjects: rows that do not say who they are about are a fault, because subjects are what is protected.
+        most_cache_bytes: as for `FolderCache.close`.
 
     Raises:
         ManifestError: the folder has faults, all of which are named; nothing was loaded.
@@ -75,7 +77,7 @@ def load_samples(
     inputs = {name: loader.tensor(rows) for name, loader in loaders.items()}
     for loader in loaders.values():
         loader.keep_lengths()
-    store.close(named=[value for row in manifest.rows for value in row.values.values() if isinstance(value, Path)])
+    store.close(named=_files(manifest.rows), most_bytes=most_cache_bytes)
     has = [[name in loaders and loaders[name].has(row) for name in run.modalities] for row in rows]
     return Samples(
         inputs=inputs,
@@ -84,6 +86,10 @@ def load_samples(
         subjects=tuple(row.subject if row.subject is not None else str(row.line) for row in rows),
         groups={column: tuple(row.groups.get(column, "") for row in rows) for column in run.data.groups},
     )
+
+
+def _files(rows: tuple[Row, ...]) -> list[Path]:
+    return [value for row in rows for value in row.values.values() if isinstance(value, Path)]
 
 
 def preprocessors_of(run: RunConfig, *, names: tuple[str, ...]) -> dict[str, Preprocessor]:

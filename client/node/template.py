@@ -48,6 +48,7 @@ journal_bytes = 5000000  # of one file of it; five older ones are kept
 # local_steps = 20  # most in one round
 # rows_a_round = 20000  # most expected in all steps of a round, each counted as often as it is used
 memory_gib = 4.0  # most that nominal_size prepared rows take; while they are first prepared, two or three times as much
+cache_gib = 16.0  # most that prepared rows take on the disk; those of earlier runs leave first
 # run_ids = ["study-7-*"]  # patterns of permitted ids of runs
 # run_names = ["study-7"]  # patterns of permitted names of runs
 

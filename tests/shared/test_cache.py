@@ -186,3 +186,24 @@ def test_values_are_mapped_without_an_open_file_and_writing_to_them_changes_no_f
     before = path.read_bytes()
     stored.values.zero_()
     assert path.read_bytes() == before
+
+
+def test_values_of_other_runs_leave_a_full_cache_first(tmp_path: Path, folder: Path) -> None:
+    """Those that were used longest ago; what this run uses stays, however much it is."""
+    values, rows = torch.zeros(3, 1000), digests("a", "b", "c")
+
+    def run(key: str, most_bytes: int | None) -> set[str]:
+        cache = opened(tmp_path, folder)
+        if cache.stored("image", key=key) is None:
+            cache.store("image", key=key, digests=rows, values=values, withdrawn=False)
+        cache.close(named=[folder / "a.npy"], most_bytes=most_bytes)
+        time.sleep(0.02)  # times of files, which tell which is older
+        return {each for each in "pqrs" if opened(tmp_path, folder).stored("image", key=each) is not None}
+
+    run("p", None)
+    run("q", None)
+    assert run("r", None) == {"p", "q", "r"}
+    room_for_three = 3 * 13_000
+    assert run("p", room_for_three) == {"p", "q", "r"}
+    assert run("s", room_for_three) == {"p", "r", "s"}
+    assert run("s", 1) == {"s"}
