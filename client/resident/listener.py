@@ -20,6 +20,7 @@ from pathlib import Path
 
 from client.resident.frames import Frame, receive_frame, send_frame
 from client.resident.journal import ENTRY
+from client.resident.rarely import Rarely
 from shared.errors import ConfigError, WireError
 
 log = logging.getLogger("motet.site")
@@ -77,6 +78,7 @@ class Listener:
         self._path, self._stopping = path, threading.Event()
         self._slots = threading.BoundedSemaphore(MOST_CONNECTIONS)
         self._threads: set[threading.Thread] = set()
+        self._refused = Rarely()
         _refuse_unsafe(path)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         # PRIVACY: nobody can connect between bind and chmod. test_nobody_else_can_open_the_socket
@@ -112,12 +114,14 @@ class Listener:
         # PRIVACY: the file's mode may be wider than the owner's word.
         # test_a_user_whom_the_owner_does_not_name_is_hung_up_on
         if uid != os.geteuid() and uid not in self._others:
-            told = {"event": "connection-refused", "user": uid}
-            log.warning("a connection of user %d is refused", uid, extra={ENTRY: told})
+            if times := self._refused.times(uid):
+                told = {"event": "connection-refused", "user": uid, "times": times}
+                log.warning("a connection of user %d is refused (times: %d)", uid, times, extra={ENTRY: told})
             connection.close()
             return
         if not self._slots.acquire(blocking=False):
-            log.warning("more than %d requests at once; one is refused", MOST_CONNECTIONS)
+            if times := self._refused.times("too many"):
+                log.warning("more than %d requests at once; %d were refused", MOST_CONNECTIONS, times)
             connection.close()
             return
         thread = threading.Thread(target=self._one, args=(connection,), name="motet-agent-request", daemon=True)

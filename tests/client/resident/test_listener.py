@@ -75,6 +75,16 @@ def test_nobody_else_can_open_the_socket(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @needs_other_users
+def test_a_user_who_is_turned_away_again_and_again_gets_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    with open_folder() as folder, listening(folder / "agent" / "socket", greeting, others=user_ids(["daemon"])):
+        for _ in range(3):
+            assert asked_by_nobody(folder / "agent" / "socket") == "hung up"
+    assert [each for each in caplog.messages if "is refused" in each] == [
+        "a connection of user 65534 is refused (times: 1)"
+    ]
+
+
+@needs_other_users
 def test_a_user_whom_the_owner_does_not_name_is_hung_up_on() -> None:
     """The mode lets them connect, as it has to for the one who is named; the kernel's word does not."""
     with open_folder() as folder:
