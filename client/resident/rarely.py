@@ -7,6 +7,7 @@ relies on nothing
 Else any user of the machine could fill the owner's journal with one line until all others have left it.
 """
 
+import math
 import time
 from collections.abc import Callable, Hashable
 
@@ -24,7 +25,7 @@ class Rarely:
     def times(self, what: Hashable) -> int:
         """For how many times it is to be said now; 0 where it is not."""
         now = self._clock()
-        said, kept_back = self._said.pop(what, (now - self._every_s, 0))
+        said, kept_back = self._said.pop(what, (-math.inf, 0))
         is_due = now - said >= self._every_s
         self._said[what] = (now, 0) if is_due else (said, kept_back + 1)
         if len(self._said) > _MOST_KEPT:
