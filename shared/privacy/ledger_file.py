@@ -112,7 +112,9 @@ class LedgerFile:
                 try:
                     yield connection
                 except BaseException:
-                    connection.execute("ROLLBACK")
+                    # on a full disk SQLite has done so itself, and a second time would hide the reason
+                    if connection.in_transaction:
+                        connection.execute("ROLLBACK")
                     raise
                 connection.execute("COMMIT")
             finally:

@@ -8,7 +8,7 @@ import pytest
 from shared.errors import LedgerError
 from shared.privacy.accountant import MechanismUse
 from shared.privacy.ledger import Ledger, Reservation
-from tests.no_space import no_space_beyond
+from tests.no_space import fill, no_space_beyond, small_disk
 
 USE = MechanismUse(noise_multiplier=1.0, sample_rate=0.1, steps=5)
 
@@ -41,6 +41,16 @@ def test_on_a_full_disk_nothing_is_granted_and_what_was_granted_stays(tmp_path: 
     # and once there is room again it goes on where it was
     reserve(fresh, number=granted + 1)
     assert len(list(fresh.rows("north"))) == granted + 1
+
+
+def test_who_has_no_room_is_told_so(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    with small_disk(tmp_path / "disk"):
+        ledger = Ledger(tmp_path / "disk" / "ledger.sqlite")
+        fill(tmp_path / "disk")
+        reserved_until_full(ledger)
+        with pytest.raises(LedgerError, match="database or disk is full"):
+            reserve(ledger, number=1000)
 
 
 def test_a_ledger_that_cannot_be_begun_is_no_ledger_and_grants_nothing(tmp_path: Path) -> None:

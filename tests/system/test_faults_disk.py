@@ -74,18 +74,18 @@ def test_a_run_whose_servers_disk_is_full_ends_with_one_error_and_is_resumed(dep
     runs.mkdir(exist_ok=True)
     with small_disk(runs):
         gate = deployment.arm("south", "during", 2)
-        deployment.start_run("server", private=False, rounds=3)
+        deployment.start_run("full", private=False, rounds=3)
         deployment.wait_for_gate(gate)
         fill(runs)
         gate.unlink()
-        assert deployment.server.running["server"].wait(timeout=300) != 0, deployment.everything_said()
+        assert deployment.server.running["full"].wait(timeout=300) != 0, deployment.everything_said()
         said = deployment.everything_said()
         assert "No space left on device" in said
-        assert "Make room, and start the run again" in deployment.server.log("server")
+        assert "Make room, and start the run again" in deployment.server.log("full")
         (runs / "filler").unlink()
-        deployment.resume("server")
-        records = deployment.wait_for_run("server", within_s=400)
+        deployment.resume("full")
+        records = deployment.wait_for_run("full", within_s=400)
 
         assert used_sites(records) == [ALL] * 3
-        deployment.assert_right("server", records=records, rounds=3)
-        deployment.assert_paid("server", records=records)
+        deployment.assert_right("full", records=records, rounds=3)
+        deployment.assert_paid("full", records=records)
