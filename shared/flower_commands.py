@@ -17,7 +17,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from shared.errors import RunError
+from shared.errors import ConfigError, MotetError, RunError
+from shared.keys import public_pem, read_public
 
 FLOWER = "1.41"
 LINK = "motet"
@@ -178,13 +179,19 @@ def register(key: Path, *, name: str, home: Path) -> str:
     return str(told["node-id"])
 
 
-def register_all(keys: Mapping[str, Path], *, home: Path) -> Iterator[tuple[str, str | RunError]]:
+def register_all(keys: Mapping[str, Path], *, home: Path) -> Iterator[tuple[str, str | MotetError]]:
     """As `register`, of many by one process: the id of each one's node, or why it has none, as soon as it is known.
 
     Names of which nothing comes were not reached: Flower has not answered in time, or not at all.
     """
     with tempfile.TemporaryFile() as asked:
-        asked.writelines(json.dumps({"name": name, "key": str(path)}).encode() + b"\n" for name, path in keys.items())
+        for name, path in keys.items():
+            try:
+                known = {"name": name, "key": public_pem(read_public(path)[0])}
+            except ConfigError as error:
+                yield name, error
+                continue
+            asked.write(json.dumps(known).encode() + b"\n")
         asked.seek(0)
         # past the folder of that file: what lies beside it would come before installed packages of the same names
         command = [sys.executable, "-P", str(_REGISTER), LINK]

@@ -40,6 +40,11 @@ def public_line(key: PublicKey, *, name: str) -> str:
     return f"{line.decode('ascii')} {name}\n"
 
 
+def public_pem(key: PublicKey) -> str:
+    """A public key as Flower registers it."""
+    return key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo).decode("ascii")
+
+
 def fingerprint(key: PublicKey) -> str:
     """As `ssh-keygen -l` shows it."""
     line = key.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)

@@ -73,7 +73,7 @@ def _take_in(coming: Mapping[str, Enrolment], *, deployment: Deployment) -> None
         log.error("%s cannot be registered: Flower does not answer", name)
 
 
-def _registered(names: Iterable[str], *, deployment: Deployment) -> Iterator[tuple[str, str | RunError]]:
+def _registered(names: Iterable[str], *, deployment: Deployment) -> Iterator[tuple[str, str | MotetError]]:
     """The id of each one's node, or why there is none."""
     keys, home = {name: deployment.enrolled / f"{name}.pub" for name in names}, deployment.flower_home
     if len(keys) > 1:

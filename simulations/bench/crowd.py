@@ -24,7 +24,6 @@ from typing import Protocol, TypeVar, cast, runtime_checkable
 import httpx
 import numpy as np
 import torch
-from cryptography.hazmat.primitives import serialization
 from flwr.app import Message, MessageType, Metadata, RecordDict
 from flwr.app.message import make_message, remove_content_from_message
 from flwr.common.serde import message_from_proto, message_to_proto
@@ -53,7 +52,7 @@ from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_conte
 from flwr.supercore.primitives.asymmetric import sign_message
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 
-from shared.keys import PrivateKey, read_private, sign
+from shared.keys import PrivateKey, public_pem, read_private, sign
 from shared.messages import PROTOCOL_VERSION, Hello, ReplyHeader, TrainReply
 from shared.record_names import HEADER
 from shared.wire import array_shapes, encode_reply
@@ -118,9 +117,7 @@ class MadeUpSite:
         """
         self._name, self._key, self._server, self._work_s, self._seen = name, key, server, work_s, seen
         self._http = http
-        self._public = key.public_key().public_bytes(
-            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-        )
+        self._public = public_pem(key.public_key()).encode()
         self._node, self._runs = Node(), set[int]()
         self._signed_at, self._signed = 0.0, dict[str, str]()
 

@@ -22,9 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from unittest.mock import patch
 
-from cryptography.hazmat.primitives import serialization
-
-from shared.keys import PrivateKey, new_key
+from shared.keys import PrivateKey, new_key, public_pem
 from simulations.bench.crowd import HEARTBEAT_S, POLL_S, SAID_S, Protobuf
 
 ASKED = ("activate-node", "pull-messages", "send-node-heartbeat")
@@ -85,7 +83,7 @@ def _request(path: str, *, key: PrivateKey, node: int) -> Protobuf:
 
 
 def _public(key: PrivateKey) -> bytes:
-    return key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return public_pem(key.public_key()).encode()
 
 
 def _signed(key: PrivateKey) -> dict[str, str]:
