@@ -151,3 +151,18 @@ def test_the_rows_of_one_run_at_a_time_are_kept(tmp_path: Path, monkeypatch: pyt
         gc.collect()
     assert len(kept) == 3
     assert [each() is not None for each in kept] == [False, False, True]
+
+
+def test_the_owners_limit_of_the_cache_reaches_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = limited(tmp_path, 4.0)
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace("memory_gib = 4.0", "memory_gib = 4.0\ncache_gib = 2.0"), encoding="utf-8")
+    real, told = agent.load_samples, list[object]()
+
+    def load(*given: Path, **named: object) -> object:
+        told.append(named["most_cache_bytes"])
+        return real(*given, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(agent, "load_samples", load)
+    assert isinstance(ask(path, RUN), TrainReply)
+    assert told == [2 * GIB]
