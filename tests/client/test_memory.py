@@ -15,7 +15,7 @@ from client.run_model import exchanged_shapes, key_of
 from client.sample_store import SampleStore
 from shared.batch import Samples
 from shared.config import RunConfig
-from shared.dataset import preprocessors_of
+from shared.dataset import load_samples, preprocessors_of
 from shared.loader import blank_value
 from shared.messages import PROTOCOL_VERSION, Refusal, RequestHeader, StatisticsReply, TrainReply
 from shared.model.registry import encoder_registry
@@ -157,11 +157,11 @@ def test_the_owners_limit_of_the_cache_reaches_it(tmp_path: Path, monkeypatch: p
     path = limited(tmp_path, 4.0)
     text = path.read_text(encoding="utf-8")
     path.write_text(text.replace("memory_gib = 4.0", "memory_gib = 4.0\ncache_gib = 2.0"), encoding="utf-8")
-    real, told = agent.load_samples, list[object]()
+    told = list[object]()
 
     def load(*given: Path, **named: object) -> object:
         told.append(named["most_cache_bytes"])
-        return real(*given, **named)  # type: ignore[arg-type]
+        return load_samples(*given, **named)  # type: ignore[arg-type]
 
     monkeypatch.setattr(agent, "load_samples", load)
     assert isinstance(ask(path, RUN), TrainReply)
