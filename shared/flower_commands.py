@@ -29,7 +29,7 @@ _NOT_TAKEN = "[code: 2004]"
 """FLEET_NODE_ACTIVATION_FAILED; Flower says the same of an unknown key and of a node that is connected"""
 _HANDSHAKE = "SSL/TLS handshake error detected."
 _CALL_TIMEOUT_S, _KEY_TIMEOUT_S = 120.0, 0.5
-_REGISTER = Path(__file__).with_name("flower_register.py")
+_REGISTER, _SUPERLINK = (Path(__file__).with_name(f"flower_{name}.py") for name in ("register", "superlink"))
 _KEPT = (
     *("PATH", "LANG", "LC_ALL", "TZ", "TMPDIR", "VIRTUAL_ENV", "MOTET_HOME", "HF_HOME"),
     *("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH"),
@@ -96,7 +96,7 @@ def environment(home: Path, **more: str) -> dict[str, str]:
 def superlink(*, listen: str, port: int, tls: Tls, database: Path, secret: Path) -> tuple[str, ...]:
     """The SuperLink; its server app runs in a program of its own, so that a run outlives either of the two."""
     return (
-        *_program("flower-superlink"),
+        *(sys.executable, "-P", str(_SUPERLINK)),
         *("--host", listen, "--port", str(port)),
         *("--ssl-ca-certfile", str(tls.ca), "--ssl-certfile", str(tls.certificate), "--ssl-keyfile", str(tls.key)),
         "--enable-supernode-auth",

@@ -31,7 +31,7 @@ _CHECKOUT = Path(__file__).resolve().parents[2]
 _PROGRAMS = {
     "motet agent start": "agent",
     "flower-supernode --": "supernode",
-    "flower-superlink --": "superlink",
+    "flower_superlink.py --": "superlink",
     "flower-superexec --": "superexec",
     "flwr-serverapp --": "serverapp",
     "flwr-clientapp --": "clientapp",

@@ -86,8 +86,9 @@ def test_every_option_is_one_that_the_installed_programs_know(tmp_path: Path) ->
         flower_commands.supernode(server="a:1", ca=tmp_path, key=tmp_path, runtime_port=2, config={"agent": "/s"}),
     )
     for command in commands:
+        program = command[: next(at for at, word in enumerate(command) if word.startswith("--"))]
         told = subprocess.run(
-            [command[0], "--help"],
+            [*program, "--help"],
             capture_output=True,
             text=True,
             check=True,

@@ -34,7 +34,7 @@ from tests.system import gates
 from tests.system.machine import MARK, Machine, free_port, left_processes_with, wait_for_port
 from tests.system.small_federation import build_small_data_set, write_scenario
 
-SERVER_APP, SUPERLINK, SUPERNODE = "flwr-serverapp", "flower-superlink", "flower-supernode"
+SERVER_APP, SUPERLINK, SUPERNODE = "flwr-serverapp", "flower_superlink.py", "flower-supernode"
 """words in the command lines of Flower's programs"""
 ROWS = 24
 MODEL = "model.safetensors"
