@@ -13,9 +13,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 import httpx
-from flwr.app import Message
+from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.superlink.grid import HttpGrid
+
+from shared.wire import packed
 
 log = logging.getLogger("motet.server")
 _POLL_S, _LONG_S = 0.5, 2.0
@@ -29,13 +31,24 @@ def send_and_receive(
     `meanwhile` is called between two looks over a network; it must not wait.
     """
     if isinstance(grid, HttpGrid):
-        waiting = [name for name in grid.push_messages(messages) if name]
+        waiting = [name for name in grid.push_messages(_packed(messages)) if name]
         return _pulled(waiting, grid=grid, timeout_s=timeout_s, meanwhile=meanwhile)
     replies = grid.send_and_receive(messages, timeout=timeout_s)
     if isinstance(replies, Sequence):
         return [(reply.metadata.reply_to_message_id, reply) for reply in replies]
     # not held here: the next update is made once whoever asked has let go of this one
     return map(_named, replies)
+
+
+def _packed(messages: Sequence[Message]) -> Sequence[Message]:
+    """The messages with their arrays in one; those that share what they say go on sharing it."""
+    made = dict[int, RecordDict]()
+    for message in messages:
+        content = message.content
+        if id(content) not in made:
+            made[id(content)] = packed(content)
+        message.content = made[id(content)]
+    return messages
 
 
 def _named(reply: Message) -> tuple[str, Message | None]:

@@ -19,7 +19,7 @@ from shared.row import view_of_all
 from shared.settings import Name, NamePattern, Settings
 from shared.version import VERSION
 
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 VERSION_FORM = r"^[0-9A-Za-z][0-9A-Za-z.+-]{0,39}$"
 # both are shown on the other side's terminal: no control characters, and no number of a thousand digits
 _SPOKEN_VERSION, _LAST_PROTOCOL = r"^[0-9A-Za-z.+-]{0,40}$", 999_999

@@ -35,6 +35,7 @@ from shared.messages import (
     TrainReply,
     TrainRequest,
 )
+from shared.packed_arrays import is_packed, pack, unpack
 from shared.record_names import ARRAYS, HEADER, MAX_HEADER_CHARACTERS, REFUSAL, REFUSAL_CODE
 from shared.row import view_of_all
 from shared.settings import AnySettings, parse_settings_json
@@ -242,6 +243,8 @@ def _arrays(records: RecordDict, *, shapes: Shapes) -> dict[str, Tensor]:
     arrays = records.get(ARRAYS)
     if not isinstance(arrays, ArrayRecord) or records.keys() != {HEADER, ARRAYS}:
         raise WireError(f"message holds records {sorted(records)[:9]}; allowed: {[ARRAYS, HEADER]}")
+    if is_packed(arrays):
+        arrays = local_array_record({name: torch.from_numpy(values) for name, values in unpack(arrays).items()})
     _refuse_other_names(arrays, shapes=shapes)
     return {name: _tensor(array, name=name, shape=shapes[name]) for name, array in arrays.items()}
 
@@ -257,7 +260,22 @@ def local_array_record(arrays: Mapping[str, Tensor]) -> ArrayRecord:
 def array_shapes(records: RecordDict) -> Shapes:
     """The shapes that the arrays of a message say they have, for who cannot know better; empty without arrays."""
     arrays = records.get(ARRAYS)
-    return {name: tuple(array.shape) for name, array in arrays.items()} if isinstance(arrays, ArrayRecord) else {}
+    if not isinstance(arrays, ArrayRecord):
+        return {}
+    held = unpack(arrays) if is_packed(arrays) else arrays
+    return {name: tuple(array.shape) for name, array in held.items()}
+
+
+def packed(records: RecordDict) -> RecordDict:
+    """A message with all its arrays in one, as it crosses a network; the same message if it holds none."""
+    arrays = records.get(ARRAYS)
+    if not isinstance(arrays, ArrayRecord) or is_packed(arrays):
+        return records
+    values = {
+        name: array.tensor.cpu().numpy() if isinstance(array, LocalArray) else read_float32(array.data)
+        for name, array in arrays.items()
+    }
+    return RecordDict({**records, ARRAYS: pack(values)})
 
 
 def _encode(header: str, arrays: Mapping[str, Tensor]) -> RecordDict:

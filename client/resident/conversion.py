@@ -6,11 +6,12 @@ relies on array_bytes.py for numpy's format, read without numpy's reader
 """
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
 from client.resident.protocol import Parts
-from shared.array_bytes import NUMPY, float32_bytes, read_float32
+from shared.array_bytes import read_float32
 from shared.errors import WireError
+from shared.packed_arrays import is_packed, pack, unpack
 from shared.record_names import ARRAYS, HEADER, REFUSAL
 
 _FORMS: tuple[set[str], ...] = (set(), {HEADER}, {HEADER, ARRAYS}, {REFUSAL})
@@ -40,13 +41,8 @@ def records_of(parts: Parts) -> RecordDict:
     if parts.header is not None:
         records[HEADER] = ConfigRecord({"json": parts.header})
     if parts.arrays is not None:
-        records[ARRAYS] = ArrayRecord({name: _array(values) for name, values in parts.arrays.items()})
+        records[ARRAYS] = pack(parts.arrays)
     return records
-
-
-def _array(values: np.ndarray) -> Array:
-    # Flower's own way copies twice
-    return Array(str(values.dtype), values.shape, NUMPY, float32_bytes(values))
 
 
 def _word(records: RecordDict, record: str, field: str) -> str | None:
@@ -60,4 +56,4 @@ def _word(records: RecordDict, record: str, field: str) -> str | None:
 
 
 def _read(arrays: ArrayRecord) -> dict[str, np.ndarray]:
-    return {name: read_float32(array.data) for name, array in arrays.items()}
+    return unpack(arrays) if is_packed(arrays) else {name: read_float32(array.data) for name, array in arrays.items()}

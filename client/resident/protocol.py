@@ -10,19 +10,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import safetensors.numpy
 from pydantic import Field, model_validator
-from safetensors import SafetensorError
 
 from client.resident.frames import Frame, Pieces
 from shared.errors import ConfigError, WireError
-from shared.float32_file import as_pieces
+from shared.float32_file import as_pieces, read_file
 from shared.record_names import MAX_HEADER_CHARACTERS, REFUSAL_CODE
 from shared.settings import AnySettings, Settings, parse_settings_json
 
 AGENT_PROTOCOL: Literal[1] = 1
-MOST_NAMES_BYTES = 2 << 20
-"""of the list of names before the arrays: what is read of it takes more than thirty times as much memory"""
 Kind = Literal["query", "train", "health"]
 
 
@@ -102,11 +98,4 @@ def _body(arrays: Mapping[str, np.ndarray] | None) -> Pieces:
 
 
 def _arrays(frame: Frame) -> dict[str, np.ndarray] | None:
-    if not frame.body:
-        return None
-    if (names := int.from_bytes(frame.body[:8], "little")) > MOST_NAMES_BYTES:
-        raise WireError(f"arrays whose names and shapes take {names} bytes; allowed: {MOST_NAMES_BYTES}")
-    try:
-        return safetensors.numpy.load(frame.body)
-    except (SafetensorError, ValueError, TypeError, KeyError) as error:
-        raise WireError(f"the arrays of a message are not readable: {error}; allowed: safetensors") from None
+    return read_file(frame.body) if frame.body else None

@@ -55,7 +55,7 @@ from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 from shared.keys import PrivateKey, public_pem, read_private, sign
 from shared.messages import PROTOCOL_VERSION, Hello, ReplyHeader, TrainReply
 from shared.record_names import HEADER
-from shared.wire import array_shapes, encode_reply
+from shared.wire import array_shapes, encode_reply, packed
 
 POLL_S, HEARTBEAT_S, SAID_S = 3.0, 24.0, 30.0
 """as Flower 1.41 has it: 0.8 of the 30 s that it says"""
@@ -252,7 +252,7 @@ def reply_to(content: RecordDict, *, asked: Message, name: str, key: PrivateKey)
             privacy=None,
         )
         said = encode_reply(TrainReply(told, update))
-    return _message(said, asked=asked.metadata)
+    return _message(packed(said), asked=asked.metadata)
 
 
 def _message(content: RecordDict, *, asked: Metadata) -> Message:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
-from flwr.app import Context, Message, MessageType, RecordDict
+from flwr.app import ArrayRecord, Context, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.superlink.grid import HttpGrid
 
@@ -17,6 +17,8 @@ from server.strategy import FlowerTransport
 from shared.errors import RunError
 from shared.keys import PrivateKey, new_key, public_line, sign
 from shared.messages import PROTOCOL_VERSION, Hello, HelloRequest, OtherVersion, Refusal
+from shared.packed_arrays import is_packed
+from shared.record_names import ARRAYS
 from shared.version import VERSION
 from shared.wire import decode_query, encode_reply
 from simulations.engine.local import LocalGrid
@@ -362,6 +364,24 @@ def test_who_comes_in_the_middle_of_a_round_is_asked_in_it_and_in_once_it_is_ove
         assert deployed.transport._nodes.keys() == {"north"}
     assert answers == [("north", Refusal("refused"))]
     assert [site.site for site in deployed.transport.newcomers()] == ["south"]
+
+
+def test_over_a_network_all_sites_share_one_packed_model(deployed: Deployed, clock: Clock) -> None:
+    sent = list[Message]()
+
+    class Listening(FarGrid):
+        def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+            sent.extend(came := list(messages))
+            return super().push_messages(came)
+
+    deployed.transport._grid = Listening(deployed.grid, clock=clock)
+    deployed.begin("north", "south")
+    sent.clear()
+    assert len(dict(deployed.transport.train(one_request("north", "south"), timeout_s=60.0))) == 2
+    first, second = (message.content[ARRAYS] for message in sent)
+    assert first is second
+    assert isinstance(first, ArrayRecord)
+    assert is_packed(first)
 
 
 def test_too_few_at_the_start_are_an_error_still(deployed: Deployed) -> None:

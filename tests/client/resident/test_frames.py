@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from client.resident.conversion import parts_of, records_of
 from client.resident.frames import MAGIC, MOST_HEAD_BYTES, Frame, receive_frame, send_frame
-from client.resident.protocol import MOST_NAMES_BYTES, Parts, read_reply, read_request, reply_frame, request_frame
+from client.resident.protocol import Parts, read_reply, read_request, reply_frame, request_frame
 from shared.errors import WireError
+from shared.float32_file import MOST_NAMES_BYTES
 
 
 @pytest.fixture
