@@ -175,7 +175,7 @@ def register(key: Path, *, name: str, home: Path) -> str:
     Raises:
         RunError: Flower says no, or does not answer.
     """
-    told = _flwr(["supernode", "register", str(key), LINK, "--name", name], home=home)
+    told = _flwr(["supernode", "register", str(key.absolute()), LINK, "--name", name], home=home)
     return str(told["node-id"])
 
 
@@ -247,7 +247,7 @@ def submit(app: Path, *, config: Mapping[str, str], home: Path) -> str:
         RunError: Flower says no, or does not answer.
     """
     said = " ".join(f"{name}={json.dumps(value)}" for name, value in config.items())
-    return str(_flwr(["run", str(app), LINK, "--run-config", said], home=home)["run-id"])
+    return str(_flwr(["run", str(app.absolute()), LINK, "--run-config", said], home=home)["run-id"])
 
 
 def run_status(run_id: str, *, home: Path) -> FlowerRun:
@@ -271,10 +271,17 @@ def stop_run(run_id: str, *, home: Path) -> None:
 
 def _flwr(words: Sequence[str], *, home: Path) -> dict[str, object]:
     """What `flwr` answers as JSON."""
+    home = home.absolute()
     command = [*_program("flwr"), *words, "--format", "json"]
     try:
         done = subprocess.run(  # noqa: S603  our own words, no shell
-            command, env=environment(home), capture_output=True, text=True, timeout=_CALL_TIMEOUT_S, check=False
+            command,
+            cwd=home,  # where the user stands a folder may be called as the SuperLink is, which Flower takes for an app
+            env=environment(home),
+            capture_output=True,
+            text=True,
+            timeout=_CALL_TIMEOUT_S,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise RunError(f"{shlex.join(command[:3])}: {error}") from None

@@ -109,3 +109,19 @@ def test_a_flower_that_says_no_is_an_error_that_says_what_to_do(tmp_path: Path) 
     )
     with pytest.raises(RunError, match=r"flwr supernode list.*motet server start"):
         flower_commands.nodes(home=tmp_path)
+
+
+def test_a_folder_called_as_the_superlink_is_where_the_user_stands_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, place = tmp_path / "home", tmp_path / "here"
+    home.mkdir()
+    (place / flower_commands.LINK).mkdir(parents=True)
+    (place / flower_commands.LINK / "pyproject.toml").write_text("[tool.flwr.app]\n", encoding="utf-8")
+    (home / "config.toml").write_text(
+        flower_commands.link_configuration(address="localhost:1", ca=tmp_path / "none"), encoding="utf-8"
+    )
+    monkeypatch.chdir(place)
+    with pytest.raises(RunError) as caught:
+        flower_commands.nodes(home=Path("../home"))
+    assert "migrat" not in str(caught.value)
