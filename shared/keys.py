@@ -1,7 +1,7 @@
 """Keys: what a site is known by, in the form that Flower's SuperNode takes, and what is signed with it.
 
 in        random numbers of the operating system; files in OpenSSH's form
-out       a private key's text, a public key's line, its fingerprint, signatures
+out       a private key's text, a public key's line, its fingerprint, signatures; a certificate and its fingerprint
 relies on cryptography for ECDSA over P-384; no other curve or kind of key is taken
 """
 
@@ -10,6 +10,7 @@ import hashlib
 import os
 from pathlib import Path
 
+from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -32,6 +33,32 @@ def private_text(key: PrivateKey) -> bytes:
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
     )
+
+
+def read_certificate(path: Path) -> x509.Certificate:
+    """A certificate, such as the one of a deployment's authority.
+
+    Raises:
+        ConfigError: the file is not there, or is no certificate.
+    """
+    try:
+        return x509.load_pem_x509_certificate(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); allowed: a certificate in PEM form") from None
+    except ValueError:
+        raise ConfigError(
+            f"{path}: no certificate; allowed: a file in PEM form, as `motet server init` makes"
+        ) from None
+
+
+def certificate_fingerprint(path: Path) -> str:
+    """SHA-256 of a certificate, as `openssl x509 -fingerprint -sha256` shows it.
+
+    Raises:
+        ConfigError: it is no certificate.
+    """
+    digest = read_certificate(path).fingerprint(hashes.SHA256()).hex().upper()
+    return ":".join(digest[at : at + 2] for at in range(0, len(digest), 2))
 
 
 def public_line(key: PublicKey, *, name: str) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from client.node.settings import FILE_NAME, NodeSettings, read_node
 from shared import flower_commands
 from shared.errors import ConfigError
-from shared.keys import fingerprint, read_private
+from shared.keys import certificate_fingerprint, fingerprint, read_private
 from shared.supervise import Backoff, Program, Supervisor, stopped_by_signals
 
 log = logging.getLogger("motet.site")
@@ -57,12 +57,25 @@ def _check(node: NodeSettings) -> None:
         raise ConfigError(
             f"{node.ca}: not there; put the server's ca.crt there, and compare its fingerprint with the operator's"
         )
+    log.info("server's authority %s", certificate_fingerprint(node.ca))
+    _check_user(node)
     log.info("key %s", fingerprint(read_private(node.key).public_key()))
     if not os.access(node.home, os.W_OK | os.X_OK):
         raise ConfigError(f"{node.home}: this user cannot write there; run: sudo chown -R USER {node.home}")
     (node.home / "flower").mkdir(exist_ok=True, mode=0o700)
     if not node.agent.is_socket():
         log.warning("%s: no agent answers there yet; start it with: motet agent start", node.agent)
+
+
+def _check_user(node: NodeSettings) -> None:
+    """Root may read the key of the node's user; what the server delivers would then be root's as well."""
+    owner = node.home.stat().st_uid
+    # PRIVACY: delivered code reads what this user can. test_root_does_not_start_the_node_of_another_user
+    if os.geteuid() == 0 and owner != 0:
+        raise ConfigError(
+            f"{node.home}: is user {owner}'s, and root started it: what the server delivers could read data and "
+            f"ledger; run: sudo -u '#{owner}' motet node start {node.home.parent}"
+        )
 
 
 def _free_port() -> int:

@@ -20,7 +20,7 @@ from client.node.template import site_toml
 from client.site import SiteConfig, read_site
 from shared.card import card_places, find_card
 from shared.errors import ConfigError
-from shared.keys import fingerprint, new_key, private_text, public_line, write_secret
+from shared.keys import fingerprint, new_key, private_text, public_line, read_certificate, write_secret
 from shared.manifest import read_manifest
 from shared.schema import DataCard
 from shared.settings import parse_settings
@@ -86,6 +86,8 @@ def make_site(folder: Path, new: NewSite) -> tuple[Path, str]:
     # before anything is made, all of it is judged
     parse_settings(SiteConfig, tomllib.loads(text), place="motet site init")
     parse_settings(NodeSettings, tomllib.loads(node_text), place="motet site init")
+    if new.ca is not None:
+        read_certificate(new.ca)
     if not new.data.is_dir():
         raise ConfigError(f"{new.data}: no such folder; --data names the one with metadata.jsonl in it")
     # who runs the SuperNode passes through the folder and reads nothing in it but what is made for it

@@ -17,7 +17,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from server.settings import write_atomically
 from shared.errors import ConfigError
-from shared.keys import write_secret
+from shared.keys import read_certificate, write_secret
 
 CA_DAYS, SERVER_DAYS = 3650, 397
 _BACKDATED = dt.timedelta(hours=1)
@@ -71,27 +71,17 @@ def make_server_certificate(folder: Path, *, names: Sequence[str]) -> None:
     write_atomically(folder / "server.pem", made.public_bytes(serialization.Encoding.PEM))
 
 
-def certificate_fingerprint(path: Path) -> str:
-    """SHA-256 of a certificate, as `openssl x509 -fingerprint -sha256` shows it.
-
-    Raises:
-        ConfigError: it is no certificate.
-    """
-    digest = _read(path).fingerprint(hashes.SHA256()).hex().upper()
-    return ":".join(digest[at : at + 2] for at in range(0, len(digest), 2))
-
-
 def expires(path: Path) -> dt.datetime:
     """When a certificate stops being valid.
 
     Raises:
         ConfigError: it is no certificate.
     """
-    return _read(path).not_valid_after_utc
+    return read_certificate(path).not_valid_after_utc
 
 
 def _authority(folder: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
-    found = _read(folder / "ca.crt")
+    found = read_certificate(folder / "ca.crt")
     try:
         key = serialization.load_pem_private_key((folder / "ca.key").read_bytes(), password=None)
     except (OSError, ValueError, TypeError):
@@ -101,13 +91,6 @@ def _authority(folder: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateK
     if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != found.public_key():
         raise ConfigError(f"{folder}/ca.key: not the key of ca.crt; allowed: the two that were made together")
     return found, key
-
-
-def _read(path: Path) -> x509.Certificate:
-    try:
-        return x509.load_pem_x509_certificate(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: no certificate ({error}); allowed: a file in PEM form") from None
 
 
 def _builder(

@@ -26,6 +26,7 @@ from server.settings import read_settings, write_atomically, write_settings
 from shared import flower_commands
 from shared.errors import RunError
 
+_MOST_NAMED = 8
 REPORT_FILE = "report.html"
 ID_FILE = "flower-run"
 _LOOK_S, _ASK_FLOWER_S = 0.5, 10.0
@@ -86,13 +87,27 @@ def follow_run(folder: Path, *, deployment: Deployment, console: Console | None 
                 why = _why_it_ended(run_id, folder=folder, deployment=deployment)
             if why is not None:
                 raise RunError(
-                    f"{folder}: {why}\nThe server's log: {folder / LOG_FILE}; when it is mended: "
+                    f"{folder}: {why}\nThe server's log: {folder / LOG_FILE}; to go on: "
                     f"motet run --resume {folder} --on {deployment.folder}"
                 )
             time.sleep(_LOOK_S)
         for record in read_rounds(folder / METRICS_FILE)[shown:]:
             line.tell(record)
     return folder / REPORT_FILE
+
+
+def nobody_took_part(folder: Path) -> str | None:
+    """What to tell whoever waited for a run that used no update of any site; None where it used one."""
+    asked = [site for record in read_rounds(folder / METRICS_FILE) for site in record.sites]
+    missing = sorted({f"{site.site}: {site.outcome}" for site in asked if site.outcome != "not-asked"})
+    if not missing or any(site.outcome in {"used", "withheld"} for site in asked):
+        return None
+    more = f", and {len(missing) - _MOST_NAMED} more" if len(missing) > _MOST_NAMED else ""
+    return (
+        f"no update was used in any round ({', '.join(missing[:_MOST_NAMED])}{more}): the model is the one that the "
+        "run began with. Why a site refused stands at its agent, in agent/journal.jsonl; `motet budget` there says "
+        "what is left"
+    )
 
 
 def stop_run(folder: Path, *, deployment: Deployment) -> None:
@@ -120,6 +135,8 @@ def _why_it_ended(run_id: str, *, folder: Path, deployment: Deployment) -> str |
         if (folder / REPORT_FILE).is_file():
             return None
         time.sleep(_LOOK_S)
+    if found.status.endswith("stopped"):
+        return read_failure(folder) or "it was stopped before its end"
     return read_failure(folder) or f"Flower ended it ({found.status} {found.details})".rstrip()
 
 

@@ -84,6 +84,13 @@ def lead(record: RunRecord, *, words: Words) -> list[str]:
         f"It was then measured once, on {count_text(record.test.overall.num_samples, 'test sample')} "
         f"that played no part in any choice. {words.texts['intervals']}"
     )
+    outcomes = {site.outcome for each in record.rounds for site in each.sites} - {"not-asked"}
+    if outcomes and not outcomes & {"used", "withheld"}:
+        trained = (
+            f"{count_text(len(record.sites), 'site')} were asked to train one model together{data}, for "
+            f"{count_text(len(record.rounds), 'round')}, and no update of any of them was used. "
+            "The model is the one that the run began with."
+        )
     return [trained, f"{_choice(record)} {tested}"]
 
 

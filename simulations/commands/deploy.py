@@ -88,7 +88,7 @@ def status(
 
 
 def _follow(folder: Path, *, deployment: "Deployment") -> None:
-    from server.deployment.runs import follow_run
+    from server.deployment.runs import follow_run, nobody_took_part
 
     try:
         report = follow_run(folder, deployment=deployment)
@@ -98,6 +98,8 @@ def _follow(folder: Path, *, deployment: "Deployment") -> None:
             f"end it with: motet run --stop {folder} --on {deployment.folder}"
         )
         raise typer.Exit(130) from None
+    if warning := nobody_took_part(folder):
+        typer.echo(warning, err=True)
     typer.echo(f"report: {report}")
 
 

@@ -30,8 +30,8 @@ def init(
     ] = None,
 ) -> None:
     """Make a server's folder: certificate authority, server certificate, keys, settings."""
-    from server.deployment.certificates import certificate_fingerprint
     from server.deployment.setup import make_deployment
+    from shared.keys import certificate_fingerprint
 
     made = make_deployment(folder, host=host, port=port, listen=listen, monitor_port=monitor_port)
     typer.echo(

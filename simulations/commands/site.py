@@ -39,6 +39,7 @@ def init(
 ) -> None:
     """Make a site's folder: its settings with comments, its key, and NAME.pub to hand over to the server's operator."""
     from client.node.setup import NewSite, make_site
+    from shared.keys import certificate_fingerprint
 
     size, subjects = _public_numbers(data, size=size, subjects=subjects, needs_subjects=unit == "subject")
     new = NewSite(
@@ -47,10 +48,13 @@ def init(
     )  # fmt: skip
     public, mark = make_site(folder, new)
     _tell(public, mark=mark)
+    if ca is not None:
+        typer.echo(f"authority: {certificate_fingerprint(ca)} (compare it with the one that the operator reads to you)")
     steps = [
         f"read {folder}/site.toml, every line: it is your word, and nobody else can change it",
         *([] if ca else [f"put the server's ca.crt into {folder}/node/ca.crt; compare its fingerprint"]),
         f"motet check {data}",
+        *([f"chmod -R go-rwx {data} (the node's user may not read it)"] if node_user else []),
         f"motet agent start {folder}",
         f"motet node start {folder}" + (f" (as the user {node_user})" if node_user else ""),
     ]
@@ -74,7 +78,8 @@ def key(
     public, mark = new_site_key(folder, name=read_site(folder / SITE_FILE).name)
     _tell(public, mark=mark)
     typer.echo(
-        f"next: start agent and node again, once the server's operator has enrolled it\n  motet node start {folder}"
+        f"next: start agent and node again, once the server's operator has enrolled it\n"
+        f"  motet agent start {folder}\n  motet node start {folder}"
     )
 
 

@@ -12,10 +12,11 @@ import pytest
 from cryptography import x509
 
 from server.deployment.bundle import app_settings, make_app
-from server.deployment.certificates import certificate_fingerprint, expires
+from server.deployment.certificates import expires
 from server.deployment.settings import Deployment, open_deployment
 from server.deployment.setup import make_deployment, renew_certificate
 from shared.errors import ConfigError
+from shared.keys import certificate_fingerprint
 from shared.settings import read_toml
 from shared.version import VERSION
 

@@ -288,6 +288,9 @@ def test_a_run_in_which_nothing_worked_still_has_a_report() -> None:
     assert "nothing about any record was released" in text
     assert "Nothing left any site" in text
     assert "untrained model" in text
+    assert "no update of any of them was used" in text
+    assert "sent what training had changed" not in text
+    assert "no update of any of them was used" not in page_of(build_record(rounds=2)).text
     none = record.model_copy(update={"rounds": ()})
     assert page_of(none).text
 

@@ -14,6 +14,7 @@ from client.node.serving import program, run_node
 from client.node.settings import read_node
 from client.node.setup import NewSite, count_rows, make_site, new_site_key, rounded
 from client.site import read_site
+from server.deployment.certificates import make_authority
 from shared.errors import ConfigError
 from shared.keys import fingerprint, read_private, read_public, write_secret
 from tests.tiny import CARD, write_folder
@@ -178,3 +179,21 @@ def test_a_link_in_the_nodes_folder_hands_nothing_over(tmp_path: Path, monkeypat
     new_site_key(folder, name="clinic-a")
     assert victim.stat().st_uid == os.geteuid()
     assert (folder / "node" / "key").lstat().st_uid == 65534
+
+
+@pytest.mark.parametrize(("text", "said"), [(None, "cannot be read"), ("not a certificate", "no certificate")])
+def test_an_authority_that_is_none_makes_nothing(tmp_path: Path, data: Path, text: str | None, said: str) -> None:
+    if text is not None:
+        (tmp_path / "ca.crt").write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match=said):
+        make_site(tmp_path / "site", new(data, ca=tmp_path / "ca.crt"))
+    assert not (tmp_path / "site").exists()
+
+
+@pytest.mark.skipif(not IS_ROOT, reason="only root can be the wrong user and read the key all the same")
+def test_root_does_not_start_the_node_of_another_user(tmp_path: Path, data: Path) -> None:
+    make_authority(tmp_path)
+    make_site(tmp_path / "site", new(data, node_user="nobody", ca=tmp_path / "ca.crt"))
+    with pytest.raises(ConfigError, match="root started it"):
+        run_node(tmp_path / "site")
+    assert not (tmp_path / "site" / "node" / "flower").exists()
