@@ -161,6 +161,13 @@ def explain_node_exit(said: str) -> str | None:
     return f"the server cannot be reached (Flower's exit code {_CONNECTION_EXIT}): {first[:200]}"
 
 
+def explain_server_exit(said: str) -> str | None:
+    """Why a SuperLink ended, from the last of what it said; None where that is not known."""
+    if "address already in use" in said.rpartition("Starting Flower SuperLink")[2]:
+        return "its port is in use by another program: end that one (`ss -ltnp` names it), or change port and listen"
+    return None
+
+
 def link_configuration(*, address: str, ca: Path) -> str:
     """FLWR_HOME/config.toml: where `flwr` finds the SuperLink."""
     return (

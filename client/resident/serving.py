@@ -107,10 +107,11 @@ class Agent:
         with contextlib.suppress(MotetError, OSError):
             site = read_site(self._site_file)
             found["settings"] = True
-            _look_at_ledger(site)
-            found["ledger"] = True
             folders = (site.ledger.parent, site.agent.answers, site.agent.journal.parent)
             found["disk"] = all(shutil.disk_usage(folder).free >= _LEAST_FREE_BYTES for folder in folders)
+        with contextlib.suppress(MotetError, OSError):
+            _look_at_ledger(read_site(self._site_file))
+            found["ledger"] = True
         return found
 
     def _noted(self, kind: Kind, parts: Parts) -> Parts:

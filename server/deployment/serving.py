@@ -65,6 +65,7 @@ def programs(deployment: Deployment) -> tuple[Program, ...]:
             log=deployment.logs / f"{name}.log",
             folder=deployment.folder,
             environment=variables,
+            explain=flower_commands.explain_server_exit if name == "superlink" else None,
         )
         for name, command in commands.items()
     )

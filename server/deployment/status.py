@@ -103,7 +103,7 @@ def render_status(status: Status) -> RenderableType:
     table = Table("site", "state", "since", "version", "in from", last, "key until")
     for site in status.sites:
         style = {"online": "green", "never": "blue", "unknown": ""}.get(site.state, "yellow")
-        outcome = " ".join(word for word in (site.last_outcome, site.last_code) if word) or "-"
+        outcome = " ".join(dict.fromkeys(word for word in (site.last_outcome, site.last_code) if word)) or "-"
         table.add_row(
             site.name,
             Text(site.state, style=style),

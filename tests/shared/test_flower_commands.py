@@ -63,6 +63,12 @@ def test_the_end_of_a_node_is_explained(said: str, expected: str) -> None:
     assert expected in (flower_commands.explain_node_exit(said) or "")
 
 
+def test_a_server_whose_port_is_taken_says_so_and_not_of_an_earlier_time() -> None:
+    taken = "INFO : Starting Flower SuperLink\nERROR [uvicorn.error] [Errno 98] ...: address already in use\n"
+    assert "in use by another program" in (flower_commands.explain_server_exit(taken) or "")
+    assert flower_commands.explain_server_exit(taken + "INFO : Starting Flower SuperLink\nkilled\n") is None
+
+
 def test_an_end_without_a_known_reason_is_left_to_the_log() -> None:
     assert flower_commands.explain_node_exit("Traceback ...") is None
     assert flower_commands.explain_node_exit("Exit Code: 0") is None

@@ -24,6 +24,7 @@ from client.resident.journal import NUM_OLDER, Journal, described
 from client.resident.metrics import Metrics
 from client.resident.protocol import Parts
 from client.resident.serving import Agent
+from client.site import read_site
 from shared.errors import ConfigError, Fault, ManifestError, PermissionRefused
 from shared.metrics_port import MetricsPort
 from tests.client.asking import site_file
@@ -261,6 +262,10 @@ def test_metrics_and_health_are_of_the_agent_and_of_no_record(tmp_path: Path) ->
         }  # fmt: skip
         said = json.loads(urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=20).read())
         assert said == {"well": True, "settings": True, "ledger": True, "disk": True}
+        read_site(path).ledger.write_bytes(b"no ledger at all" * 100)
+        with pytest.raises(urllib.error.HTTPError, match="503") as caught:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=20)
+        assert json.loads(caught.value.read()) == {"well": False, "settings": True, "ledger": False, "disk": True}
         path.unlink()
         with pytest.raises(urllib.error.HTTPError, match="503") as caught:
             urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=20)
