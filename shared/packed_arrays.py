@@ -25,8 +25,17 @@ def pack(arrays: Mapping[str, np.ndarray]) -> ArrayRecord:
     Raises:
         TypeError: an array holds no float32 numbers.
     """
-    data = b"".join(as_pieces(arrays))
-    return ArrayRecord({PACKED: Array("uint8", (len(data),), SAFETENSORS, data)})
+    return record_of(b"".join(as_pieces(arrays)))
+
+
+def record_of(file: bytes) -> ArrayRecord:
+    """A record of one array that is a safetensors file, which is not looked at."""
+    return ArrayRecord({PACKED: Array("uint8", (len(file),), SAFETENSORS, file)})
+
+
+def file_of(arrays: ArrayRecord) -> bytes:
+    """The file in a packed record, as it came."""
+    return arrays[PACKED].data
 
 
 def is_packed(arrays: ArrayRecord) -> bool:
@@ -40,7 +49,7 @@ def unpack(arrays: ArrayRecord) -> dict[str, np.ndarray]:
     Raises:
         WireError: it is no safetensors file, names too much, or holds other numbers than float32.
     """
-    found = read_file(arrays[PACKED].data)
+    found = read_file(file_of(arrays))
     for name, values in found.items():
         if values.dtype != np.float32:
             raise WireError(f"array {name[:200]!r} is {values.dtype}; allowed: float32")

@@ -11,7 +11,7 @@ from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from client.resident.protocol import Parts
 from shared.array_bytes import read_float32
 from shared.errors import WireError
-from shared.packed_arrays import is_packed, pack, unpack
+from shared.packed_arrays import file_of, is_packed, pack, record_of
 from shared.record_names import ARRAYS, HEADER, REFUSAL
 
 _FORMS: tuple[set[str], ...] = (set(), {HEADER}, {HEADER, ARRAYS}, {REFUSAL})
@@ -29,7 +29,8 @@ def parts_of(records: RecordDict) -> Parts:
     return Parts(
         header=_word(records, HEADER, "json"),
         code=_word(records, REFUSAL, "code"),
-        arrays=_read(arrays) if isinstance(arrays, ArrayRecord) else None,
+        arrays=_read(arrays) if isinstance(arrays, ArrayRecord) and not is_packed(arrays) else None,
+        file=file_of(arrays) if isinstance(arrays, ArrayRecord) and is_packed(arrays) else None,
     )
 
 
@@ -40,7 +41,9 @@ def records_of(parts: Parts) -> RecordDict:
         records[REFUSAL] = ConfigRecord({"code": parts.code})
     if parts.header is not None:
         records[HEADER] = ConfigRecord({"json": parts.header})
-    if parts.arrays is not None:
+    if parts.file is not None:
+        records[ARRAYS] = record_of(parts.file)
+    elif parts.arrays is not None:
         records[ARRAYS] = pack(parts.arrays)
     return records
 
@@ -56,4 +59,4 @@ def _word(records: RecordDict, record: str, field: str) -> str | None:
 
 
 def _read(arrays: ArrayRecord) -> dict[str, np.ndarray]:
-    return unpack(arrays) if is_packed(arrays) else {name: read_float32(array.data) for name, array in arrays.items()}
+    return {name: read_float32(array.data) for name, array in arrays.items()}

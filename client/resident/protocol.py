@@ -51,19 +51,29 @@ class Parts:
     header: str | None = None
     code: str | None = None
     arrays: Mapping[str, np.ndarray] | None = None
-    """name -> float32 array; None where the message has no record of arrays"""
+    """name -> float32 array; None where the message has no record of arrays, or they are in `file`"""
+    file: bytes | None = None
+    """the arrays as the safetensors file that came, for who only passes them on"""
+
+    def read(self) -> Mapping[str, np.ndarray] | None:
+        """The arrays, whichever way they are held.
+
+        Raises:
+            WireError: the file is none.
+        """
+        return self.arrays if self.file is None else read_file(self.file)
 
 
 def request_frame(kind: Kind, parts: Parts) -> Frame:
     """A request as bytes."""
     head = AgentRequest(agent_protocol=AGENT_PROTOCOL, kind=kind, header=parts.header)
-    return Frame(head.model_dump_json().encode(), pieces=_body(parts.arrays))
+    return Frame(head.model_dump_json().encode(), pieces=_body(parts))
 
 
 def reply_frame(parts: Parts) -> Frame:
     """A reply as bytes."""
     head = AgentReply(agent_protocol=AGENT_PROTOCOL, header=parts.header, code=parts.code)
-    return Frame(head.model_dump_json().encode(), pieces=_body(parts.arrays))
+    return Frame(head.model_dump_json().encode(), pieces=_body(parts))
 
 
 def read_request(frame: Frame) -> tuple[Kind, Parts]:
@@ -73,17 +83,17 @@ def read_request(frame: Frame) -> tuple[Kind, Parts]:
         WireError: it is no request, or its arrays are not readable.
     """
     head = _head(AgentRequest, frame)
-    return head.kind, Parts(header=head.header, arrays=_arrays(frame))
+    return head.kind, Parts(header=head.header, arrays=read_file(frame.body) if frame.body else None)
 
 
 def read_reply(frame: Frame) -> Parts:
-    """What was answered.
+    """What was answered; its arrays are not looked at.
 
     Raises:
-        WireError: it is no reply, or its arrays are not readable.
+        WireError: it is no reply.
     """
     head = _head(AgentReply, frame)
-    return Parts(header=head.header, code=head.code, arrays=_arrays(frame))
+    return Parts(header=head.header, code=head.code, file=frame.body or None)
 
 
 def _head(kind: type[AnySettings], frame: Frame) -> AnySettings:
@@ -93,9 +103,7 @@ def _head(kind: type[AnySettings], frame: Frame) -> AnySettings:
         raise WireError(str(error)) from None
 
 
-def _body(arrays: Mapping[str, np.ndarray] | None) -> Pieces:
-    return () if arrays is None else as_pieces(arrays)
-
-
-def _arrays(frame: Frame) -> dict[str, np.ndarray] | None:
-    return read_file(frame.body) if frame.body else None
+def _body(parts: Parts) -> Pieces:
+    if parts.file is not None:
+        return (parts.file,)
+    return () if parts.arrays is None else as_pieces(parts.arrays)

@@ -2,7 +2,8 @@
 
 in        nothing: a site of generated vectors, and a model of a size that is asked for
 out       a table: medians in seconds, of the carrier's own process, its conversions, the socket and the agent
-relies on rounds of both ways being asked in alternation, each of its own run, with noise and ledger as in earnest
+relies on rounds of both ways being asked in alternation, each of its own run, with noise and ledger as in earnest;
+          both get the round in the form in which it crosses a network, and give their answer in it
 
     python -m simulations.bench.agent_overhead --width 256 --rounds 20
 """
@@ -36,7 +37,7 @@ from client.run_model import exchanged_shapes, key_of, num_parameters
 from client.site import read_site
 from shared.config import RunConfig
 from shared.messages import PROTOCOL_VERSION, RequestHeader, TrainRequest
-from shared.wire import encode_request
+from shared.wire import encode_request, packed
 
 _ROWS = 200
 Clock = Callable[[], float]
@@ -103,7 +104,7 @@ def request(run: RunConfig, *, number: int) -> RecordDict:
         planned_rounds=run.federation.rounds,
     )  # fmt: skip
     shapes = exchanged_shapes(key_of(run), run.modalities).sent
-    return encode_request(TrainRequest(header, {name: torch.zeros(shape) for name, shape in shapes.items()}))
+    return packed(encode_request(TrainRequest(header, {name: torch.zeros(shape) for name, shape in shapes.items()})))
 
 
 def cpu_seconds() -> float:
@@ -133,7 +134,7 @@ def measure(folder: Path, *, width: int, features: int, rounds: int, clock: Cloc
     try:
         for number in range(1, rounds + 2):
             records = request(run, number=number)
-            alone, _ = timed(lambda asked=records: answer_training(asked, site_file=here), clock=clock)  # type: ignore[misc]
+            alone, _ = timed(lambda asked=records: packed(answer_training(asked, site_file=here)), clock=clock)  # type: ignore[misc]
             began = clock()
             parts = parts_of(records)
             asked = clock()
