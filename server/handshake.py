@@ -69,11 +69,12 @@ class Enrolled:
 
 
 def judge_introduction(
-    said: Hello | OtherVersion | Refusal, *, nonce: str, enrolled: Enrolled | None, taken: Container[str]
+    said: Hello | OtherVersion | Refusal | None, *, nonce: str, enrolled: Enrolled | None, taken: Container[str]
 ) -> Introduction:
     """Whether a node's answer is taken, and as whose.
 
     Args:
+        said: None: nothing that can be read.
         nonce: what it was sent, and must have signed.
         enrolled: None: simulated sites, which have no keys.
         taken: names of the sites that are in already.
@@ -81,6 +82,9 @@ def judge_introduction(
     Raises:
         RunError: two simulated sites bear one name.
     """
+    if said is None:
+        line = "a site answered with nothing that can be read; its node's log says more (node/log at the site)"
+        return Introduction(site=None, code="no-introduction", line=line)
     if isinstance(said, Refusal):
         return Introduction(site=None, code=said.code, line=f"a site refuses to introduce itself: {said.code}")
     if isinstance(said, OtherVersion):

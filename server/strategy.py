@@ -100,9 +100,9 @@ class FlowerTransport:
         node_of = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
         for name, reply in replies:
             node = node_of.get(name, 0)
-            said = _said(reply) if reply is not None and node in asked else None
-            if said is None:
+            if node not in asked:
                 continue
+            said = None if reply is None else _said(reply)
             # one that answers twice finds its nonce used
             judged = judge_introduction(said, nonce=asked.pop(node).nonce, enrolled=self._enrolled, taken=found)
             self._introductions[node] = judged

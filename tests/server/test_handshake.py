@@ -189,14 +189,17 @@ def test_a_run_goes_on_with_the_accepted_and_the_others_are_told(tmp_path: Path)
         if asked.not_accepted is not None:
             told[site] = asked.not_accepted
             return Message(encode_reply(Refusal(asked.not_accepted)), reply_to=message)
+        if site == "east":
+            return Message(RecordDict(), reply_to=message)
         # south's node says to be north
         name = "north" if site == "south" else site
         return Message(encode_reply(hello(name, key=keys[site], nonce=asked.nonce)), reply_to=message)
 
-    grid = LocalGrid(app, sites=[Path("north"), Path("south"), Path("west")])
+    grid = LocalGrid(app, sites=[Path("north"), Path("south"), Path("west"), Path("east")])
     there = FlowerTransport(grid, enrolled=Enrolled(tmp_path / "enrolled"))
-    assert [each.site for each in there.hello(expected=3, min_sites=1, timeout_s=1.0)] == ["north"]
-    assert {each.code for each in there.introductions} == {None, "wrong-signature", "not-enrolled"}
+    assert [each.site for each in there.hello(expected=4, min_sites=1, timeout_s=1.0)] == ["north"]
+    codes = {None, "wrong-signature", "not-enrolled", "no-introduction"}
+    assert {each.code for each in there.introductions} == codes
     list(grid.pull_messages(list(grid._pending)))
     assert told == {"south": "wrong-signature", "west": "not-enrolled"}
 
