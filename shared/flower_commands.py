@@ -27,7 +27,18 @@ _CONNECTION_EXIT = 305
 """SUPERNODE_CONNECTION_ERROR: the SuperLink does not take the node, or cannot be reached"""
 _NOT_TAKEN = "[code: 2004]"
 """FLEET_NODE_ACTIVATION_FAILED; Flower says the same of an unknown key and of a node that is connected"""
+_ENDED_ITSELF = "SuperNode terminated gracefully."
+"""the SuperNode takes a 401 for a signal to end, and says no other word of it"""
+_CANNOT_CONNECT, _HAS_CONNECTED = "Connection attempt failed, retrying", "Connection successful"
 _HANDSHAKE = "SSL/TLS handshake error detected."
+_NOTES = (
+    *("Heads up from Flower!", "We detected legacy usage of this command", "settings from your pyproject.toml."),
+    *("Flower will migrate any relevant settings", "Learn more: https://flower.ai/docs"),
+)
+"""lines about settings of another kind than Motet's, which only lead astray"""
+_DECORATION = re.compile(r"\x1b\[[0-9;]*m|[\u2500-\u257f]")
+"""colours and frames"""
+_MOST_QUOTED = 400
 _CALL_TIMEOUT_S, _KEY_TIMEOUT_S = 120.0, 0.5
 _REGISTER, _SUPERLINK = (Path(__file__).with_name(f"flower_{name}.py") for name in ("register", "superlink"))
 _KEPT = (
@@ -142,9 +153,19 @@ def explain_stuck_node(said: str) -> str | None:
     return None
 
 
+def is_retrying(said: str) -> bool:
+    """Whether a SuperNode cannot connect at the moment, from the last of what it said."""
+    return said.rfind(_CANNOT_CONNECT) > said.rfind(_HAS_CONNECTED)
+
+
 def explain_node_exit(said: str) -> str | None:
-    """Why a SuperNode ended, from the last of what it said; None where that is not known."""
+    """Why a SuperNode ended unasked, from what it said since it was started; None where that is not known."""
     code = _exit_code(said)
+    if code is None and _ENDED_ITSELF in said:
+        return (
+            "the server takes this node no longer: its key was revoked or has expired (motet server enrol), or "
+            "somebody ended the SuperNode by hand"
+        )
     if code == 302:
         return "its key cannot be read (Flower's exit code 302); it must be the one that `motet site init` made"
     if code != _CONNECTION_EXIT:
@@ -294,12 +315,19 @@ def _flwr(words: Sequence[str], *, home: Path) -> dict[str, object]:
         raise RunError(f"{shlex.join(command[:3])}: {error}") from None
     told = _json(done.stdout)
     if told is None or told.get("success") is not True:
-        why = str(told.get("error-message")) if told else (done.stderr or done.stdout)
+        why = last_words(str(told.get("error-message")) if told else (done.stderr or done.stdout))
         raise RunError(
-            f"Flower does not answer `flwr {shlex.join(words[:2])}`: {' '.join(why.split())[-400:] or 'no words'}; is "
-            "the server running (motet server start)?"
+            f"Flower does not answer `flwr {shlex.join(words[:2])}`: {why or 'no words'}; is the server running (motet "
+            "server start)?"
         )
     return told
+
+
+def last_words(said: str) -> str:
+    """The end of what a command of Flower's said, on one line, from the beginning of a word on; not its notes."""
+    lines = [" ".join(_DECORATION.sub(" ", line).split()) for line in said.splitlines()]
+    words = " ".join(line for line in lines if line and not any(note in line for note in _NOTES))
+    return words if len(words) <= _MOST_QUOTED else f"... {words[-_MOST_QUOTED:].partition(' ')[2]}"
 
 
 def _program(name: str) -> tuple[str, ...]:

@@ -217,7 +217,7 @@ class _Watched:
     def _end_if_stuck(self, process: subprocess.Popen[bytes], stuck: Callable[[str], str | None]) -> None:
         """Killed, and started again as if it had ended by itself; only who has said nothing since the last look."""
         # what stood there before it was started was said by the one before
-        before, self._said = self._said, _tail(self.program.log, since=self._log_began)
+        before, self._said = self._said, tail(self.program.log, since=self._log_began)
         why = stuck(self._said) if self._said == before else None
         if why is not None:
             log.warning("%s: %s; it is ended", self.program.name, why)
@@ -293,7 +293,9 @@ class _Watched:
         if time.monotonic() - self._began >= self.program.backoff.settled_s:
             self._failures = 0
         how = f"ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
-        explained = self.program.explain and self.program.explain(_tail(self.program.log))
+        # what stood there before it was started was said by the one before
+        said = tail(self.program.log, since=self._log_began)
+        explained = self.program.explain and self.program.explain(said)
         self._again_later(explained or f"{how}; see {self.program.log}")
 
     def _again_later(self, why: str) -> None:
@@ -313,7 +315,8 @@ def _log_file(path: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _tail(path: Path, *, since: int = 0) -> str:
+def tail(path: Path, *, since: int = 0) -> str:
+    """The last 8 KiB of a log, of what stands behind `since` bytes of it; empty where there is none."""
     try:
         with path.open("rb") as file:
             size = path.stat().st_size

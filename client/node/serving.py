@@ -10,6 +10,7 @@ import os
 import socket
 from pathlib import Path
 
+from client.node.reach import watched
 from client.node.settings import FILE_NAME, NodeSettings, read_node
 from shared import flower_commands
 from shared.errors import ConfigError
@@ -29,8 +30,9 @@ def run_node(site: Path) -> None:
     """
     node = read_node(site / FILE_NAME)
     _check(node)
-    supervisor = Supervisor([program(node)], state=node.home / "running", most_log_bytes=node.log_bytes)
-    with stopped_by_signals(supervisor):
+    supernode = program(node)
+    supervisor = Supervisor([supernode], state=node.home / "running", most_log_bytes=node.log_bytes)
+    with stopped_by_signals(supervisor), watched(node.server, said_in=supernode.log):
         log.info("node of %s: connects to %s", site, node.server)
         supervisor.run()
 

@@ -1,12 +1,12 @@
 """Monitor: how the server fares, for Prometheus and for whoever asks whether it is well; on loopback.
 
-in        the states of the supervised programs, the enrolled keys, the run folders
+in        the states of the supervised programs, the enrolled keys and whether Flower knows them, the run folders
 out       http://127.0.0.1:PORT/metrics and /health
 relies on prometheus_client for the format; shows nothing of what sites sent but how many were used and why not
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 
 from prometheus_client import CollectorRegistry
@@ -22,18 +22,24 @@ from shared.supervise import Supervisor
 from shared.version import VERSION
 
 
-def open_monitor(deployment: Deployment, *, supervisor: Supervisor) -> MetricsPort:
+def open_monitor(deployment: Deployment, *, supervisor: Supervisor, in_step: Callable[[], bool]) -> MetricsPort:
     """The port of a deployment's metrics and health, until it is closed.
+
+    Args:
+        in_step: whether Flower knows the sites' keys as they are; without that a site that was let in cannot connect.
 
     Raises:
         ConfigError: the port is taken.
     """
     registry = CollectorRegistry()
-    registry.register(_Collector(deployment, supervisor))
+    registry.register(_Collector(deployment, supervisor, in_step=in_step))
     return MetricsPort(
         deployment.settings.monitor_port or 0,
         registry=registry,
-        checks=lambda: {state.name: state.pid is not None for state in supervisor.states()},
+        checks=lambda: {
+            **{state.name: state.pid is not None for state in supervisor.states()},
+            "keys_in_step": in_step(),
+        },
         setting="monitor_port",
     )
 
@@ -41,8 +47,8 @@ def open_monitor(deployment: Deployment, *, supervisor: Supervisor) -> MetricsPo
 class _Collector(Collector):
     """All of it is read when Prometheus asks, so that nothing can be out of date."""
 
-    def __init__(self, deployment: Deployment, supervisor: Supervisor) -> None:
-        self._deployment, self._supervisor = deployment, supervisor
+    def __init__(self, deployment: Deployment, supervisor: Supervisor, *, in_step: Callable[[], bool]) -> None:
+        self._deployment, self._supervisor, self._in_step = deployment, supervisor, in_step
 
     def collect(self) -> Iterable[Metric]:
         """The metrics as they are now."""
@@ -60,6 +66,9 @@ class _Collector(Collector):
         keys.add_metric(["valid"], sum(not each.has_expired(now) for each in listed))
         keys.add_metric(["expired"], sum(each.has_expired(now) for each in listed))
         yield keys
+        yield GaugeMetricFamily(
+            "motet_server_keys_in_step", "1 while Flower knows the enrolled keys as they are", float(self._in_step())
+        )
         ends = expires(self._deployment.tls.certificate)
         yield GaugeMetricFamily(
             "motet_server_certificate_seconds", "Until the server's certificate expires", (ends - now).total_seconds()

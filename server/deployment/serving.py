@@ -25,6 +25,7 @@ from shared.supervise import Program, Supervisor, stopped_by_signals
 log = logging.getLogger("motet.server")
 _LOOK_S, _OF_TIME = 1.0, 20.0
 """between two looks at the keys, and how many times longer than a look: a thousand keys take a while to read"""
+_STARTS_WITHIN_S, _AFTER_FAULT_S = 5.0, 10.0
 _WARN = timedelta(days=30)
 
 
@@ -37,7 +38,8 @@ def run_server(deployment: Deployment) -> None:
     _warn_of_certificates(deployment)
     write_link(deployment)
     supervisor = Supervisor(programs(deployment), state=deployment.state, most_log_bytes=deployment.settings.log_bytes)
-    with _monitored(deployment, supervisor), _kept_in_step(deployment), stopped_by_signals(supervisor):
+    keys = Keys(deployment)
+    with _monitored(deployment, supervisor, keys=keys), _kept_in_step(keys), stopped_by_signals(supervisor):
         log.info(
             "server of %s: sites connect to %s:%d",
             deployment.folder,
@@ -87,36 +89,64 @@ def answers(deployment: Deployment, *, within_s: float = 0.0) -> bool:
 
 
 @contextlib.contextmanager
-def _monitored(deployment: Deployment, supervisor: Supervisor) -> Iterator[None]:
+def _monitored(deployment: Deployment, supervisor: Supervisor, *, keys: "Keys") -> Iterator[None]:
     if deployment.settings.monitor_port is None:
         yield
         return
-    monitor = open_monitor(deployment, supervisor=supervisor)
+    monitor = open_monitor(deployment, supervisor=supervisor, in_step=lambda: keys.are_in_step)
     try:
         yield
     finally:
         monitor.close()
 
 
+class Keys:
+    """The sites' keys, told to Flower as they come, are revoked or expire."""
+
+    def __init__(self, deployment: Deployment) -> None:
+        """Nothing is told yet."""
+        self._deployment = deployment
+        self._is_first, self._has_failed = True, False
+        self.are_in_step = False
+        """whether Flower was told of all, when that was last looked at; not before it has once answered"""
+
+    def look(self) -> float:
+        """Tell Flower what there is to tell; Flower's own commands take seconds. How long to wait then, in seconds."""
+        began = time.monotonic()
+        try:
+            is_right = is_in_step(self._deployment)
+            pause_s = max(_LOOK_S, _OF_TIME * (time.monotonic() - began))
+            if self._is_first or not is_right:
+                is_right = answers(self._deployment) and self._told()
+            self.are_in_step = is_right
+        except (MotetError, OSError) as error:
+            self.are_in_step = False
+            # its port is open some seconds before it answers
+            is_starting = self._is_first and not self._has_failed
+            self._has_failed = True
+            if is_starting:
+                log.info("Flower's SuperLink is not ready to be told of the sites' keys; asked again")
+                return _STARTS_WITHIN_S
+            log.error("the sites' keys cannot be brought in step: %s", error)
+            return _AFTER_FAULT_S
+        return pause_s
+
+    def _told(self) -> bool:
+        known = flower_commands.nodes(home=self._deployment.flower_home)
+        bring_in_step(self._deployment, known=known)
+        self._is_first = False
+        return is_in_step(self._deployment)
+
+
 @contextlib.contextmanager
-def _kept_in_step(deployment: Deployment) -> Iterator[None]:
-    """A thread that tells Flower of keys that came, were revoked or expired; Flower's own commands take seconds."""
+def _kept_in_step(keys: Keys) -> Iterator[None]:
+    """In a thread of its own."""
     stopping = threading.Event()
 
     def keep() -> None:
-        is_first, pause_s = True, _LOOK_S
+        pause_s = _LOOK_S
         while not stopping.wait(pause_s):
-            try:
-                began = time.monotonic()
-                is_right = is_in_step(deployment)
-                pause_s = max(_LOOK_S, _OF_TIME * (time.monotonic() - began))
-                if answers(deployment) and (is_first or not is_right):
-                    known = flower_commands.nodes(home=deployment.flower_home)
-                    bring_in_step(deployment, known=known)
-                    is_first = False
-            except (MotetError, OSError) as error:
-                log.error("the sites' keys cannot be brought in step: %s", error)
-                stopping.wait(10 * _LOOK_S)
+            pause_s = keys.look()
 
     thread = threading.Thread(target=keep, name="motet-nodes", daemon=True)
     thread.start()

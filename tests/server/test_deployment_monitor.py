@@ -51,20 +51,29 @@ def asked(deployment: Deployment, path: str) -> tuple[int, str]:
 
 
 def test_it_is_well_while_its_programs_run(deployment: Deployment, supervisor: Supervisor) -> None:
-    monitor = open_monitor(deployment, supervisor=supervisor)
+    in_step = True
+    monitor = open_monitor(deployment, supervisor=supervisor, in_step=lambda: in_step)
     try:
         deadline = time.monotonic() + 20
         while supervisor.states()[0].pid is None:
             assert time.monotonic() < deadline
             time.sleep(0.02)
-        assert asked(deployment, "/health")[0] == 200
+        status, text = asked(deployment, "/health")
+        assert (status, json.loads(text)) == (200, {"well": True, "superlink": True, "keys_in_step": True})
         status, text = asked(deployment, "/metrics")
         assert status == 200
         assert 'motet_server_program_up{program="superlink"} 1.0' in text
         assert 'motet_server_enrolled_sites{state="valid"} 1.0' in text
+        assert "motet_server_keys_in_step 1.0" in text
         assert "clinic-a" not in text
         assert asked(deployment, "/../deployment.toml")[0] == 404
 
+        in_step = False
+        status, text = asked(deployment, "/health")
+        assert (status, json.loads(text)) == (503, {"well": False, "superlink": True, "keys_in_step": False})
+        assert "motet_server_keys_in_step 0.0" in asked(deployment, "/metrics")[1]
+
+        in_step = True
         supervisor.stop()
         while supervisor.states()[0].pid is not None:
             assert time.monotonic() < deadline
@@ -76,9 +85,9 @@ def test_it_is_well_while_its_programs_run(deployment: Deployment, supervisor: S
 
 
 def test_a_port_that_is_taken_is_told(deployment: Deployment, supervisor: Supervisor) -> None:
-    monitor = open_monitor(deployment, supervisor=supervisor)
+    monitor = open_monitor(deployment, supervisor=supervisor, in_step=lambda: True)
     try:
         with pytest.raises(ConfigError, match="monitor_port"):
-            open_monitor(deployment, supervisor=supervisor)
+            open_monitor(deployment, supervisor=supervisor, in_step=lambda: True)
     finally:
         monitor.close()

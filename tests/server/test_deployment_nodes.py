@@ -1,6 +1,7 @@
 """Who is let in: keys enrolled once each, revoked for good, and Flower's register of nodes kept in step with them."""
 
 import json
+import logging
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -10,9 +11,10 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from rich.console import Console
 
-from server.deployment import runs, status
+from server.deployment import runs, serving, status
 from server.deployment.latest import note_run
 from server.deployment.nodes import bring_in_step, is_in_step
+from server.deployment.serving import Keys
 from server.deployment.settings import Deployment, DeploymentSettings
 from server.deployment.status import render_status, status_of
 from server.enrolment import enrol, enrolments, read_enrolment, revoke, write_enrolment
@@ -193,6 +195,51 @@ def test_a_flower_that_does_not_answer_is_asked_again_later(
     register.fails = False
     bring_in_step(deployment)
     assert is_in_step(deployment)
+
+
+def test_the_server_is_well_only_while_the_keys_can_be_registered(
+    deployment: Deployment, register: Register, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answering = [False]
+    monkeypatch.setattr(serving, "answers", lambda deployment: answering[0])
+    keys = Keys(deployment)
+    keys.look()
+    assert not keys.are_in_step, "Flower has not answered yet"
+    answering[0] = True
+    keys.look()
+    assert keys.are_in_step
+
+    enrol(key_file(deployment.folder, "north"), folder=deployment.enrolled, days=None)
+    register.fails = True
+    keys.look()
+    assert not keys.are_in_step
+    register.fails = False
+    keys.look()
+    assert keys.are_in_step
+    enrol(key_file(deployment.folder, "south"), folder=deployment.enrolled, days=None)
+    answering[0] = False
+    keys.look()
+    assert not keys.are_in_step
+    revoke("south", folder=deployment.enrolled)
+    keys.look()
+    assert keys.are_in_step, "nothing is left to tell"
+
+
+def test_a_superlink_that_is_still_starting_is_no_error_and_one_that_goes_on_failing_is(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def silent(*, home: Path) -> dict[str, Node]:
+        raise RunError("Flower does not answer")
+
+    caplog.set_level(logging.INFO, logger="motet.server")
+    monkeypatch.setattr(serving, "answers", lambda deployment: True)
+    monkeypatch.setattr(flower_commands, "nodes", silent)
+    keys = Keys(deployment)
+    keys.look()
+    assert [record.levelname for record in caplog.records] == ["INFO"]
+    keys.look()
+    assert [record.levelname for record in caplog.records] == ["INFO", "ERROR"]
+    assert not keys.are_in_step
 
 
 def test_one_key_that_flower_refuses_holds_up_no_other_and_none_is_forgotten(

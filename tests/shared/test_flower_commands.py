@@ -63,6 +63,23 @@ def test_the_end_of_a_node_is_explained(said: str, expected: str) -> None:
     assert expected in (flower_commands.explain_node_exit(said) or "")
 
 
+ENDED = "INFO : SuperExec terminated gracefully.\nINFO : SuperNode terminated gracefully.\nINFO: Shutting down\n"
+
+
+def test_a_node_that_ends_itself_was_let_go_of_by_the_server() -> None:
+    """As flwr 1.41 says it when its heartbeat is answered with 401, and nothing else."""
+    assert "its key was revoked or has expired" in (flower_commands.explain_node_exit(ENDED) or "")
+    assert "not enrolled or was revoked" in (flower_commands.explain_node_exit(ENDED + EXIT + "[code: 2004]") or "")
+
+
+def test_a_node_that_cannot_connect_is_known_by_its_last_words() -> None:
+    failed, well = "WARNING : Connection attempt failed, retrying in 1.75 seconds\n", "INFO : Connection successful\n"
+    assert flower_commands.is_retrying(failed)
+    assert flower_commands.is_retrying(well + failed + "INFO: 127.0.0.1 GET\n")
+    assert not flower_commands.is_retrying(failed + well)
+    assert not flower_commands.is_retrying("")
+
+
 def test_a_server_whose_port_is_taken_says_so_and_not_of_an_earlier_time() -> None:
     taken = "INFO : Starting Flower SuperLink\nERROR [uvicorn.error] [Errno 98] ...: address already in use\n"
     assert "in use by another program" in (flower_commands.explain_server_exit(taken) or "")
@@ -115,6 +132,17 @@ def test_a_flower_that_says_no_is_an_error_that_says_what_to_do(tmp_path: Path) 
     )
     with pytest.raises(RunError, match=r"flwr supernode list.*motet server start"):
         flower_commands.nodes(home=tmp_path)
+
+
+def test_what_flower_said_is_quoted_from_a_word_on_and_without_its_notes() -> None:
+    from flwr.cli.config_migration import CLI_NOTICE
+
+    frame = "\x1b[31m╭─ Error ──╮\x1b[0m\n│ Connection to the SuperLink is unavailable. │\n╰──╯\n"
+    assert flower_commands.last_words(CLI_NOTICE) == ""
+    assert flower_commands.last_words(CLI_NOTICE + frame) == "Error Connection to the SuperLink is unavailable."
+    long = flower_commands.last_words("unbroken " * 100)
+    assert set(long.split()) == {"...", "unbroken"}
+    assert len(long) <= 404
 
 
 def test_a_folder_called_as_the_superlink_is_where_the_user_stands_changes_nothing(

@@ -74,6 +74,18 @@ def test_a_program_that_ends_is_started_again_and_the_reason_is_told(
     assert "sleeper: not enrolled; started again in" in caplog.text
 
 
+def test_the_reason_of_an_end_is_looked_for_in_what_this_start_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "sleeper.log").write_text("Exit Code: 305\n", encoding="utf-8")
+    told = replace(program(tmp_path, "exit 1"), explain=lambda said: "not enrolled" if "305" in said else None)
+    supervisor = Supervisor([told], state=tmp_path / "state")
+    with caplog.at_level(logging.WARNING), running(supervisor):
+        wait_for(lambda: supervisor.states()[0].restarts >= 1)
+    assert "not enrolled" not in caplog.text
+    assert "ended with exit code 1" in caplog.text
+
+
 def test_a_program_that_is_not_there_is_tried_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     missing = Program(name="none", command=("/no/such",), log=tmp_path / "l", folder=tmp_path, backoff=QUICK)
     with running(Supervisor([missing], state=tmp_path / "state")):
