@@ -93,6 +93,11 @@ def simulate(
     except KeyboardInterrupt:
         typer.echo(f"stopped; go on with: motet simulate --resume {folder}")
         raise typer.Exit(130) from None
+    from server.fruitless import nobody_took_part
+
+    if warning := nobody_took_part(folder, reasons=_reasons(folder)):
+        typer.echo(warning, err=True)
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -195,6 +200,10 @@ app.command()(recommend.recommend)
 app.command()(recommend.classify)
 for command in (privacy.budget, privacy.preflight, privacy.audit, privacy.report):
     app.command()(command)
+
+
+def _reasons(folder: Path) -> str:
+    return f"Why a site refused stands above; what is left, in: motet budget {folder}/sites/SITE.toml"
 
 
 def main() -> None:

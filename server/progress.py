@@ -26,7 +26,9 @@ class ProgressLine:
     def __init__(self, *, run: RunConfig, done: int, console: Console | None = None) -> None:
         self._run, self._console = run, console or Console()
         self._live = self._console.is_terminal
-        self._last_line, self._shown, self._highest, self._of_sites = -_PLAIN_EVERY_S, "", 0.0, 0.0
+        self._last_line, self._shown = -_PLAIN_EVERY_S, ""
+        self._highest: float | None = None
+        self._of_sites: float | None = None
         self._bar = Progress(
             TextColumn("[bold]round"),
             MofNCompleteColumn(),
@@ -49,7 +51,8 @@ class ProgressLine:
 
     def tell(self, record: RoundRecord) -> None:
         """Show the round that has just ended."""
-        self._highest = max((site.epsilon or 0.0 for site in record.sites), default=0.0) or self._highest
+        told = [site.epsilon for site in record.sites if site.epsilon is not None]
+        self._highest = max(told, default=self._highest)
         self._of_sites = record.site_epsilon or self._of_sites
         if record.validation is not None:
             self._shown = headline(record, run=self._run)
@@ -72,10 +75,15 @@ class ProgressLine:
         if local is not None and self._run.federation.site_sample_rate is not None:
             shown.append(f"{local.unit}: up to epsilon {local.epsilon:g}")
         elif local is not None:
-            shown.append(f"highest epsilon {epsilon_text(self._highest)} (this run: up to {local.epsilon:g})")
+            shown.append(f"highest epsilon {_in_all(self._highest)} (this run: up to {local.epsilon:g})")
         if central is not None:
-            shown.append(f"site: epsilon {epsilon_text(self._of_sites)} (this run: up to {central.epsilon:g})")
+            shown.append(f"site: epsilon {_in_all(self._of_sites)} (this run: up to {central.epsilon:g})")
         return ", ".join(shown)
+
+
+def _in_all(epsilon: float | None) -> str:
+    # what a ledger held before the run is in it, and may be above what this run may add
+    return epsilon_text(epsilon) if epsilon is None else f"{epsilon_text(epsilon)} in all"
 
 
 def headline(record: RoundRecord, *, run: RunConfig) -> str:

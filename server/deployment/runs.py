@@ -26,7 +26,6 @@ from server.settings import read_settings, write_atomically, write_settings
 from shared import flower_commands
 from shared.errors import RunError
 
-_MOST_NAMED = 8
 REPORT_FILE = "report.html"
 ID_FILE = "flower-run"
 _LOOK_S, _ASK_FLOWER_S = 0.5, 10.0
@@ -94,20 +93,6 @@ def follow_run(folder: Path, *, deployment: Deployment, console: Console | None 
         for record in read_rounds(folder / METRICS_FILE)[shown:]:
             line.tell(record)
     return folder / REPORT_FILE
-
-
-def nobody_took_part(folder: Path) -> str | None:
-    """What to tell whoever waited for a run that used no update of any site; None where it used one."""
-    asked = [site for record in read_rounds(folder / METRICS_FILE) for site in record.sites]
-    missing = sorted({f"{site.site}: {site.outcome}" for site in asked if site.outcome != "not-asked"})
-    if not missing or any(site.outcome in {"used", "withheld"} for site in asked):
-        return None
-    more = f", and {len(missing) - _MOST_NAMED} more" if len(missing) > _MOST_NAMED else ""
-    return (
-        f"no update was used in any round ({', '.join(missing[:_MOST_NAMED])}{more}): the model is the one that the "
-        "run began with. Why a site refused stands at its agent, in agent/journal.jsonl; `motet budget` there says "
-        "what is left"
-    )
 
 
 def stop_run(folder: Path, *, deployment: Deployment) -> None:

@@ -89,7 +89,10 @@ def _privacy_facts(record: RunRecord) -> list[tuple[str, str]]:
     for level in levels(record):
         most = "at most " if level.epsilon is None and level.is_withheld else ""
         name = "epsilon of a whole site" if level.is_central else "highest epsilon"
-        value = f"{most}{epsilon_text(bound_of(level))} at delta {delta_text(level.delta)}"
+        earlier = ""
+        if level.counts_earlier and level.run_epsilon is not None:
+            earlier = f" in all (this run: {epsilon_text(level.run_epsilon)})"
+        value = f"{most}{epsilon_text(bound_of(level))}{earlier} at delta {delta_text(level.delta)}"
         found.append((name, value if level.is_central else f"{value}, per {level.unit}"))
     return found or [("privacy", "NOT PRIVATE: no update was protected")]
 

@@ -16,6 +16,8 @@ from simulations.commands.prepared import prepared
 if TYPE_CHECKING:
     from server.deployment.settings import Deployment
 
+_REASONS = "Why a site refused stands at its agent, in agent/journal.jsonl; `motet budget` there says what is left"
+
 
 def run(
     on: Annotated[
@@ -88,7 +90,8 @@ def status(
 
 
 def _follow(folder: Path, *, deployment: "Deployment") -> None:
-    from server.deployment.runs import follow_run, nobody_took_part
+    from server.deployment.runs import follow_run
+    from server.fruitless import nobody_took_part
 
     try:
         report = follow_run(folder, deployment=deployment)
@@ -98,9 +101,10 @@ def _follow(folder: Path, *, deployment: "Deployment") -> None:
             f"end it with: motet run --stop {folder} --on {deployment.folder}"
         )
         raise typer.Exit(130) from None
-    if warning := nobody_took_part(folder):
-        typer.echo(warning, err=True)
     typer.echo(f"report: {report}")
+    if warning := nobody_took_part(folder, reasons=_REASONS):
+        typer.echo(warning, err=True)
+        raise typer.Exit(1)
 
 
 def _num_enrolled(deployment: "Deployment") -> int:

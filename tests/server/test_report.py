@@ -319,7 +319,7 @@ def test_the_closing_table_names_the_unit_of_every_epsilon(tmp_path: Path) -> No
     text = capture.get()
     assert "8.00 at delta 0.00001, per subject" in text
     assert "at most 8.00 at delta 0.00001, per record" in text
-    assert re.search(r"epsilon of a whole site +4\.20 at delta 0\.00001", text)
+    assert re.search(r"epsilon of a whole site +4\.20 in all \(this run: 4\.00\) at delta 0\.00001", text)
     assert "who took part when is withheld" in text
     assert "at times withheld" not in text
 
