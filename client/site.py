@@ -18,6 +18,7 @@ from client.limits import OwnerLimits
 from client.unchanged import Unchanged
 from shared.config import NoiseKind, Unit
 from shared.errors import ConfigError
+from shared.forms import SITE_NAME
 from shared.settings import MOST_PATTERNS, Name, NamePattern, Settings, parse_settings, read_toml
 
 ShortBudget = Literal["refuse", "fewer-rounds", "more-noise"]
@@ -74,7 +75,7 @@ class AgentSettings(Settings):
 class SiteConfig(Settings):
     """What an owner permits. Paths are relative to the file they stand in."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="public: the report shows it")
+    name: str = Field(pattern=SITE_NAME, description="public: the report shows it")
     data: Path
     data_set: str = Field(
         min_length=1, max_length=200, description="the ledger's key: never rename it to refill a budget"

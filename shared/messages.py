@@ -15,6 +15,7 @@ from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from shared.config import Clipping, NoiseKind, RunConfig
+from shared.forms import RUN_ID, SITE_NAME
 from shared.row import view_of_all
 from shared.settings import Name, NamePattern, Settings
 from shared.version import VERSION
@@ -69,7 +70,7 @@ class Hello(Settings):
 
     protocol_version: int
     version: str = Field(default=VERSION, pattern=VERSION_FORM)
-    site: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    site: str = Field(pattern=SITE_NAME)
     modalities: tuple[Name, ...] = Field(min_length=1, max_length=64)
     nominal_size: int | None = Field(default=None, ge=1, description="of the unit that the owner protects; public")
     nominal_modality_sizes: dict[Name, int] = Field(
@@ -99,7 +100,7 @@ class RequestHeader(Settings):
 
     protocol_version: int
     run: RunConfig
-    run_id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
+    run_id: str = Field(pattern=RUN_ID)
     round_number: int = Field(ge=1, le=100_000)
     attempt: int = Field(default=0, ge=0, le=2**31, description="how often this round was begun before")
     planned_rounds: int = Field(ge=1, le=100_000, description="most rounds that this run will ask of this site")
@@ -116,7 +117,7 @@ class StatisticsHeader(Settings):
 
     protocol_version: int
     run: RunConfig
-    run_id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
+    run_id: str = Field(pattern=RUN_ID)
     attempt: int = Field(default=0, ge=0, le=2**31)
     planned_rounds: int = Field(ge=1, le=100_000, description="as in the train requests that follow")
 

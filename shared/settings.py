@@ -2,7 +2,7 @@
 
 in        a table of a TOML file, or JSON
 out       Settings of some kind, or a ConfigError with every fault in it
-relies on nothing of Motet but errors.py
+relies on nothing of Motet but errors.py and forms.py
 """
 
 import itertools
@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic_core import ErrorDetails
 
 from shared.errors import ConfigError
+from shared.forms import IN_WORDS, PARAMETERS
 
 Option = bool | int | float | str | tuple[float, ...]
 
@@ -27,8 +28,7 @@ def _plain_name(name: str) -> str:
 
 
 Name = Annotated[str, AfterValidator(_plain_name)]
-NamePattern = Annotated[str, Field(pattern=r"^[!-~]{1,200}$")]
-"""of names of parameters; it is shown on the other side, so no control characters"""
+NamePattern = Annotated[str, Field(pattern=PARAMETERS)]
 MOST_PATTERNS = 1000
 
 
@@ -85,6 +85,8 @@ def _describe(error: ValidationError, *, kind: type[Settings], place: str) -> st
         said = fault["msg"].removeprefix("Value error, ")
         if fault["type"] == "extra_forbidden":
             said = f"no such setting; allowed: {', '.join(_fields_at(kind, path[:-1])) or 'none'}"
+        elif fault["type"] == "string_pattern_mismatch":
+            said = _form_in_words(fault)
         elif fault["type"] == "missing":
             choices = _choices(kind, path)
             said, came = f"is not set, and has no default{'; allowed: ' if choices else ''}{', '.join(choices)}", ""
@@ -96,6 +98,11 @@ def _describe(error: ValidationError, *, kind: type[Settings], place: str) -> st
         # what is said of the whole table names its fields itself
         lines.append(f"  {'.'.join(path)}: {said}{came}" if path else f"  {said}{came}")
     return "\n".join(lines)
+
+
+def _form_in_words(fault: ErrorDetails) -> str:
+    pattern = str(fault.get("ctx", {}).get("pattern"))
+    return f"is of another form; allowed: {IN_WORDS.get(pattern, f'what matches {pattern}')}"
 
 
 def _in_brackets(value: object) -> str:

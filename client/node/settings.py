@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pydantic import Field
 
+from shared.forms import SERVER
 from shared.settings import Settings, parse_settings, read_toml
 
 FILE_NAME = "node.toml"
@@ -27,7 +28,7 @@ log_bytes = 10000000  # a log is put away when it is larger; three old ones are 
 class NodeSettings(Settings):
     """How a SuperNode is run. Paths are relative to the file they stand in."""
 
-    server: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.-]{0,252}:[0-9]{1,5}$", description="HOST:PORT")
+    server: str = Field(pattern=SERVER, description="HOST:PORT")
     ca: Path
     key: Path
     agent: Path

@@ -32,6 +32,7 @@ from client.resident.passing import parts_within, records_within
 from client.resident.protocol import AGENT_PROTOCOL, Kind, Parts, read_request, reply_frame
 from client.site import SiteConfig, read_site
 from shared.errors import ConfigError, LedgerError, MotetError, WireError
+from shared.forms import RUN_ID
 from shared.messages import PROTOCOL_VERSION
 from shared.metrics_port import MetricsPort
 from shared.privacy.ledger import Ledger
@@ -50,7 +51,7 @@ _LEAST_FREE_BYTES = 100 << 20
 class _Told(Settings):
     """What of a header the journal and the metrics take; all of it stands in requests or in replies that left."""
 
-    run: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
+    run: str | None = Field(default=None, pattern=RUN_ID)
     round: int | None = None
     attempt: int | None = None
     epsilon: float | None = None

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from shared.errors import ConfigError
 from shared.flower_commands import Tls
+from shared.forms import HOST, LISTEN
 from shared.settings import Settings, parse_settings, read_toml
 
 FILE_NAME = "deployment.toml"
@@ -21,9 +22,9 @@ _EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104  what the operator may write, and 
 class DeploymentSettings(Settings):
     """How the server is reached, and how long its keys hold."""
 
-    host: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.:-]{0,252}$", description="name or address that sites use")
+    host: str = Field(pattern=HOST, description="name or address that sites use")
     port: int = Field(ge=1, le=65535, description="the one port that is open to the network; TLS")
-    listen: str = Field(default="0.0.0.0", pattern=r"^[0-9A-Za-z.:-]{1,253}$", description="address to listen on")  # noqa: S104
+    listen: str = Field(default="0.0.0.0", pattern=LISTEN, description="address to listen on")  # noqa: S104
     monitor_port: int | None = Field(default=None, ge=1, le=65535, description="on loopback: /health and /metrics")
     key_days: int | None = Field(default=730, ge=1, description="after which an enrolled key expires")
     log_bytes: int = Field(default=10_000_000, ge=10_000, description="of each log, before it is put away")

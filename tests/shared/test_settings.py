@@ -1,12 +1,15 @@
 """Settings from outside: what a fault in them is answered with."""
 
+import re
 from typing import Literal
 
 import pytest
 from pydantic import Field
 
+from shared import forms
 from shared.errors import ConfigError
-from shared.settings import Settings, parse_settings
+from shared.forms import IN_WORDS, SERVER
+from shared.settings import NamePattern, Settings, parse_settings
 
 
 class Inner(Settings):
@@ -16,6 +19,12 @@ class Inner(Settings):
 
 class Empty(Settings):
     pass
+
+
+class Addressed(Settings):
+    server: str = Field(default="a:1", pattern=SERVER)
+    names: tuple[NamePattern, ...] = ()
+    day: str = Field(default="1", pattern="^[0-9]$")
 
 
 class Outer(Settings):
@@ -54,3 +63,20 @@ def test_a_table_without_settings_says_that_it_has_none() -> None:
     assert "empty.more: no such setting; allowed: none (came: '1')" in _said(
         {"inner": {"kind": "small"}, "empty": {"more": 1}}
     )
+
+
+def test_a_text_of_another_form_is_answered_in_words_and_not_with_the_pattern() -> None:
+    with pytest.raises(ConfigError) as error:
+        parse_settings(Addressed, {"server": "localhost", "names": ["a b"], "day": "x"}, place="here")
+    said = str(error.value)
+    assert "server: is of another form; allowed: HOST:PORT, such as motet.example.org:8000 (came: 'localhost')" in said
+    assert "allowed: up to 200 characters without spaces, such as encoders.text.* (came: 'a b')" in said
+    assert "allowed: what matches ^[0-9]$ (came: 'x')" in said
+
+
+def test_every_form_is_said_in_words_with_an_example_that_it_allows() -> None:
+    patterns = {value for name, value in vars(forms).items() if name.isupper() and isinstance(value, str)}
+    assert patterns == set(IN_WORDS)
+    for pattern, words in IN_WORDS.items():
+        example = words.partition("such as ")[2].split(" or ")[0].split(",")[0]
+        assert re.fullmatch(pattern, example), (pattern, example)
