@@ -136,7 +136,7 @@ def check(
     from rich.console import Console
 
     from shared.card import find_card
-    from shared.check import check_folder, data_folders, render_summary
+    from shared.check import check_folder, data_folders, fault_text, render_summary
     from shared.check_together import leaks
     from shared.errors import ManifestError
 
@@ -148,7 +148,7 @@ def check(
             console.print(render_summary(sound[-1], root=folder))
         except ManifestError as error:
             faulty += 1
-            console.print(str(error), style="red", markup=False, highlight=False)
+            console.print(fault_text(error, folder=each, root=folder), style="red", markup=False, highlight=False)
     for warning in leaks(sound, root=folder):
         console.print(f"warning: {warning}", style="yellow", markup=False, highlight=False)
     if faulty:

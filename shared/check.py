@@ -156,6 +156,12 @@ def named(folder: Path, *, root: Path | None) -> str:
     return folder.relative_to(root).as_posix() if root is not None and is_inside else folder.name
 
 
+def fault_text(error: ManifestError, *, folder: Path, root: Path | None) -> str:
+    """The faults of a folder, which is named as a sound one is: by its path from the data set that it is part of."""
+    name = named(folder, root=root)
+    return str(error).replace(error.manifest, f"{name}{error.manifest.removeprefix(folder.name)}", 1)
+
+
 def _has_manifest(folder: Path) -> bool:
     return any((folder / name).exists() for name in MANIFEST_NAMES)
 

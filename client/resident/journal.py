@@ -13,6 +13,7 @@ import json
 import logging
 import logging.handlers
 import os
+import re
 import sys
 import threading
 import traceback
@@ -38,6 +39,7 @@ Value = str | int | float | bool | None
 SITE_LOG = "motet.site"
 NUM_OLDER = 5
 _LONGEST_TEXT = 500
+_PLACEHOLDER, _WORD = re.compile(r"%[-#0 +.\d]*[a-zA-Z]"), re.compile(r"[A-Za-z]")
 # PRIVACY: of these kinds alone, whose texts are made of settings, requests and the ledger.
 # test_nothing_of_the_data_stands_in_anything_that_the_agent_writes
 _WRITTEN_OUT = (PermissionRefused, BudgetError, ReplayedRequest, LedgerError, VersionMismatch, WireError)
@@ -134,7 +136,15 @@ def _of_log(record: logging.LogRecord) -> dict[str, Value]:
     entry |= {"at": f"{record.filename}:{record.lineno}"}
     for error in errors[:1]:
         entry |= described(error)
-    return entry
+    return _without_idle(entry)
+
+
+def _without_idle(entry: dict[str, Value]) -> dict[str, Value]:
+    """A line less what tells its reader nothing: a template of placeholders, where the error says itself what it is."""
+    if not {"said", "shown_by"} & entry.keys():
+        return entry
+    idle = {"at"} if _WORD.search(_PLACEHOLDER.sub("", str(entry.get("template", "")))) else {"at", "template"}
+    return {name: value for name, value in entry.items() if name not in idle}
 
 
 def _place(found: TracebackType | None) -> str:

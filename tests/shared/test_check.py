@@ -261,3 +261,17 @@ def test_the_command_names_folders_by_their_path_and_warns_without_failing(tmp_p
     assert "warning: held-out/test: 1 of its 1 subjects are in sites/a" in done.output
     alone = CliRunner().invoke(app, ["check", str(tmp_path / "sites" / "a")])
     assert "warning" not in alone.output
+
+
+def test_the_command_names_a_folder_with_faults_as_it_names_a_sound_one(tmp_path: Path) -> None:
+    for site in ("north", "west"):
+        write_rows(tmp_path / "sites" / site, TWO_ROWS)
+    with (tmp_path / "sites" / "north" / "metadata.jsonl").open("a", encoding="utf-8") as file:
+        file.write("no JSON\n")
+    done = CliRunner().invoke(app, ["check", str(tmp_path)])
+    assert done.exit_code == 1
+    assert "\nsites/north/metadata.jsonl: 1 fault in " in f"\n{done.output}"
+    assert "sites/west/metadata.jsonl" in done.output
+    assert f"motet check {tmp_path}/sites/north" in done.output.replace("\n", "")
+    alone = CliRunner().invoke(app, ["check", str(tmp_path / "sites" / "north")])
+    assert "\nnorth/metadata.jsonl: 1 fault in " in f"\n{alone.output}"

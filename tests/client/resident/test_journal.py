@@ -180,6 +180,23 @@ def test_the_values_of_a_log_line_are_left_out(tmp_path: Path, journal: Journal)
     assert str(theirs["at"]).startswith("test_journal.py:")
 
 
+def test_a_refusal_that_says_itself_what_it_is_has_neither_a_template_of_placeholders_nor_a_line_of_code(
+    tmp_path: Path, journal: Journal
+) -> None:
+    log, refused = logging.getLogger("motet.site"), PermissionRefused("limits.rounds: too many")
+    log.error("%s: %s", "site.toml", refused)
+    log.error("%s: %d rows stay reserved: %s", "MARKER", 3, refused)
+    log.error("%s: %s", "site.toml", ConfigError("MARKER"))
+    log.error("%s: %s", "site.toml", KeyError("MARKER"))
+    plain, worded, settings, unexpected = lines(tmp_path)
+    assert plain.keys() == {"time", "level", "event", "logger", "code", "said"}
+    assert plain["said"] == "limits.rounds: too many"
+    assert worded["template"] == "%s: %d rows stay reserved: %s"
+    assert settings.keys() == {"time", "level", "event", "logger", "code", "shown_by"}
+    assert {"template", "at", "error"} <= unexpected.keys(), "of the unexpected the place is all there is"
+    assert "MARKER" not in (tmp_path / "journal.jsonl").read_text(encoding="utf-8")
+
+
 def test_every_log_line_of_ours_has_its_text_in_the_code() -> None:
     """No f-string, in which a value would stand in the template."""
     for path in [*(CHECKOUT / "client").rglob("*.py"), *(CHECKOUT / "shared").rglob("*.py")]:
