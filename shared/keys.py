@@ -104,8 +104,12 @@ def read_public(path: Path) -> tuple[PublicKey, str]:
     """
     try:
         lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: the public key cannot be read ({error}); allowed: {_ALLOWED}") from None
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: not there; name the file NAME.pub that the site handed over") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: the public key cannot be read ({error.strerror}); allowed: {_ALLOWED}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: no public key in OpenSSH's form; allowed: {_ALLOWED}") from None
     if any("PRIVATE KEY" in line for line in lines):
         raise ConfigError(f"{path}: a private key, which never leaves its site; allowed: the file that ends in .pub")
     if len(lines) != 1:

@@ -21,7 +21,7 @@ from client.site import SiteConfig, read_site
 from shared.card import card_places, find_card
 from shared.errors import ConfigError
 from shared.keys import fingerprint, new_key, private_text, public_line, read_certificate, write_secret
-from shared.manifest import read_manifest
+from shared.manifest import MANIFEST_NAMES, read_manifest
 from shared.schema import DataCard
 from shared.settings import parse_settings
 
@@ -59,8 +59,9 @@ def count_rows(data: Path) -> Counted:
 
     Raises:
         ManifestError: the folder has faults.
-        ConfigError: it has no dataset.toml.
+        ConfigError: there is no such folder, or it has no manifest or no dataset.toml.
     """
+    _check_data(data)
     rows = read_manifest(data, schema=_card(data).content).rows
     return Counted(rows=len(rows), subjects=len({row.subject for row in rows} - {None}))
 
@@ -81,6 +82,7 @@ def make_site(folder: Path, new: NewSite) -> tuple[Path, str]:
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder}: not empty; name a new folder for the site")
+    _check_data(new.data)
     user = _user(new.node_user)
     text, node_text = _site_text(new), TEMPLATE.format(server=new.server)
     # before anything is made, all of it is judged
@@ -88,8 +90,6 @@ def make_site(folder: Path, new: NewSite) -> tuple[Path, str]:
     parse_settings(NodeSettings, tomllib.loads(node_text), place="motet site init")
     if new.ca is not None:
         read_certificate(new.ca)
-    if not new.data.is_dir():
-        raise ConfigError(f"{new.data}: no such folder; --data names the one with metadata.jsonl in it")
     # who runs the SuperNode passes through the folder and reads nothing in it but what is made for it
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     folder.chmod(0o711 if user else 0o700)
@@ -157,6 +157,20 @@ def _site_text(new: NewSite) -> str:
 def _delta(units: int) -> float:
     """A power of ten that is at most a tenth of 1 / units, and at most 1e-5."""
     return min(1e-5, 10.0 ** -math.ceil(math.log10(10 * units)))
+
+
+def _check_data(data: Path) -> None:
+    if not data.is_dir():
+        raise ConfigError(f"{data}: no such folder; --data names the one with metadata.jsonl in it")
+    if _has_manifest(data):
+        return
+    inner = [path.name for path in sorted((data / "sites").glob("*")) if _has_manifest(path)]
+    meant = f"; did you mean {data}/sites/{inner[0] if len(inner) == 1 else 'NAME'}?" if inner else ""
+    raise ConfigError(f"{data}: no metadata.jsonl, .csv or .parquet in it{meant}")
+
+
+def _has_manifest(folder: Path) -> bool:
+    return any((folder / name).exists() for name in MANIFEST_NAMES)
 
 
 def _card(data: Path) -> DataCard:

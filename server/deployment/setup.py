@@ -45,7 +45,9 @@ def make_deployment(
     values = {"host": host, "port": port, "listen": listen, "monitor_port": monitor_port}
     settings = parse_settings(DeploymentSettings, values, place="motet server init")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"{folder}: not empty; name a new folder for the deployment")
+        holds = f"it holds a deployment; start it with motet server start {folder}, or "
+        is_one = (folder / FILE_NAME).is_file()
+        raise ConfigError(f"{folder}: not empty; {holds if is_one else ''}name a new folder for the deployment")
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     folder.chmod(0o700)
     made = Deployment(folder.resolve(), settings)

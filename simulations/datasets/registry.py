@@ -66,7 +66,10 @@ def build(name: str, target: Path, *, seed: int, options: Mapping[str, Option]) 
     }
     form = create_model(f"{name.title()}Options", __base__=Settings, **fields)
     if "from" in allowed and _default(parameters["source"]) is PydanticUndefined and "from" not in options:
-        raise ConfigError(f"data set {name}: made from a public source; give it with --from PATH (README names it)")
+        raise ConfigError(
+            f"data set {name}: made from a public source, which README names; say where it is: --from PATH with motet "
+            "data and motet simulate, --set source.options.from=PATH with motet run and motet prepare"
+        )
     settings = parse_settings(form, options, place=f"options of data set {name}")
     return function(target, seed=seed, **{key: getattr(settings, key) for key in allowed.values()})
 

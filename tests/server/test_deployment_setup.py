@@ -44,8 +44,13 @@ def test_nothing_of_a_deployment_is_readable_by_others(made: Deployment) -> None
 def test_a_folder_that_is_not_empty_or_a_wrong_value_makes_nothing(tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
-    with pytest.raises(ConfigError, match="not empty"):
+    with pytest.raises(ConfigError, match="not empty; name a new folder"):
         make_deployment(tmp_path / "full", host="a", port=1)
+    made = make_deployment(tmp_path / "made", host="a", port=1)
+    before = (made.folder / "deployment.toml").read_bytes()
+    with pytest.raises(ConfigError, match=r"it holds a deployment; start it with motet server start .*/made, or name"):
+        make_deployment(tmp_path / "made", host="b", port=2)
+    assert (made.folder / "deployment.toml").read_bytes() == before
     for values in ({"host": "a b", "port": 1}, {"host": "a", "port": 0}, {"host": "a", "port": 70_000}):
         with pytest.raises(ConfigError, match="motet server init"):
             make_deployment(tmp_path / "dep", **values)  # type: ignore[arg-type]

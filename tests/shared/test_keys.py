@@ -87,8 +87,10 @@ def test_what_is_no_public_key_is_refused_with_the_reason(tmp_path: Path) -> Non
         path.write_text(text, encoding="utf-8")
         with pytest.raises(ConfigError, match=said):
             read_public(path)
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(ConfigError, match=r"none.pub: not there; name the file"):
         read_public(tmp_path / "none.pub")
+    with pytest.raises(ConfigError, match=r"cannot be read \(Is a directory\); allowed"):
+        read_public(tmp_path)
 
 
 def test_a_signature_holds_for_one_text_and_one_key() -> None:

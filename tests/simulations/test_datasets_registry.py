@@ -39,7 +39,7 @@ def test_from_is_a_path(tmp_path: Path) -> None:
     [
         ("mood", {}, "allowed: moods, tuxpaint, tuxpaint-matching, har, mosi, emodb"),
         ("har", {"form": "x"}, "no option form; allowed: from, alpha, shards, acceleration"),
-        ("har", {}, "give it with --from PATH"),
+        ("har", {}, "--from PATH with motet data .* --set source.options.from=PATH with motet run"),
         ("har", {"from": "x", "acceleration": "none"}, "acceleration: .*'body' or 'total'.*none"),
         ("moods", {"sites": "many"}, "sites: .*integer.*many"),
     ],

@@ -115,6 +115,24 @@ def test_a_wrong_value_makes_nothing(tmp_path: Path, data: Path, fields: dict[st
     assert not (tmp_path / "site").exists()
 
 
+def test_a_folder_that_is_missing_or_holds_all_sites_is_refused_with_the_one_that_may_be_meant(
+    tmp_path: Path, data: Path
+) -> None:
+    with pytest.raises(ConfigError, match="no such folder; --data names"):
+        make_site(tmp_path / "site", new(tmp_path / "none"))
+    with pytest.raises(ConfigError, match=r"no metadata.jsonl, .csv or .parquet in it$"):
+        make_site(tmp_path / "site", new(tmp_path))
+    (tmp_path / "sites").mkdir()
+    data.rename(tmp_path / "sites" / "north")
+    for asked in (lambda: make_site(tmp_path / "site", new(tmp_path)), lambda: count_rows(tmp_path)):
+        with pytest.raises(ConfigError, match=r"did you mean .*/sites/north\?"):
+            asked()
+    write_folder(tmp_path / "sites" / "west", rows=3, modalities=("left",), seed=5)
+    with pytest.raises(ConfigError, match=r"did you mean .*/sites/NAME\?"):
+        count_rows(tmp_path)
+    assert not (tmp_path / "site").exists()
+
+
 def test_a_folder_without_the_agreed_card_is_refused(tmp_path: Path, data: Path) -> None:
     (tmp_path / "dataset.toml").unlink()
     (data / "dataset.toml").unlink(missing_ok=True)
