@@ -1,6 +1,6 @@
 """Version: what reports and bundles say; pyproject.toml states it again for Flower, and a test compares the two."""
 
-VERSION = "0.4.0"
+VERSION = "0.5.0"
 
 
 def release_of(version: str) -> str:
