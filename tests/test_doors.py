@@ -14,8 +14,8 @@ DOORS = {
     "onnxruntime": {"shared/onnx_network.py"},
     "peft": {"shared/model/encoders/lora.py"},
     "pyarrow": {"shared/table.py"},
-    # the second is in a process that loads no torch
-    "safetensors": {"shared/tensor_file.py", "client/resident/protocol.py"},
+    # the second is used in a process that loads no torch, too
+    "safetensors": {"shared/float32_file.py", "shared/tensor_file.py"},
 }
 
 
