@@ -1,12 +1,11 @@
 """Array bytes: the numbers of one array from the bytes that came; whatever they are, numbers or one kind of error.
 
 in        bytes in numpy's own format, from anybody
-out       a float32 array; and the other way, bytes of an array of ours
+out       a float32 array
 relies on nothing of numpy's reader, which also opens archives, evaluates the header as Python and takes the memory
           that the header claims before it has looked at how much there is
 """
 
-import io
 import re
 from math import prod
 
@@ -42,17 +41,3 @@ def read_float32(data: bytes) -> NDArray[np.float32]:
         raise WireError(f"an array of {list(shape)} holds {len(data) - end} bytes; {_FORM}")
     flat = np.frombuffer(memoryview(data)[end:], dtype="<f4") if prod(shape) else np.empty(0, np.float32)
     return np.array(flat.reshape(shape, order="F" if found[1] == b"True" else "C"), dtype=np.float32, order="C")
-
-
-def float32_bytes(values: NDArray[np.generic]) -> bytes:
-    """The array in numpy's own format, copied once.
-
-    Raises:
-        WireError: it holds other numbers.
-    """
-    if values.dtype != np.float32:
-        raise WireError(f"an array of {values.dtype}; {_FORM}")
-    header, form = io.BytesIO(), {"descr": "<f4", "fortran_order": False, "shape": values.shape}
-    np.lib.format.write_array_header_1_0(header, form)
-    flat = np.ascontiguousarray(values, dtype="<f4").reshape(-1)
-    return b"".join((header.getvalue(), flat.view(np.uint8).data))

@@ -14,7 +14,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 
 from shared.errors import WireError
 from shared.messages import PROTOCOL_VERSION, ReplyHeader, TrainReply
-from shared.packed_arrays import PACKED, SAFETENSORS, is_packed, pack, unpack
+from shared.packed_arrays import PACKED, SAFETENSORS, is_packed, pack, record_of, unpack
 from shared.record_names import ARRAYS, HEADER
 from shared.wire import array_shapes as said_shapes
 from shared.wire import decode_arrays, decode_reply, encode_reply, packed
@@ -27,10 +27,6 @@ NAMED = st.dictionaries(
 SHAPES = {"w": (2, 3), "scale": ()}
 HEAD = ReplyHeader(protocol_version=PROTOCOL_VERSION, run_id="r", round_number=3, nominal_size=40, privacy=None)
 REPLY = TrainReply(header=HEAD, update={"w": torch.arange(6.0).view(2, 3), "scale": torch.tensor(0.5)})
-
-
-def record_of(data: bytes) -> ArrayRecord:
-    return ArrayRecord({PACKED: Array("uint8", (len(data),), SAFETENSORS, data)})
 
 
 def message_of(data: bytes) -> RecordDict:
