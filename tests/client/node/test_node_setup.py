@@ -209,7 +209,10 @@ def test_an_authority_that_is_none_makes_nothing(tmp_path: Path, data: Path, tex
 
 
 @pytest.mark.skipif(not IS_ROOT, reason="only root can be the wrong user and read the key all the same")
-def test_root_does_not_start_the_node_of_another_user(tmp_path: Path, data: Path) -> None:
+def test_root_does_not_start_the_node_of_another_user(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("client.node.serving.Supervisor.run", lambda _: pytest.fail("it was started"))
     make_authority(tmp_path)
     make_site(tmp_path / "site", new(data, node_user="nobody", ca=tmp_path / "ca.crt"))
     with pytest.raises(ConfigError, match="root started it"):
