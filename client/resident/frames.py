@@ -14,6 +14,7 @@ import socket
 import struct
 import time
 from dataclasses import dataclass
+from io import BytesIO
 
 from shared.errors import WireError
 
@@ -76,18 +77,19 @@ def receive_frame(connection: socket.socket, *, most_body_bytes: int, deadline: 
 
 
 def _exactly(connection: socket.socket, size: int, *, deadline: float) -> bytes:
-    pieces, left = list[bytes](), size
+    # grows as bytes come, in place, and gives them up without a copy
+    came, left = BytesIO(), size
     try:
         while left:
             connection.settimeout(_left(deadline))
             piece = connection.recv(min(_PIECE_BYTES, left))
             if not piece:
                 raise WireError(f"a message is cut off after {size - left} of {size} bytes")
-            pieces.append(piece)
+            came.write(piece)
             left -= len(piece)
     except OSError as error:
         raise WireError(f"a message did not come whole: {error}") from None
-    return b"".join(pieces)
+    return came.getvalue()
 
 
 def _left(deadline: float) -> float:

@@ -74,7 +74,7 @@ def site_at(folder: Path, *, features: int) -> Path:
     return folder / "site.toml"
 
 
-def run_of(*, width: int, features: int, rounds: int) -> RunConfig:
+def run_of(*, width: int, features: int, rounds: int, steps: int = 4) -> RunConfig:
     """A private run whose model has about (features + width) x width parameters."""
     return RunConfig.model_validate(
         {
@@ -90,7 +90,7 @@ def run_of(*, width: int, features: int, rounds: int) -> RunConfig:
                 "encoders": {"vector": {"name": "linear"}},
                 "fusion": {"name": "concat"},
             },
-            "training": {"optimizer": "sgd", "learning_rate": 0.1, "sample_rate": 0.25, "local_steps": 4},
+            "training": {"optimizer": "sgd", "learning_rate": 0.1, "sample_rate": 0.25, "local_steps": steps},
             "privacy": {"unit": "record", "trust": "nobody", "epsilon": 8.0, "delta": 1e-5, "clip_norm": 1.0},
             "federation": {"rounds": rounds},
         }
@@ -120,10 +120,12 @@ def timed(action: Callable[[], object], *, clock: Clock) -> tuple[float, object]
     return clock() - began, made
 
 
-def measure(folder: Path, *, width: int, features: int, rounds: int, clock: Clock) -> dict[str, list[float]]:
+def measure(
+    folder: Path, *, width: int, features: int, rounds: int, steps: int, clock: Clock
+) -> dict[str, list[float]]:
     """Seconds of each part, round by round; the first round of each way, which builds the model, is left out."""
     here, there = site_at(folder / "here", features=features), site_at(folder / "there", features=features)
-    run, site = run_of(width=width, features=features, rounds=rounds + 1), read_site(there)
+    run, site = run_of(width=width, features=features, rounds=rounds + 1, steps=steps), read_site(there)
     answers = KeptAnswers(site.agent.answers, most_runs=4, most_rounds=2)
     journal = Journal(site.agent.journal, most_bytes=site.agent.journal_bytes)
     agent = Agent(there, answers=answers, journal=journal)
@@ -170,12 +172,20 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=256, help="of the model's embedding")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--features", type=int, default=64, help="of a row")
+    parser.add_argument("--steps", type=int, default=4, help="of a round: fewer, and its training hides less")
     parser.add_argument("--cpu", action="store_true", help="seconds of processor time, not of the clock on the wall")
     asked = parser.parse_args()
     clock = cpu_seconds if asked.cpu else time.perf_counter
     # what a run is tried out with before its first round is no part of any later one
     with tempfile.TemporaryDirectory() as folder, patch("client.preflight.assert_sound", lambda _: None):
-        found = measure(Path(folder), width=asked.width, features=asked.features, rounds=asked.rounds, clock=clock)
+        found = measure(
+            Path(folder),
+            width=asked.width,
+            features=asked.features,
+            rounds=asked.rounds,
+            steps=asked.steps,
+            clock=clock,
+        )
     added = [after - before for after, before in zip(found["through the agent"], found["in process"], strict=True)]
     rows = {
         "a round answered in the process": found["in process"],
