@@ -16,6 +16,8 @@ from shared.errors import ConfigError
 from shared.keys import fingerprint, public_line, read_public
 from shared.settings import Settings, parse_settings_json
 
+MOST_SITES = 200
+"""that one server bears with room for rounds: sites that only wait fill a core at some 255. docs/many-sites.md"""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -95,6 +97,17 @@ def enrolments(folder: Path) -> tuple[Enrolment, ...]:
         ConfigError: a file is damaged.
     """
     return tuple(read_enrolment(folder, name=path.stem) for path in sorted(folder.glob("*.json")))
+
+
+def crowding(folder: Path) -> str | None:
+    """What an operator is told where more sites are enrolled than one server bears."""
+    found = len(list(folder.glob("*.json")))
+    if found <= MOST_SITES:
+        return None
+    return (
+        f"{found} sites are enrolled; from some {MOST_SITES} on Flower's SuperLink answers late, and with many more "
+        "no run begins; set up another deployment for some of them (docs/many-sites.md)"
+    )
 
 
 def read_enrolment(folder: Path, *, name: str) -> Enrolment:

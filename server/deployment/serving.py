@@ -18,6 +18,7 @@ from server.deployment.monitor import open_monitor
 from server.deployment.nodes import bring_in_step, is_in_step
 from server.deployment.settings import Deployment
 from server.deployment.setup import write_link
+from server.enrolment import crowding
 from shared import flower_commands
 from shared.errors import MotetError
 from shared.supervise import Program, Supervisor, stopped_by_signals
@@ -36,6 +37,8 @@ def run_server(deployment: Deployment) -> None:
         ConfigError: it is being run already, or a certificate or the monitor's port cannot be used.
     """
     _warn_of_certificates(deployment)
+    if told := crowding(deployment.enrolled):
+        log.warning("%s", told)
     write_link(deployment)
     supervisor = Supervisor(programs(deployment), state=deployment.state, most_log_bytes=deployment.settings.log_bytes)
     keys = Keys(deployment)

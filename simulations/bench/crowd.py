@@ -51,6 +51,7 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, 
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.primitives.asymmetric import sign_message
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
+from flwr.supercore.retry import exponential, full_jitter
 
 from shared.keys import PrivateKey, public_pem, read_private, sign
 from shared.messages import PROTOCOL_VERSION, Hello, ReplyHeader, TrainReply
@@ -60,6 +61,7 @@ from shared.wire import array_shapes, encode_reply, packed
 POLL_S, HEARTBEAT_S, SAID_S = 3.0, 24.0, 30.0
 """as Flower 1.41 has it: 0.8 of the 30 s that it says"""
 _HEARTBEAT_TIMEOUT_S, _TIMEOUT_S, _AGAIN_S, _SIGNED_FOR_S = 5.0, 30.0, 1.0, 60.0
+_MOST_PAUSE_S = 20
 _MODALITY, _TOLD_S = "sensor", 60.0
 
 
@@ -192,8 +194,8 @@ class MadeUpSite:
             await self._ask("push-object", pushed, PushObjectResponse)
 
     async def _ask(self, path: str, request: Protobuf, kind: type[Answer], *, timeout_s: float = _TIMEOUT_S) -> Answer:
-        """Again and again until it is answered, as Flower's SuperNode does with all but heartbeats."""
-        content = request.SerializeToString(deterministic=True)
+        """Again and again until it is answered, after the pauses that Flower's SuperNode makes."""
+        content, waits = request.SerializeToString(deterministic=True), exponential(max_delay=_MOST_PAUSE_S)
         while True:
             began = time.monotonic()
             self._seen.requests[path] += 1
@@ -207,7 +209,7 @@ class MadeUpSite:
                 answer.raise_for_status()
             except httpx.HTTPError as error:
                 self._seen.failed[f"{path}: {type(error).__name__}"] += 1
-                await asyncio.sleep(_AGAIN_S)
+                await asyncio.sleep(full_jitter(next(waits)))
                 continue
             self._seen.seconds.append((time.monotonic(), time.monotonic() - began))
             found = kind()

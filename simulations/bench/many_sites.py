@@ -202,9 +202,8 @@ def _run(made: SoakDeployment, *, deployment: Deployment, rounds: int, width: in
     requests = (total(seen(), "requests") - before) / rounds
     _until(ends_with(run / REPORT_FILE), within_s=_RUN_S, what="a report")
     if not (run / REPORT_FILE).is_file():
-        sys.exit(
-            f"the run ended without a report: {(made.server.folder / 'run.log').read_text(errors='replace')[-2000:]}"
-        )
+        said = (made.server.folder / "run.log").read_text(errors="replace")[-2000:]
+        sys.exit(f"the run ended without a report: {said}\nthe sites saw, in all: {json.dumps(seen())}")
     report_s = time.monotonic() - last
     follower.wait(timeout=60)
     watch.stopping.set()

@@ -54,11 +54,14 @@ def enrol(
 ) -> None:
     """Let a site in: its key is known from now on. Compare the fingerprint with the one that its owner reads to you."""
     from server.deployment.settings import open_deployment
+    from server.enrolment import crowding
     from server.enrolment import enrol as enrol_key
 
     deployment = open_deployment(on)
     made = enrol_key(public_key, folder=deployment.enrolled, days=days or deployment.settings.key_days, name=name)
     typer.echo(f"enrolled: {made.name}\nfingerprint: {made.fingerprint}\nuntil: {made.expires or 'no end'}")
+    if told := crowding(deployment.enrolled):
+        typer.echo(told, err=True)
     if not is_supervised(deployment.state):
         typer.echo(f"next: motet server start {on}")
         return

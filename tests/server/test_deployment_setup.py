@@ -5,18 +5,22 @@ import shutil
 import socket
 import ssl
 import stat
+import sys
 import threading
 from pathlib import Path
 
 import pytest
 from cryptography import x509
+from typer.testing import CliRunner
 
+import motet
+from server.deployment import serving
 from server.deployment.bundle import app_settings, make_app
 from server.deployment.certificates import expires
 from server.deployment.settings import Deployment, open_deployment
 from server.deployment.setup import make_deployment, renew_certificate
 from shared.errors import ConfigError
-from shared.keys import certificate_fingerprint
+from shared.keys import certificate_fingerprint, new_key, public_line
 from shared.settings import read_toml
 from shared.version import VERSION
 
@@ -129,3 +133,20 @@ def test_the_app_that_is_delivered_is_the_installed_program_and_nothing_else(tmp
     assert ours["project"]["version"] == VERSION  # type: ignore[index]
     assert "fab-include" in app_settings(["client/**/*.py"])["tool"]["flwr"]["app"]  # type: ignore[index]
     shutil.rmtree(app)
+
+
+def test_an_operator_is_told_of_more_sites_than_a_server_bears(
+    made: Deployment, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("server.enrolment.MOST_SITES", 1)
+    monkeypatch.setattr(serving, "write_link", lambda _: sys.exit("far enough"))
+    told, said = "2 sites are enrolled; from some 1 on", []
+    for name in ("north", "south"):
+        key = made.folder.parent / f"{name}.pub"
+        key.write_text(public_line(new_key().public_key(), name=name), encoding="utf-8")
+        done = CliRunner().invoke(motet.app, ["server", "enrol", str(key), "--on", str(made.folder)])
+        assert done.exit_code == 0
+        with pytest.raises(SystemExit, match="far enough"):
+            serving.run_server(made)
+        said.append((told in done.output, told in caplog.text))
+    assert said == [(False, False), (True, True)]
