@@ -60,8 +60,9 @@ from shared.wire import array_shapes, encode_reply, packed
 
 POLL_S, HEARTBEAT_S, SAID_S = 3.0, 24.0, 30.0
 """as Flower 1.41 has it: 0.8 of the 30 s that it says"""
-_HEARTBEAT_TIMEOUT_S, _TIMEOUT_S, _AGAIN_S, _SIGNED_FOR_S = 5.0, 30.0, 1.0, 60.0
-_MOST_PAUSE_S = 20
+_HEARTBEAT_TIMEOUT_S, _TIMEOUT_S, _SIGNED_FOR_S = 5.0, 30.0, 60.0
+_MOST_PAUSE_S, _MOST_WAIT_S = 20, 10
+"""after a failure, and for an object that is not there yet; both begin with one second and double"""
 _MODALITY, _TOLD_S = "sensor", 60.0
 
 
@@ -162,8 +163,9 @@ class MadeUpSite:
         for each in iterate_object_tree(tree):
             request = PullObjectRequest(node=self._node, run_id=run_id, object_id=each.object_id)
             # a message is there before all of its objects are
+            pauses = exponential(max_delay=_MOST_WAIT_S)
             while not (found := await self._ask("pull-object", request, PullObjectResponse)).object_available:
-                await asyncio.sleep(_AGAIN_S)
+                await asyncio.sleep(next(pauses) * random.uniform(0.8, 1.2))  # noqa: S311  no secret
             contents[each.object_id] = found.object_content
         received = ConfirmMessageReceivedRequest(
             node=self._node, run_id=run_id, message_object_id=asked.metadata.message_id
@@ -195,7 +197,7 @@ class MadeUpSite:
 
     async def _ask(self, path: str, request: Protobuf, kind: type[Answer], *, timeout_s: float = _TIMEOUT_S) -> Answer:
         """Again and again until it is answered, after the pauses that Flower's SuperNode makes."""
-        content, waits = request.SerializeToString(deterministic=True), exponential(max_delay=_MOST_PAUSE_S)
+        content, pauses = request.SerializeToString(deterministic=True), exponential(max_delay=_MOST_PAUSE_S)
         while True:
             began = time.monotonic()
             self._seen.requests[path] += 1
@@ -209,7 +211,7 @@ class MadeUpSite:
                 answer.raise_for_status()
             except httpx.HTTPError as error:
                 self._seen.failed[f"{path}: {type(error).__name__}"] += 1
-                await asyncio.sleep(full_jitter(next(waits)))
+                await asyncio.sleep(full_jitter(next(pauses)))
                 continue
             self._seen.seconds.append((time.monotonic(), time.monotonic() - began))
             found = kind()
