@@ -16,8 +16,8 @@ from shared.errors import ConfigError
 from shared.keys import fingerprint, public_line, read_public
 from shared.settings import Settings, parse_settings_json
 
-MOST_SITES = 200
-"""that one server bears with room for rounds: sites that only wait fill a core at some 255. docs/many-sites.md"""
+MOST_SITES = 150
+"""between 100, which two cores served well, and 200, whose every round took five minutes. docs/many-sites.md"""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -105,8 +105,8 @@ def crowding(folder: Path) -> str | None:
     if found <= MOST_SITES:
         return None
     return (
-        f"{found} sites are enrolled; from some {MOST_SITES} on Flower's SuperLink answers late, and with many more "
-        "no run begins; set up another deployment for some of them (docs/many-sites.md)"
+        f"{found} sites are enrolled; from some {MOST_SITES} on Flower's SuperLink answers late, and with twice as "
+        "many no run begins; set up another deployment for some of them (docs/many-sites.md)"
     )
 
 
