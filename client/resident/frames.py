@@ -60,7 +60,7 @@ def send_frame(connection: socket.socket, frame: Frame, *, deadline: float) -> N
 
 
 def receive_frame(connection: socket.socket, *, most_body_bytes: int, deadline: float) -> Frame:
-    """Read one frame; no more memory is taken than has come.
+    """Read one frame; the memory taken grows with what has come, and not with what was announced.
 
     Raises:
         WireError: it is of another form or version, longer than allowed, cut off, or late.
