@@ -211,9 +211,6 @@ def test_weights_that_several_products_share_are_quantised_once(products: int, t
         for name in ("a.onnx", "b.onnx")
     )
     assert np.abs(whole - coarse).max() < 0.1 * np.abs(whole).max()
-    # with a sign they would be right on some processors only
-    held = {each.name: each.data_type for each in onnx.load(tmp_path / "b.onnx").graph.initializer}
-    assert {kind for name, kind in held.items() if name.endswith("_quantized")} == {TensorProto.UINT8}
 
 
 def _together() -> list[dict[str, str]]:

@@ -45,7 +45,8 @@ def test_weights_of_8_bits_are_smaller_and_say_nearly_the_same(tmp_path: Path) -
     whole, coarse = (OnnxNetwork(tmp_path / f"{name}.onnx")(given()) for name in ("whole", "coarse"))
 
     held = {each.data_type for each in onnx.load(tmp_path / "coarse.onnx").graph.initializer if len(each.dims) == 2}
-    assert held == {TensorProto.INT8}
+    # with a sign they would be right on some processors only
+    assert held == {TensorProto.UINT8}
     assert 0 < np.abs(whole - coarse).max() < 0.05 * np.abs(whole).max()
 
 
