@@ -17,7 +17,7 @@ from shared.keys import fingerprint, public_line, read_public
 from shared.settings import Settings, parse_settings_json
 
 MOST_SITES = 150
-"""between 100, which two cores served well, and 200, whose every round took five minutes. docs/many-sites.md"""
+"""between 100, which two cores served well, and 200, whose round took five minutes. docs/many-sites.md"""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from flwr.app import Message, MessageType, Metadata, RecordDict
 from flwr.app.message import make_message, remove_content_from_message
+from flwr.common.constant import MAX_RETRY_DELAY
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.fab_pb2 import GetFabRequest, GetFabResponse
 from flwr.proto.fleet_pb2 import (
@@ -47,6 +48,7 @@ from flwr.proto.message_pb2 import (
 )
 from flwr.proto.node_pb2 import Node
 from flwr.proto.run_pb2 import GetRunRequest, GetRunResponse
+from flwr.supercore.constant import PULL_BACKOFF_CAP
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree, iterate_object_tree
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.primitives.asymmetric import sign_message
@@ -61,8 +63,6 @@ from shared.wire import array_shapes, encode_reply, packed
 POLL_S, HEARTBEAT_S, SAID_S = 3.0, 24.0, 30.0
 """as Flower 1.41 has it: 0.8 of the 30 s that it says"""
 _HEARTBEAT_TIMEOUT_S, _TIMEOUT_S, _SIGNED_FOR_S = 5.0, 30.0, 60.0
-_MOST_PAUSE_S, _MOST_WAIT_S = 20, 10
-"""after a failure, and for an object that is not there yet; both begin with one second and double"""
 _MODALITY, _TOLD_S = "sensor", 60.0
 
 
@@ -163,7 +163,7 @@ class MadeUpSite:
         for each in iterate_object_tree(tree):
             request = PullObjectRequest(node=self._node, run_id=run_id, object_id=each.object_id)
             # a message is there before all of its objects are
-            pauses = exponential(max_delay=_MOST_WAIT_S)
+            pauses = exponential(max_delay=PULL_BACKOFF_CAP)
             while not (found := await self._ask("pull-object", request, PullObjectResponse)).object_available:
                 await asyncio.sleep(next(pauses) * random.uniform(0.8, 1.2))  # noqa: S311  no secret
             contents[each.object_id] = found.object_content
@@ -197,7 +197,7 @@ class MadeUpSite:
 
     async def _ask(self, path: str, request: Protobuf, kind: type[Answer], *, timeout_s: float = _TIMEOUT_S) -> Answer:
         """Again and again until it is answered, after the pauses that Flower's SuperNode makes."""
-        content, pauses = request.SerializeToString(deterministic=True), exponential(max_delay=_MOST_PAUSE_S)
+        content, pauses = request.SerializeToString(deterministic=True), exponential(max_delay=MAX_RETRY_DELAY)
         while True:
             began = time.monotonic()
             self._seen.requests[path] += 1

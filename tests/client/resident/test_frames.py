@@ -4,6 +4,7 @@ import socket
 import struct
 import threading
 import time
+import tracemalloc
 from collections.abc import Iterator
 
 import numpy as np
@@ -60,6 +61,18 @@ def test_what_is_no_frame_is_refused_before_memory_is_taken(
     pair[0].shutdown(socket.SHUT_WR)
     with pytest.raises(WireError, match=said):
         receive_frame(pair[1], most_body_bytes=1000, deadline=soon())
+
+
+def test_memory_grows_with_what_comes_and_not_with_what_is_announced(pair: tuple[socket.socket, socket.socket]) -> None:
+    pair[0].sendall(struct.pack(">8sIQ", MAGIC, 2, 1 << 30) + b"{}" + bytes(1000))
+    pair[0].shutdown(socket.SHUT_WR)
+    tracemalloc.start()
+    try:
+        with pytest.raises(WireError, match="cut off after 1000 of 1073741824"):
+            receive_frame(pair[1], most_body_bytes=1 << 30, deadline=soon())
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_body_in_pieces_comes_as_one(pair: tuple[socket.socket, socket.socket]) -> None:
